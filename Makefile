@@ -1,0 +1,32 @@
+# Everything lives in .venv; the stamp makes every target safe to repeat without a reinstall.
+VENV := .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+HARDWARE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+# uv does not read pip's own variable; without a local index of wheels, ask for PyTorch's CPU builds.
+BACKEND := $(if $(filter cpu,$(HARDWARE)),$(if $(PIP_FIND_LINKS),,--torch-backend cpu),)
+
+.PHONY: install quickstart test lint bench clean-venv
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --editable ".[$(HARDWARE),dev]"
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/online-dpo quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/round_overhead.py
