@@ -1,0 +1,293 @@
+"""What a run is made of. Pydantic models: unknown keys are errors, unions are told apart by `type`.
+
+This module imports neither torch nor ray nor vllm: `online-dpo validate` answers at once. Loading from YAML with
+dotted overrides, and the wording of errors, is in `config_loading`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Auto = Literal["auto"]
+
+
+def changeable(default: Any, **constraints: Any) -> Any:
+    """A field that may differ on resume, because it cannot change what is trained on."""
+    return Field(default, json_schema_extra={"changeable": True}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of every part: strict about keys, immutable once validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    name: Name = "run"
+    dir: str = changeable("runs")
+    rounds: int = Field(5, ge=1)
+    seed: int = Field(0, ge=0)
+    keep_optimizer: Literal["last", "all"] = changeable("last")
+
+
+class ModelSection(Section):
+    path: str  # a folder, a hub id, or embedded:policy
+    adapter: str | None = None  # a PEFT LoRA folder to continue; it is then the initial policy
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    trust_remote_code: bool = False
+
+
+class PromptsSection(Section):
+    source: str  # a hub id, a .jsonl/.jsonl.gz/.json/.parquet/.csv file, or embedded:openings/train
+    subset: str | None = None  # the `name` of a hub data set's configuration
+    split: str = "train"
+    field: str = "prompt"
+    per_round: int = Field(128, ge=1)
+    max_tokens: int = Field(512, ge=1)  # longer prompts are dropped and counted
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class SamplingSection(Section):
+    num_samples: int = 4
+    temperature: float = Field(1.0, gt=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(256, ge=1)
+    stop: list[str] = []
+    truncated: Literal["keep", "drop", "penalise"] = "keep"
+    truncated_penalty: float | None = Field(None, gt=0.0)  # taken off a truncated answer's score; None = 1.0
+
+    @field_validator("num_samples")
+    @classmethod
+    def _at_least_a_pair(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(f"is {value}; a pair needs at least 2 completions per prompt")
+        return value
+
+    @model_validator(mode="after")
+    def _penalty_is_read(self) -> SamplingSection:
+        if self.truncated_penalty is not None and self.truncated != "penalise":
+            raise ValueError(
+                f"truncated_penalty is set but truncated is {self.truncated}; set truncated: penalise or remove it"
+            )
+        return self
+
+
+class GeneratorSection(Section):
+    replicas: int = changeable(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    num_gpus: Auto | float = changeable("auto")  # per replica; auto = tensor_parallel where Ray has GPUs, else 0
+    gpu_memory_utilization: float = changeable(0.6, gt=0.0, le=1.0)
+    kv_cache_gib: float = changeable(1.0, gt=0.0)  # CPU only: vLLM would otherwise take a share of all memory
+    weight_push: Literal["auto", "merge", "lora"] = "auto"
+    shard_prompts: int = Field(64, ge=1)
+    block_size: int | None = Field(None, ge=1)  # None = vLLM's choice; on CPU a multiple of 32
+    enforce_eager: Auto | bool = "auto"  # auto = eager on CPU (no compiler needed), compiled on GPU
+    threads: Auto | int = "auto"  # CPU only; auto = all cores, resolved once and recorded
+    max_restarts: int = changeable(1, ge=0)  # how often a shard is tried again after its engine died
+    tolerance: Auto | float = changeable("auto")  # nats per token, mean; auto = 1e-3 in fp32, 5e-2 in bf16
+
+
+class HostedJudge(Section):
+    """What every judge's hosting actor needs."""
+
+    batch_size: int = Field(64, ge=1)  # prompts handed to the judge in one call; never across shards
+    concurrency: int = changeable(8, ge=1)  # calls in flight
+    timeout_s: float = changeable(600.0, gt=0.0)
+    retries: int = changeable(2, ge=0)  # after an exception or a timeout; what then still fails abstains
+    num_cpus: float = changeable(1.0, ge=0.0)
+    num_gpus: float = changeable(0.0, ge=0.0)
+    threads: Auto | int = "auto"
+
+
+class RewardModelJudge(HostedJudge):
+    """A sequence-classification model with its own tokenizer and chat template."""
+
+    type: Literal["reward_model"]
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens: int | None = Field(None, ge=8)  # longer inputs lose the start of the prompt; None = the model's context
+    batch_tokens: int = Field(8192, ge=1)  # padded tokens in one forward pass
+    trust_remote_code: bool = False
+
+
+class PythonJudge(HostedJudge):
+    """A function or class of the user's: `package.module:name`, `path/to/file.py:name`, or `embedded:gold`."""
+
+    type: Literal["python"]
+    target: str
+    args: dict[str, Any] = {}
+
+
+JudgeSection = Annotated[RewardModelJudge | PythonJudge, Field(discriminator="type")]
+
+
+class EvaluationSet(Section):
+    source: str
+    subset: str | None = None
+    split: str = "train"
+    field: str = "prompt"
+    count: int = Field(64, ge=1)
+
+
+class EvaluationSection(Section):
+    """Fresh samples at temperature 1, top_p 1 from the updated policy: judge scores, KL, entropy, length, diversity."""
+
+    sets: dict[Name, EvaluationSet] = {}
+    judges: dict[Name, JudgeSection] = {}  # besides the training judge
+    every: int = Field(1, ge=1)  # rounds
+
+    @field_validator("judges")
+    @classmethod
+    def _reward_is_taken(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "reward" in value:
+            raise ValueError("has a judge named reward; that name is the training judge's, choose another")
+        return value
+
+
+class PairingSection(Section):
+    strategy: Literal["best_vs_worst", "random", "all_pairs"] = "best_vs_worst"
+    min_margin: float = Field(0.0, ge=0.0)
+
+
+class SigmoidObjective(Section):
+    type: Literal["sigmoid"]
+    beta: float = Field(0.1, gt=0.0)
+
+
+class IPOObjective(Section):
+    type: Literal["ipo"]
+    beta: float = Field(0.1, gt=0.0)
+
+
+ObjectiveSection = Annotated[SigmoidObjective | IPOObjective, Field(discriminator="type")]
+
+
+class FixedReference(Section):
+    """The initial policy, for the whole run."""
+
+    type: Literal["fixed"]
+
+
+class EveryReference(Section):
+    """The policy as it was after every `rounds`-th round."""
+
+    type: Literal["every"]
+    rounds: int = Field(1, ge=1)
+
+
+ReferenceSection = Annotated[FixedReference | EveryReference, Field(discriminator="type")]
+
+
+class LoraSection(Section):
+    r: int = Field(16, ge=1, le=512)
+    alpha: float = Field(32, gt=0.0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+
+    @field_validator("targets")
+    @classmethod
+    def _linear_layers_only(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list):
+            refused = sorted({t for t in value if t.split(".")[-1] in ("embed_tokens", "lm_head")})
+            if refused:
+                raise ValueError(
+                    f"contains {', '.join(refused)}; embeddings and heads may be tied or packed in the engine, so a "
+                    f"pushed copy could go stale: choose linear layers, or all-linear"
+                )
+            if not value:
+                raise ValueError("is empty; name linear layers, or use all-linear")
+        return value
+
+
+class LearnerSection(Section):
+    lr: float = Field(5e-6, gt=0.0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0.0)
+    lora: LoraSection | None = None  # None = r 16, alpha 32 on all linear layers, or what model.adapter has
+    batch_pairs: int = Field(16, ge=1)
+    micro_batch_tokens: int = Field(8192, ge=1)  # padded tokens of one forward pass; at least one pair is taken
+    epochs: int = Field(1, ge=1)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    checkpoint_steps: int = changeable(25, ge=0)  # a mid-round checkpoint every so many steps; 0 = none
+    num_gpus: Auto | float = changeable("auto")
+    threads: Auto | int = "auto"
+
+
+class ClusterSection(Section):
+    address: str | None = changeable(None)  # null = a local Ray of our own; "auto" or host:port = join one
+    num_cpus: Auto | int = changeable("auto")  # of the local Ray; ignored when joining
+    start_timeout_s: float = changeable(600.0, gt=0.0)  # how long an actor may take to be placed and ready
+
+
+class LoggingSection(Section):
+    tensorboard: bool = changeable(False)
+
+
+class RunConfig(Section):
+    """A whole run. `online_dpo.load_config` builds it from YAML; `online_dpo.run` executes it."""
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    prompts: PromptsSection
+    sampling: SamplingSection = SamplingSection()
+    generator: GeneratorSection = GeneratorSection()
+    judge: JudgeSection
+    evaluation: EvaluationSection = EvaluationSection()
+    pairing: PairingSection = PairingSection()
+    objective: ObjectiveSection = SigmoidObjective(type="sigmoid")
+    reference: ReferenceSection = FixedReference(type="fixed")
+    learner: LearnerSection = LearnerSection()
+    cluster: ClusterSection = ClusterSection()
+    logging: LoggingSection = LoggingSection()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def weight_push(self) -> Literal["merge", "lora"]:
+        """The push in use: `auto` is `merge` for fp32 weights and `lora` for bf16 (DESIGN section 8)."""
+        if self.generator.weight_push != "auto":
+            return self.generator.weight_push
+        return "merge" if self.model.dtype == "float32" else "lora"
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest prompt and completion together."""
+        return self.prompts.max_tokens + self.sampling.max_tokens
+
+    @property
+    def tolerance(self) -> float:
+        """Largest accepted mean gap between generator and learner log-probs, nats per token."""
+        if self.generator.tolerance != "auto":
+            return float(self.generator.tolerance)
+        return 1e-3 if self.model.dtype == "float32" else 5e-2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_objective(cls, data: Any) -> Any:
+        """`objective.beta=0.2` alone means the default objective with another beta."""
+        if isinstance(data, dict) and isinstance(data.get("objective"), dict) and "type" not in data["objective"]:
+            data = {**data, "objective": {"type": "sigmoid", **data["objective"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> RunConfig:
+        if self.generator.weight_push == "merge" and self.model.dtype == "bfloat16":
+            raise ValueError(
+                "generator.weight_push is merge and model.dtype is bfloat16; rounding W + dW to bfloat16 swallows "
+                "small updates: set generator.weight_push to lora, or model.dtype to float32"
+            )
+        if self.model.adapter is not None and self.learner.lora is not None:
+            raise ValueError(
+                "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "
+                "remove learner.lora, or merge the adapter into the model first"
+            )
+        return self

@@ -1,0 +1,207 @@
+"""YAML and dotted overrides -> `RunConfig`, with errors that name the field, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from online_dpo.config import RunConfig
+from online_dpo.errors import ConfigError
+
+
+def load_config(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config and check it.
+
+    Args:
+        source: a YAML file, or its content as a mapping.
+        overrides: `section.field=value` strings; values are YAML.
+
+    Raises:
+        ConfigError: the file is missing or malformed, a key is unknown, a value is wrong.
+    """
+    raw = source if isinstance(source, dict) else _read_yaml(Path(source))
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"override {override!r} is not of the form section.field=value, such as run.rounds=3")
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(raw), OmegaConf.from_dotlist(list(overrides)))
+        # An override of `type` chooses another member of a union: the file's fields of the old member would then
+        # be unknown keys, so the section starts afresh from the overrides.
+        data = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        chosen = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, YAMLError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"the config cannot be put together: {first}; check the overrides' spelling") from None
+    for section, values in chosen.items():
+        old = raw.get(section)
+        if (
+            isinstance(values, dict)
+            and isinstance(old, dict)
+            and values.get("type", old.get("type")) != old.get("type")
+        ):
+            data[section] = values
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, every default written out."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any, bool]]:
+    """`(field, old value, new value, may change on resume)` of every difference."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    found = []
+    for key in sorted({**before, **after}):
+        if before.get(key, (None, False))[0] != after.get(key, (None, False))[0]:
+            old_value, old_free = before.get(key, (None, True))
+            new_value, new_free = after.get(key, (None, True))
+            found.append((key, old_value, new_value, old_free and new_free))
+    return found
+
+
+def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
+    """Refuse a continuation that would change the data.
+
+    Returns:
+        One line for each difference that is allowed.
+
+    Raises:
+        ConfigError: a field that shapes the data differs; the message has its old and new value.
+    """
+    allowed, refused = [], []
+    for key, before, after, free in changes(old, new):
+        # The length of the run only matters to schedules that are stretched over it.
+        if key == "run.rounds":
+            free = new.learner.schedule == "constant"
+        line = f"{key} was {json.dumps(before)} and is now {json.dumps(after)}"
+        (allowed if free else refused).append(line)
+    if refused:
+        raise ConfigError(
+            "\n".join(refused)
+            + "\nthese fields change the data; set them back, or start a new run with another run.name"
+        )
+    return allowed
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(
+            f"config file {path} does not exist; give the path of a YAML file, such as configs/reviews.yaml"
+        )
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise ConfigError(f"config file {path} is not readable YAML: {first}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config file {path} holds {type(raw).__name__}; it must be a mapping of sections")
+    return typing.cast(dict[str, Any], raw)
+
+
+def _explain(problem: Any) -> str:
+    """One sentence: field, value, remedy."""
+    location = [str(part) for part in problem["loc"]]
+    kind, value = problem["type"], problem.get("input")
+    known = _known_keys(location)
+    # Pydantic puts a union's tag into the location; it is no key of the file.
+    path = ".".join(part for i, part in enumerate(location) if not _is_tag(location, i))
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+        return f"{path} is not a known key; {hint}"
+    if kind == "missing":
+        return f"{path} is missing; it has no default, so set it"
+    if kind == "union_tag_not_found":
+        return f"{path}.type is missing; choose one of {problem['ctx'].get('discriminator', 'type')}: {_tags(problem)}"
+    if kind == "union_tag_invalid":
+        tags = problem["ctx"]["expected_tags"].replace("'", "")
+        return f"{path}.type is {problem['ctx']['tag']}; it must be one of {tags}"
+    if kind == "value_error":
+        message = str(problem["ctx"]["error"])
+        return f"{path} {message}" if path and not message.startswith(path.split(".")[0] + ".") else message
+    return f"{path} is {json.dumps(value, default=str)}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _tags(problem: Any) -> str:
+    model = _annotation_at([str(part) for part in problem["loc"]])
+    return ", ".join(sorted(_union_tags(model))) if model is not None else "see the README"
+
+
+def _is_tag(location: list[str], index: int) -> bool:
+    annotation = _annotation_at(location[:index])
+    return location[index] in _union_tags(annotation)
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model = _annotation_at(location[:-1])
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _annotation_at(location: list[str]) -> Any:
+    """The type behind a pydantic error location, walking through sections, mappings and tagged unions."""
+    current: Any = RunConfig
+    for part in location:
+        current = _strip(current)
+        tags = _union_tags(current)
+        if part in tags:
+            current = tags[part]
+        elif isinstance(current, type) and issubclass(current, BaseModel):
+            fields = current.model_fields
+            if part not in fields:
+                return None
+            current = fields[part].annotation
+        elif typing.get_origin(current) is dict:
+            current = typing.get_args(current)[1]
+        else:
+            return None
+    return _strip(current)
+
+
+def _strip(annotation: Any) -> Any:
+    """Without `Annotated` and without an optional's None."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    members = [m for m in typing.get_args(annotation) if m is not type(None)]
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return members[0] if is_union and len(members) == 1 else annotation
+
+
+def _union_tags(annotation: Any) -> dict[str, type[BaseModel]]:
+    annotation = _strip(annotation)
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return {}
+    members = [m for m in typing.get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
+    return {
+        tag: member
+        for member in members
+        if "type" in member.model_fields
+        for tag in typing.get_args(member.model_fields["type"].annotation)
+    }
+
+
+def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
+    """`(dotted field, (value, changeable))` of every leaf."""
+    for name, info in type(model).model_fields.items():
+        value, key = getattr(model, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{key}.")
+        elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
+            for entry, item in value.items():
+                yield from _leaves(item, f"{key}.{entry}.")
+        else:
+            extra = info.json_schema_extra
+            yield key, (value, isinstance(extra, dict) and bool(extra.get("changeable")))

@@ -1,0 +1,163 @@
+"""Every record that crosses a stage boundary. Imports nothing heavy and nothing of ours but `errors`.
+
+Shapes in docstrings: `T` tokens of one sequence, `K` completions per prompt, `P` pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+Message: TypeAlias = dict[str, str]
+PromptContent: TypeAlias = str | list[Message]
+"""What a judge sees of a prompt: text for plain prompts, chat messages for chat prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt, tokenised once, in the driver."""
+
+    prompt_id: str  # unique in its source and stable across runs
+    token_ids: tuple[int, ...]  # [T], special tokens of tokenizer or chat template included
+    text: str | None = None  # exactly one of `text` and `messages` is set
+    messages: tuple[Message, ...] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # further columns of the source, JSON values
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError(f"prompt {self.prompt_id}: exactly one of text and messages must be set")
+
+    @property
+    def content(self) -> PromptContent:
+        """The prompt as judges see it."""
+        return self.text if self.messages is None else [dict(m) for m in self.messages]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer. `token_ids` is what training uses; `text` is for judges and people."""
+
+    prompt_id: str
+    sample_index: int  # 0 .. K-1 within the prompt
+    token_ids: tuple[int, ...]  # [T], the terminating EOS included when it was sampled, nothing appended when not
+    text: str
+    finish_reason: FinishReason
+    sampler_logps: tuple[float, ...]  # [T] nats, at temperature 1, as the engine computed them when it sampled
+    policy_version: int  # number of learner pushes before it was sampled; 0 = the initial policy
+    seed: int
+
+    def __post_init__(self) -> None:
+        if len(self.sampler_logps) != len(self.token_ids):
+            raise ValueError(
+                f"completion {self.prompt_id}/{self.sample_index}: {len(self.sampler_logps)} log-probs for "
+                f"{len(self.token_ids)} tokens"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """The unit of batching, commit and retry: prompts that one engine call answers, alone in the engine."""
+
+    index: int
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a judge says about completion `first`, or about the pair (`first`, `second`) of one prompt.
+
+    Exactly one of `score` (about one completion, finite), `probability` (that `first` beats `second`, in [0, 1],
+    one half is a tie) and `reason` (an abstention) is set. Indices are sample indices.
+    """
+
+    prompt_id: str
+    first: int
+    second: int | None = None
+    score: float | None = None
+    probability: float | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if [self.score, self.probability, self.reason].count(None) != 2:
+            raise ValueError(f"verdict on {self.prompt_id}: exactly one of score, probability and reason must be set")
+        if self.score is not None and (self.second is not None or not math.isfinite(self.score)):
+            raise ValueError(f"verdict on {self.prompt_id}/{self.first}: a score is finite and about one completion")
+        if self.probability is not None and (self.second is None or not 0.0 <= self.probability <= 1.0):
+            raise ValueError(f"verdict on {self.prompt_id}: a probability is in [0, 1] and about two completions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two answers to one prompt, of which the judge strictly prefers `chosen` (DESIGN invariant 1)."""
+
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+    margin: float  # score difference, or the logit of the probability; > 0
+    probability: float  # that chosen beats rejected; > 0.5
+    weight: float = 1.0
+    chosen_ref_logps: float | None = None  # nats, summed over the completion's tokens; None = not computed yet
+    rejected_ref_logps: float | None = None
+
+    def __post_init__(self) -> None:
+        name = f"pair {self.prompt.prompt_id}/{self.chosen.sample_index}>{self.rejected.sample_index}"
+        if not self.prompt.prompt_id == self.chosen.prompt_id == self.rejected.prompt_id:
+            raise ValueError(f"{name}: the answers belong to other prompts")
+        if self.chosen.token_ids == self.rejected.token_ids:
+            raise ValueError(f"{name}: chosen and rejected are the same tokens")
+        if not (self.margin > 0.0 and self.probability > 0.5):
+            raise ValueError(f"{name}: margin {self.margin} and probability {self.probability} name no winner")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A prompt and one completion as the learner scores them; log-probs are of the completion's tokens only."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, prompt: Prompt, completion: Completion) -> Row:
+        return cls(prompt_ids=prompt.token_ids, completion_ids=completion.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter as it travels: the two files of a PEFT folder, as bytes. Its digest is derived, never stored."""
+
+    version: int  # number of learner pushes it stands for
+    weights: bytes  # adapter_model.safetensors
+    config: bytes  # adapter_config.json
+
+    @property
+    def digest(self) -> str:
+        """sha256 over both files, hexadecimal."""
+        return hashlib.sha256(hashlib.sha256(self.weights).digest() + hashlib.sha256(self.config).digest()).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """File name -> content of the PEFT folder."""
+        return {"adapter_config.json": self.config, "adapter_model.safetensors": self.weights}
+
+    @classmethod
+    def from_files(cls, version: int, files: Mapping[str, bytes]) -> Adapter:
+        return cls(version=version, weights=files["adapter_model.safetensors"], config=files["adapter_config.json"])
+
+
+def derive_seed(run_seed: int, *parts: str | int) -> int:
+    """A 63-bit seed that is a hash of the run's seed and what it is for: neighbours never share a random stream."""
+    text = "\x1f".join(str(part) for part in (run_seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def group_by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:
+    """Completions of each prompt, in sample order, prompts in order of first appearance."""
+    groups: dict[str, list[Completion]] = {}
+    for completion in completions:
+        groups.setdefault(completion.prompt_id, []).append(completion)
+    for group in groups.values():
+        group.sort(key=lambda c: c.sample_index)
+    return groups
