@@ -1,1 +1,61 @@
+"""Online and iterative DPO for language models. The public names are here; importing them loads nothing heavy.
 
+from online_dpo import load_config, run
+run(load_config("configs/reviews.yaml", ["run.rounds=2"]))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from online_dpo import _siblings
+
+_siblings.pin()
+
+if TYPE_CHECKING:
+    from judges.protocol import Abstain, Judge, Question
+    from online_dpo.config import RunConfig
+    from online_dpo.config_loading import load_config
+    from online_dpo.errors import OnlineDPOError, UserError
+    from online_dpo.launch import resume, run
+    from online_dpo.types import Completion, Pair, Prompt, Verdict
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Abstain": "judges.protocol",
+    "Completion": "online_dpo.types",
+    "Judge": "judges.protocol",
+    "OnlineDPOError": "online_dpo.errors",
+    "Pair": "online_dpo.types",
+    "Prompt": "online_dpo.types",
+    "Question": "judges.protocol",
+    "RunConfig": "online_dpo.config",
+    "UserError": "online_dpo.errors",
+    "Verdict": "online_dpo.types",
+    "load_config": "online_dpo.config_loading",
+    "resume": "online_dpo.launch",
+    "run": "online_dpo.launch",
+}
+__all__ = [
+    "Abstain",
+    "Completion",
+    "Judge",
+    "OnlineDPOError",
+    "Pair",
+    "Prompt",
+    "Question",
+    "RunConfig",
+    "UserError",
+    "Verdict",
+    "load_config",
+    "resume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'online_dpo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

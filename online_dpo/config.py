@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    name: Name = "run"
+    name: Name = changeable("run")  # with `dir` it is the run directory, which may be moved
     dir: str = changeable("runs")
     rounds: int = Field(5, ge=1)
     seed: int = Field(0, ge=0)
@@ -83,7 +83,7 @@ class GeneratorSection(Section):
     tensor_parallel: int = Field(1, ge=1)
     num_gpus: Auto | float = changeable("auto")  # per replica; auto = tensor_parallel where Ray has GPUs, else 0
     gpu_memory_utilization: float = changeable(0.6, gt=0.0, le=1.0)
-    kv_cache_gib: float = changeable(1.0, gt=0.0)  # CPU only: vLLM would otherwise take a share of all memory
+    kv_cache_gib: int = changeable(1, ge=1)  # CPU only: vLLM would otherwise take a share of all memory
     weight_push: Literal["auto", "merge", "lora"] = "auto"
     shard_prompts: int = Field(64, ge=1)
     block_size: int | None = Field(None, ge=1)  # None = vLLM's choice; on CPU a multiple of 32

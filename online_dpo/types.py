@@ -16,6 +16,9 @@ Message: TypeAlias = dict[str, str]
 PromptContent: TypeAlias = str | list[Message]
 """What a judge sees of a prompt: text for plain prompts, chat messages for chat prompts."""
 
+FAILURE = "failed: "
+"""How the reason of an abstention begins that stands for a judge call that went wrong."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -89,6 +92,11 @@ class Verdict:
         if self.probability is not None and (self.second is None or not 0.0 <= self.probability <= 1.0):
             raise ValueError(f"verdict on {self.prompt_id}: a probability is in [0, 1] and about two completions")
 
+    @property
+    def failed(self) -> bool:
+        """Whether this abstention stands for a judge call that went wrong."""
+        return self.reason is not None and self.reason.startswith(FAILURE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
@@ -145,6 +153,44 @@ class Adapter:
     @classmethod
     def from_files(cls, version: int, files: Mapping[str, bytes]) -> Adapter:
         return cls(version=version, weights=files["adapter_model.safetensors"], config=files["adapter_config.json"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingPlan:
+    """How one kind of sample is drawn. `purpose` and `round_index` only go into the seeds."""
+
+    purpose: str
+    round_index: int
+    num_samples: int  # K
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop: tuple[str, ...]
+    run_seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What a generator gives back for a shard."""
+
+    first_since_push: bool  # nothing else was sampled by this engine since it took its weights
+    completions: tuple[Completion, ...]  # in prompt and sample order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What a judge's host gives back for a shard."""
+
+    verdicts: tuple[Verdict, ...]  # in prompt order
+    counters: Mapping[str, int | float]  # calls, retries, failures, ... of this shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Log-probs of given completions under one policy, at temperature 1."""
+
+    token_logps: tuple[tuple[float, ...], ...]  # per row [T], nats
+    entropies: tuple[tuple[float, ...], ...] | None = None  # per row [T], nats; only where it was asked for
 
 
 def derive_seed(run_seed: int, *parts: str | int) -> int:

@@ -1,0 +1,178 @@
+"""A vLLM engine that samples shards of prompts, token ids in and out, and takes new weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from actors.weights import LoraSlots
+from online_dpo.config import LORA_RANKS
+from online_dpo.errors import WeightMismatchError
+from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """All that an engine is made from; the same on every replica."""
+
+    model_folder: str
+    trust_remote_code: bool
+    dtype: str
+    max_model_len: int  # tokens, prompt and completion together
+    max_num_seqs: int
+    weight_push: Literal["merge", "lora"]
+    lora_rank: int
+    tensor_parallel: int
+    eos_token_ids: tuple[int, ...]
+    gpu_memory_utilization: float
+    block_size: int | None
+    enforce_eager: bool
+    seed: int
+
+
+class Generator:
+    """Hosts one vLLM engine. Calls are synchronous: a shard is alone in the engine, which its reproducibility needs."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        # In-process engine: weights are pushed by a direct call, and the actor's death is the engine's. With tensor
+        # parallelism vLLM starts worker processes of its own.
+        if spec.tensor_parallel == 1:
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm import LLM
+
+        self._spec = spec
+        self._version: int | None = None
+        options: dict[str, Any] = {}
+        if spec.weight_push == "lora":
+            # vLLM accepts few ranks; a larger slot changes nothing in the result.
+            rank = next(r for r in LORA_RANKS if r >= spec.lora_rank)
+            options.update(enable_lora=True, max_lora_rank=rank, max_loras=1, max_cpu_loras=2)
+        if spec.block_size is not None:
+            options.update(block_size=spec.block_size)
+        self._llm: Any = LLM(
+            model=spec.model_folder,
+            dtype=cast(Any, spec.dtype),
+            trust_remote_code=spec.trust_remote_code,
+            max_model_len=spec.max_model_len,
+            max_num_seqs=spec.max_num_seqs,
+            tensor_parallel_size=spec.tensor_parallel,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            enforce_eager=spec.enforce_eager,
+            seed=spec.seed,
+            # Nothing of the model's generation_config may leak into sampling (top_k, penalties, temperature); its
+            # extra end-of-sequence ids arrive through `eos_token_ids`.
+            generation_config="vllm",
+            logprobs_mode="raw_logprobs",
+            worker_extension_cls="online_dpo.merging.MergeExtension",
+            disable_log_stats=True,
+            **options,
+        )
+        self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None
+
+    def push(self, adapter: Adapter | None, version: int) -> str | None:
+        """Take the policy of `version`; None is the base model.
+
+        Returns:
+            The digest of the adapter as it was received by every worker; None for the base model.
+
+        Raises:
+            WeightMismatchError: workers disagree, or the prefix cache could not be cleared.
+        """
+        self._version = None  # until everything below has worked, nothing may be sampled
+        if self._slots is not None:
+            digests = {self._slots.load(adapter)} if adapter is not None else {self._slots.clear()}
+        else:
+            files = (None, None) if adapter is None else (adapter.weights, adapter.config)
+            digests = set(self._llm.collective_rpc("load_merged", args=(self._spec.model_folder, *files)))
+        if len(digests) != 1:
+            raise WeightMismatchError(f"the engine's workers received different adapters: {sorted(map(str, digests))}")
+        self._reset_prefix_cache()
+        self._version = version
+        return digests.pop()
+
+    def sample(self, shard: Shard, plan: SamplingPlan, version: int) -> list[Completion]:
+        """`num_samples` completions for each prompt of a shard, in prompt and sample order.
+
+        One request per sample with a seed of its own: vLLM's n > 1 seeds children with seed + index, so that samples
+        of neighbouring seeds would share their random streams.
+
+        Raises:
+            WeightMismatchError: the engine does not hold the policy of `version`.
+        """
+        from vllm import SamplingParams
+
+        if self._version != version:
+            raise WeightMismatchError(f"policy {version} was to be sampled and the engine holds {self._version}")
+        self._reset_prefix_cache()  # otherwise a shard's bits would depend on the shards before it
+        wanted = [(prompt, index) for prompt in shard.prompts for index in range(plan.num_samples)]
+        seeds = [
+            derive_seed(plan.run_seed, "sample", plan.purpose, plan.round_index, prompt.prompt_id, index)
+            for prompt, index in wanted
+        ]
+        params = [
+            SamplingParams(
+                n=1,
+                seed=seed,
+                temperature=plan.temperature,
+                top_p=plan.top_p,
+                max_tokens=plan.max_tokens,
+                stop=list(plan.stop),
+                stop_token_ids=list(self._spec.eos_token_ids),
+                logprobs=0,
+            )
+            for seed in seeds
+        ]
+        outputs = self._generate([list(prompt.token_ids) for prompt, _ in wanted], params)
+        return [
+            _completion(prompt.prompt_id, index, output.outputs[0], version, seed)
+            for (prompt, index), output, seed in zip(wanted, outputs, seeds, strict=True)
+        ]
+
+    def probe(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Log-probs `[T]` of each row's completion tokens, scored as a prompt, in nats.
+
+        Scoring bypasses the prefix cache, so this sees the weights themselves.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self._generate([list(row.prompt_ids + row.completion_ids) for row in rows], params)
+        scores = []
+        for row, output in zip(rows, outputs, strict=True):
+            start = len(row.prompt_ids)
+            scores.append(
+                [output.prompt_logprobs[start + i][token].logprob for i, token in enumerate(row.completion_ids)]
+            )
+        return scores
+
+    def ready(self) -> int:
+        """The process id, once the engine is up."""
+        return os.getpid()
+
+    def _generate(self, token_ids: list[list[int]], params: Any) -> list[Any]:
+        prompts = [{"prompt_token_ids": ids} for ids in token_ids]
+        request = self._slots.current if self._slots is not None else None
+        return self._llm.generate(prompts, params, use_tqdm=False, lora_request=request)
+
+    def _reset_prefix_cache(self) -> None:
+        # It returns False and clears nothing while any block is in use.
+        if not self._llm.reset_prefix_cache():
+            raise WeightMismatchError("vLLM did not clear its prefix cache; stale blocks could have been sampled from")
+
+
+def _completion(prompt_id: str, index: int, output: Any, version: int, seed: int) -> Completion:
+    token_ids = tuple(output.token_ids)
+    return Completion(
+        prompt_id=prompt_id,
+        sample_index=index,
+        token_ids=token_ids,
+        text=output.text,
+        finish_reason=cast(FinishReason, output.finish_reason),
+        sampler_logps=tuple(
+            position[token].logprob for token, position in zip(token_ids, output.logprobs, strict=True)
+        ),
+        policy_version=version,
+        seed=seed,
+    )

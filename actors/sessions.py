@@ -1,0 +1,128 @@
+"""Joining a Ray cluster or starting a local one, and saying in a sentence what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from online_dpo.config import ClusterSection
+from online_dpo.errors import ActorError, OnlineDPOError, UserError
+
+_QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+LAST_LINES = 15
+
+
+@contextmanager
+def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[None]:
+    """A connection to Ray for the duration of a run.
+
+    A local Ray of our own is given as many logical CPUs as the actors ask for: they take turns at the real ones. It is
+    shut down at the end; a cluster that was joined is left as it was.
+
+    Raises:
+        UserError: the cluster cannot be reached, or lacks the resources.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"address": address} if address else _local_options(cluster, num_cpus_needed)
+    already = ray.is_initialized()
+    if not already:
+        try:
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Every worker imports online_dpo first, which keeps a user's own `judges` folder from shadowing ours.
+                runtime_env={"worker_process_setup_hook": "online_dpo._siblings.pin", "env_vars": _QUIET},
+                **options,
+            )
+        except Exception as error:
+            raise UserError(_why_no_cluster(address, error)) from None
+    try:
+        _check_resources(num_cpus_needed, joined=bool(address))
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def fetch(ref: Any, what: str, *, timeout_s: float | None = None, pid: int | None = None) -> Any:
+    """`ray.get` that raises our own errors as they are, and anything else with the actor's last lines.
+
+    Raises:
+        ActorError: the actor died, was not ready in time, or raised something unexpected.
+    """
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, OnlineDPOError):
+            raise cause from None
+        raise ActorError(f"{what} failed: {type(cause).__name__}: {cause}{last_lines(pid, str(error))}") from None
+    except ray.exceptions.GetTimeoutError:
+        raise ActorError(
+            f"{what} was not ready after {timeout_s:.0f} s; raise cluster.start_timeout_s, or see whether the cluster "
+            f"has the resources that the config asks for (free now: {ray.available_resources()}){last_lines(pid, '')}"
+        ) from None
+    except ray.exceptions.RayActorError as error:
+        raise ActorError(f"{what} died: {error}{last_lines(pid, '')}") from None
+
+
+def last_lines(pid: int | None, fallback: str) -> str:
+    """The end of an actor's own log where it lies on this machine, else the end of what Ray told us."""
+    lines: list[str] = []
+    node = getattr(ray._private.worker, "_global_node", None)
+    if pid is not None and node is not None:
+        for suffix in ("out", "err"):
+            for file in Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.{suffix}"):
+                lines += file.read_text(errors="replace").splitlines()
+    lines = [line for line in lines if line.strip()] or fallback.splitlines()
+    return "".join(f"\n  | {line}" for line in lines[-LAST_LINES:])
+
+
+def has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _local_options(cluster: ClusterSection, num_cpus_needed: float) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0))
+    wanted = cluster.num_cpus if cluster.num_cpus != "auto" else max(cores, int(num_cpus_needed + 0.999))
+    return {"num_cpus": wanted, "include_dashboard": False}
+
+
+def _check_resources(num_cpus_needed: float, *, joined: bool) -> None:
+    found = ray.cluster_resources().get("CPU", 0)
+    if found < num_cpus_needed:
+        where = "the cluster" if joined else "cluster.num_cpus"
+        raise UserError(
+            f"{where} has {found:g} CPUs and the actors of this config ask for {num_cpus_needed:g}; start Ray with "
+            f"--num-cpus={num_cpus_needed:.0f} or more (they take turns, so it may exceed the cores), add nodes, or "
+            f"lower judge.num_cpus or generator.replicas"
+        )
+
+
+def _why_no_cluster(address: str | None, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "auth" in text.lower() or "token" in text.lower():
+        return (
+            f"cluster.address is {address}; the cluster asks for a token: set RAY_AUTH_MODE=token and the same "
+            f"RAY_AUTH_TOKEN (or token file) as on its nodes"
+        )
+    if address:
+        return (
+            f"cluster.address is {address}; no Ray cluster answers there ({type(error).__name__}: {text[:200]}): start "
+            f"one with `ray start --head`, and if it uses tokens set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        )
+    return f"a local Ray could not be started: {type(error).__name__}: {text[:400]}"

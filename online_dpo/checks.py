@@ -1,0 +1,85 @@
+"""Does the generator hold the learner's weights? (DESIGN invariant 2.) Pure comparisons; the loop says when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from online_dpo.errors import WeightMismatchError
+from online_dpo.types import Adapter, Completion, Row, derive_seed
+
+TokenLogps = Sequence[Sequence[float]]
+"""One list per row, one number per completion token, nats."""
+
+NUM_PROBE_ROWS = 8
+NUM_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """How far two scorings of the same tokens are apart, in nats per token."""
+
+    mean: float  # mean absolute difference
+    max: float
+    num_tokens: int
+
+    @classmethod
+    def between(cls, left: TokenLogps, right: TokenLogps) -> Gap:
+        differences = [abs(a - b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)]
+        if not differences:
+            return cls(mean=0.0, max=0.0, num_tokens=0)
+        # `not (x <= y)` further down treats a NaN as a mismatch; sum and max let it through to there.
+        return cls(mean=sum(differences) / len(differences), max=max(differences), num_tokens=len(differences))
+
+
+def check_digests(expected: Adapter | None, received: Sequence[str | None]) -> None:
+    """Raises WeightMismatchError unless every generator received exactly the learner's bytes."""
+    digest = None if expected is None else expected.digest
+    for replica, found in enumerate(received):
+        if found != digest:
+            raise WeightMismatchError(
+                f"generator {replica} received adapter {str(found)[:12]} and the learner sent {str(digest)[:12]}; "
+                f"the weights were changed on the way"
+            )
+
+
+def check_gap(what: str, gap: Gap, previous: Gap | None, tolerance: float) -> dict[str, float | int | bool]:
+    """Stop the run when generator and learner disagree on the same tokens.
+
+    Args:
+        what: names the comparison in the error and in the returned keys.
+        gap: generator against the learner's current policy.
+        previous: generator against the learner's policy one version earlier; None at version 0.
+        tolerance: largest accepted mean gap, nats per token.
+
+    Returns:
+        Figures for the log. `<what>_has_power` is False where the previous version lies within the tolerance too: then
+        this check could not have told a skipped push from a done one.
+
+    Raises:
+        WeightMismatchError: the mean gap is above the tolerance, or is not a number.
+    """
+    if not gap.mean <= tolerance:
+        raise WeightMismatchError(
+            f"generator and learner disagree on the {what}: {gap.mean:.3g} nats per token on average "
+            f"(max {gap.max:.3g}, {gap.num_tokens} tokens), tolerance {tolerance:.3g}; the generator holds stale or "
+            f"wrong weights, so nothing sampled from it was kept"
+        )
+    figures: dict[str, float | int | bool] = {f"{what}_gap": gap.mean, f"{what}_gap_max": gap.max}
+    if previous is not None:
+        figures[f"{what}_gap_previous"] = previous.mean
+        figures[f"{what}_has_power"] = previous.mean > tolerance
+    return figures
+
+
+def sampler_logps(completions: Sequence[Completion]) -> list[Sequence[float]]:
+    return [completion.sampler_logps for completion in completions]
+
+
+def probe_rows(prompts: Sequence[Sequence[int]], vocab_size: int, run_seed: int) -> list[Row]:
+    """The fixed probe set: real prompts, each followed by tokens drawn uniformly, the same for the whole run."""
+    rows = []
+    for index, prompt_ids in enumerate(prompts[:NUM_PROBE_ROWS]):
+        tokens = tuple(derive_seed(run_seed, "probe", index, i) % vocab_size for i in range(NUM_PROBE_TOKENS))
+        rows.append(Row(prompt_ids=tuple(prompt_ids), completion_ids=tokens))
+    return rows

@@ -1,0 +1,145 @@
+"""The `online-dpo` command. Thin: torch, ray and vllm are imported only inside the commands that use them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from online_dpo.errors import OnlineDPOError, UserError
+
+app = typer.Typer(
+    help="Online and iterative DPO: sample with vLLM, judge, update a LoRA, push it back, repeat.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. run.rounds=3 learner.lr=1e-4")
+]
+RunDir = Annotated[Path, typer.Argument(help="The run's folder, such as runs/reviews.")]
+Config = Annotated[Path, typer.Argument(help="A YAML file, such as configs/reviews.yaml.")]
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Start a run, or continue the one in its run directory."""
+    from online_dpo.config_loading import load_config
+    from online_dpo.launch import run as launch
+
+    _play(launch, load_config(config, overrides or ()))
+
+
+@app.command()
+def resume(run_dir: RunDir, overrides: Overrides = None) -> None:
+    """Continue a run from what it committed last."""
+    from online_dpo.launch import recorded_config
+    from online_dpo.launch import run as launch
+
+    _play(launch, recorded_config(run_dir, overrides or ()))
+
+
+@app.command()
+def validate(
+    config: Config,
+    overrides: Overrides = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also load tokenizer, prompts and judges.")] = False,
+) -> None:
+    """Print the resolved config and check what can be checked cheaply."""
+    from online_dpo.config_loading import dump_config, load_config
+    from online_dpo.validation import validate_deep, validate_light
+
+    loaded = load_config(config, overrides or ())
+    typer.echo(dump_config(loaded))
+    for line in validate_deep(loaded) if deep else validate_light(loaded):
+        typer.echo(line)
+
+
+@app.command()
+def status(
+    run_dir: RunDir, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False
+) -> None:
+    """Rounds, rewards, KL, drop counts and stage times; also while the run goes on."""
+    from online_dpo.status import read_status, show_status
+
+    show_status(read_status(run_dir), Console(soft_wrap=True), as_json=as_json)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
+) -> None:
+    """Write a round's policy as a PEFT adapter, or as a merged model."""
+    from online_dpo.export import export as write
+
+    number = write(run_dir, out, round_number=round_number, merge=merge)
+    typer.echo(f"round {number} of {run_dir}: {'merged model' if merge else 'adapter'} in {out}")
+
+
+@app.command()
+def quickstart() -> None:
+    """A few rounds on the embedded models: film reviews become friendlier, in about three minutes on two cores."""
+    from online_dpo.quickstart import quickstart as play
+
+    play(_listener())
+
+
+def _listener() -> Any:
+    from online_dpo.progress import Progress
+
+    return Progress()
+
+
+def _play(launch: Any, config: Any) -> None:
+    with _listener() as progress:
+        try:
+            result = launch(config, listeners=(progress,))
+        except KeyboardInterrupt:
+            typer.echo(
+                f"\ninterrupted; what was committed is kept. Continue with: online-dpo resume {config.run_dir}",
+                err=True,
+            )
+            raise
+    typer.echo(f"run directory: {result.run_dir}")
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
+    # A cluster's SIGTERM is an interruption like Ctrl-C: commits are kept and actors are ended.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except typer.Abort:
+        sys.exit(130)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OnlineDPOError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        show = getattr(error, "show", None)  # a wrong command line, in typer's own words
+        if show is not None:
+            show()
+            sys.exit(2)
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

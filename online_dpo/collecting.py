@@ -1,0 +1,188 @@
+"""Shards of prompts -> committed completions and verdicts. Shards are judged while later ones are still sampled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from online_dpo.checks import Gap, check_digests, check_gap, sampler_logps
+from online_dpo.stages import REWARD, Event, Stages, Task
+from online_dpo.store import RoundStore
+from online_dpo.types import Adapter, Completion, Judged, Prompt, Row, Sampled, SamplingPlan, Scores, Shard, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A version of the policy and the one before it; None = the base model."""
+
+    version: int
+    adapter: Adapter | None
+    previous: Adapter | None  # meaningless at version 0
+
+
+class Pusher:
+    """Pushes a policy when something is about to be sampled from it, and checks that it arrived."""
+
+    def __init__(self, stages: Stages, probe: Sequence[Row], tolerance: float) -> None:
+        self._stages, self._probe, self.tolerance = stages, probe, tolerance
+        self._version: int | None = None
+
+    def ensure(self, policy: Policy, round_index: int) -> Iterator[Event]:
+        """Push unless the generators hold this version already.
+
+        Raises:
+            WeightMismatchError: other bytes arrived, or the probe set is scored differently.
+        """
+        if self._version == policy.version:
+            return
+        received = self._stages.push(policy.adapter, policy.version)
+        check_digests(policy.adapter, received)
+        learner = [list(s.token_logps) for s in self._stages.learner.score(self._probe, scored_under(policy))]
+        figures: dict[str, Any] = {}
+        for found in self._stages.probe(self._probe):
+            figures = check_gap("probe", *_gaps(found, learner), self.tolerance)
+        self._version = policy.version
+        yield Event(kind="pushed", round_index=round_index, data={"policy_version": policy.version, **figures})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """All samples of one plan with all verdicts on them, in prompt order."""
+
+    completions: tuple[Completion, ...]
+    verdicts: Mapping[str, tuple[Verdict, ...]]  # judge -> verdicts
+    counters: Mapping[str, Mapping[str, int | float]]  # judge -> its host's counters
+    checks: Mapping[str, Any]  # gaps of the first samples after a push
+
+
+def collect(
+    stages: Stages,
+    store: RoundStore,
+    pusher: Pusher,
+    policy: Policy,
+    *,
+    prompts: Sequence[Prompt],
+    shard_prompts: int,
+    plan: SamplingPlan,
+    judges: Sequence[str],
+    base: str = "",
+) -> Generator[Event, None, Collected]:
+    """Sample and judge what is not committed yet; commit each shard and each judge's verdicts as they come.
+
+    The first samples of every engine after a push are re-scored by the learner *before* they are committed: what a
+    stale engine sampled is never kept.
+
+    Args:
+        base: prefix of the commits' names inside the round, such as `evaluation/heldout/`.
+
+    Returns (as the generator's value): `Collected`.
+    """
+    work = _Work(stages, store, pusher, policy, plan, judges, base)
+    shards = [
+        Shard(index=i, prompts=tuple(prompts[start : start + shard_prompts]))
+        for i, start in enumerate(range(0, len(prompts), shard_prompts))
+    ]
+    missing = [shard for shard in shards if not store.has(work.name("completions", shard))]
+    if missing:
+        yield from pusher.ensure(policy, plan.round_index)
+    for shard in shards:
+        if shard not in missing:
+            yield from work.judge(shard, tuple(store.get_records(work.name("completions", shard), Completion)))
+    for shard in missing:
+        work.running[stages.start_sampling(shard, plan, policy.version)] = ("sampled", shard, None)
+    while work.running:
+        task, result = stages.first_done(list(work.running))
+        kind, shard, context = work.running.pop(task)
+        yield from getattr(work, f"on_{kind}")(shard, context, result)
+    return work.collected(shards)
+
+
+class _Work:
+    """The tasks of one `collect` that are under way, and what to do when one is done."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        store: RoundStore,
+        pusher: Pusher,
+        policy: Policy,
+        plan: SamplingPlan,
+        judges: Sequence[str],
+        base: str,
+    ) -> None:
+        self.stages, self.store, self.pusher, self.policy = stages, store, pusher, policy
+        self.plan, self.judges, self.base = plan, judges, base
+        self.running: dict[Task, tuple[str, Shard, Any]] = {}
+        self.checks: dict[str, Any] = {}
+
+    def name(self, what: str, shard: Shard, judge: str = REWARD) -> str:
+        return f"{self.base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard.index:05d}"
+
+    def on_sampled(self, shard: Shard, _: None, result: Sampled) -> Iterator[Event]:
+        if result.first_since_push:
+            rows = rows_of(shard.prompts, result.completions)
+            self.running[self.stages.start_scoring(rows, scored_under(self.policy))] = ("rescored", shard, result)
+        else:
+            yield from self._commit_completions(shard, result)
+
+    def on_rescored(self, shard: Shard, sampled: Sampled, scores: list[Scores]) -> Iterator[Event]:
+        found = sampler_logps(sampled.completions)
+        gaps = _gaps(found, [list(s.token_logps) for s in scores])
+        self.checks.update(check_gap("sampled", *gaps, self.pusher.tolerance))
+        yield from self._commit_completions(shard, sampled)
+
+    def on_judged(self, shard: Shard, judge: str, result: Judged) -> Iterator[Event]:
+        # The verdicts' commit is what counts as done, so it comes last.
+        self.store.put_json(self.name("counters", shard, judge), dict(result.counters))
+        self.store.put_records(self.name("verdicts", shard, judge), result.verdicts)
+        yield self._event("shard_judged", shard, judge=judge, verdicts=result.verdicts)
+
+    def judge(self, shard: Shard, completions: tuple[Completion, ...]) -> Iterator[Event]:
+        for judge in self.judges:
+            if not self.store.has(self.name("verdicts", shard, judge)):
+                yield self._event("judging_started", shard, judge=judge)
+                self.running[self.stages.start_judging(judge, shard, completions)] = ("judged", shard, judge)
+
+    def collected(self, shards: Sequence[Shard]) -> Collected:
+        """Read back from the store: what is used is what was committed."""
+        verdicts: dict[str, tuple[Verdict, ...]] = {}
+        counters: dict[str, Counter[str]] = {}
+        for judge in self.judges:
+            parts = [self.store.get_records(self.name("verdicts", shard, judge), Verdict) for shard in shards]
+            verdicts[judge] = tuple(verdict for part in parts for verdict in part)
+            counters[judge] = Counter()
+            for shard in shards:
+                counters[judge].update(self.store.get_json(self.name("counters", shard, judge)))
+        completions = [self.store.get_records(self.name("completions", shard), Completion) for shard in shards]
+        return Collected(
+            completions=tuple(c for part in completions for c in part),
+            verdicts=verdicts,
+            counters=counters,
+            checks=self.checks,
+        )
+
+    def _commit_completions(self, shard: Shard, result: Sampled) -> Iterator[Event]:
+        self.store.put_records(self.name("completions", shard), result.completions)
+        num_tokens = sum(len(c.token_ids) for c in result.completions)
+        yield self._event("shard_sampled", shard, num_tokens=num_tokens, num_completions=len(result.completions))
+        yield from self.judge(shard, result.completions)
+
+    def _event(self, kind: str, shard: Shard, **data: Any) -> Event:
+        return Event(
+            kind=kind, round_index=self.plan.round_index, data={"shard": shard.index, "base": self.base, **data}
+        )
+
+
+def rows_of(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Row]:
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    return [Row.of(by_id[completion.prompt_id], completion) for completion in completions]
+
+
+def scored_under(policy: Policy) -> list[Any]:
+    return ["policy"] if policy.version == 0 else ["policy", policy.previous]
+
+
+def _gaps(found: Any, learner: Sequence[Any]) -> tuple[Gap, Gap | None]:
+    return Gap.between(found, learner[0]), Gap.between(found, learner[1]) if len(learner) > 1 else None

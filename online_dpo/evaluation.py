@@ -1,0 +1,104 @@
+"""Fresh samples from a policy on held-out prompts: what improved, and at what price (DESIGN invariant 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from online_dpo.collecting import Collected, Policy, Pusher, collect, rows_of
+from online_dpo.config import RunConfig
+from online_dpo.stages import REWARD, Event, Stages, Under
+from online_dpo.store import RoundStore
+from online_dpo.summaries import describe_completions, kl_per_completion, mean, paired_bootstrap, scores_by_prompt
+from online_dpo.types import Adapter, Prompt, SamplingPlan, derive_seed
+
+
+def evaluate(
+    config: RunConfig,
+    stages: Stages,
+    store: RoundStore,
+    pusher: Pusher,
+    policy: Policy,
+    *,
+    sets: Mapping[str, Sequence[Prompt]],
+    references: Mapping[str, Adapter | None],
+    baseline: Mapping[str, Any] | None,
+    round_index: int,
+    base: str,
+) -> Generator[Event, None, dict[str, Any]]:
+    """Sample each set once per prompt at temperature 1, top_p 1; judge, and measure KL on exactly those samples.
+
+    Args:
+        policy: the learner must hold it.
+        references: name -> policy to measure KL against: `reference` (what it was trained with) and `initial`.
+        baseline: what this function returned for the initial policy; scores gain over it, paired by prompt.
+        base: prefix of the commits' names, such as `evaluation/`.
+
+    Returns (as the generator's value):
+        set name -> figures, committed as `<base><set>/summary`.
+    """
+    summaries: dict[str, Any] = {}
+    for name, prompts in sets.items():
+        commit = f"{base}{name}/summary"
+        if not store.has(commit):
+            plan = SamplingPlan(
+                purpose=f"evaluation:{name}",
+                round_index=policy.version,
+                num_samples=1,
+                temperature=1.0,
+                top_p=1.0,
+                max_tokens=config.sampling.max_tokens,
+                stop=tuple(config.sampling.stop),
+                run_seed=config.run.seed,
+            )
+            collected = yield from collect(
+                stages,
+                store,
+                pusher,
+                policy,
+                prompts=prompts,
+                shard_prompts=config.generator.shard_prompts,
+                plan=plan,
+                judges=[REWARD, *config.evaluation.judges],
+                base=f"{base}{name}/",
+            )
+            divergences = _divergences(stages, prompts, collected, references)
+            seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
+            before = None if baseline is None else baseline[name]["scores"]
+            store.put_json(commit, {**_describe(collected, before, seed), **divergences, **collected.checks})
+        summaries[name] = store.get_json(commit)
+        shown = {key: value for key, value in summaries[name].items() if key != "scores"}
+        yield Event(
+            kind="evaluated",
+            round_index=round_index,
+            data={"set": name, "policy_version": policy.version, **shown},
+        )
+    return summaries
+
+
+def _divergences(
+    stages: Stages, prompts: Sequence[Prompt], collected: Collected, references: Mapping[str, Adapter | None]
+) -> dict[str, float | None]:
+    """Mean KL per completion to each reference by both estimators, and the policy's mean entropy per token."""
+    under: list[Under] = ["policy", *references.values()]
+    policy, *others = stages.learner.score(rows_of(prompts, collected.completions), under)
+    figures: dict[str, float | None] = {}
+    for name, other in zip(references, others, strict=True):
+        pairs = [kl_per_completion(p, q) for p, q in zip(policy.token_logps, other.token_logps, strict=True)]
+        figures[f"kl_{name}"] = mean([low_variance for low_variance, _ in pairs])
+        figures[f"kl_{name}_plain"] = mean([plain for _, plain in pairs])
+    figures["entropy"] = mean([value for row in policy.entropies or () for value in row])
+    return figures
+
+
+def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
+    figures: dict[str, Any] = describe_completions(collected.completions)
+    scores: dict[str, dict[str, float]] = {}
+    for judge, verdicts in collected.verdicts.items():
+        scores[judge] = scores_by_prompt(verdicts)
+        figures[judge] = mean(list(scores[judge].values()))
+        figures[f"{judge}_num_abstained"] = sum(verdict.reason is not None for verdict in verdicts)
+        gain = None if before is None else paired_bootstrap(before.get(judge, {}), scores[judge], seed=seed)
+        if gain is not None:
+            figures[f"{judge}_gain"], figures[f"{judge}_gain_low"], figures[f"{judge}_gain_high"] = gain
+    return {**figures, "scores": scores}

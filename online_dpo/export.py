@@ -1,0 +1,74 @@
+"""`online-dpo export`: a round's adapter in PEFT format, or base and adapter merged into one model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from online_dpo.errors import RunDirectoryError, UserError
+from online_dpo.launch import recorded_config
+from online_dpo.models import inspect_model, locate
+from online_dpo.store import RunStore
+from online_dpo.types import Adapter
+
+
+def export(run_dir: Path, out: Path, *, round_number: int | None, merge: bool) -> int:
+    """Write the policy after a finished round to a new folder.
+
+    Args:
+        run_dir: of the run.
+        out: must not exist, or be empty.
+        round_number: counted from 1 as in `status`; None = the last finished one.
+        merge: write a whole model (config, tokenizer, safetensors) rather than the adapter alone.
+
+    Returns:
+        The round that was exported.
+
+    Raises:
+        RunDirectoryError: no such round is finished.
+        UserError: `out` is not empty.
+    """
+    config = recorded_config(run_dir)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"OUT is {out}, which is not empty; name a new folder")
+    with RunStore.read(run_dir) as store:
+        finished = store.finished_rounds()
+        index = len(finished) - 1 if round_number is None else round_number - 1
+        if index not in finished:
+            raise RunDirectoryError(
+                f"--round is {index + 1} and {run_dir} has {len(finished)} finished rounds; choose one of these"
+                if finished
+                else f"{run_dir} has no finished round to export; continue it with `online-dpo resume {run_dir}`"
+            )
+        adapter = Adapter.from_files(index + 1, store.round(index).get_files("adapter"))
+    out.mkdir(parents=True, exist_ok=True)
+    if merge:
+        _write_merged(locate(config.model.path, field="model.path"), adapter, out, dtype=config.model.dtype)
+    else:
+        for name, content in adapter.files().items():
+            (out / name).write_bytes(content)
+    return index + 1
+
+
+def _write_merged(base: Path, adapter: Adapter, out: Path, *, dtype: str) -> None:
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    from online_dpo.merging import lora_deltas, merged_tensors
+
+    inspect_model(base, field="model.path")
+    for file in base.iterdir():
+        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json", ".md")):
+            shutil.copy(file, out / file.name)
+    deltas = lora_deltas(adapter)
+    wanted = getattr(torch, dtype)
+    tensors = {name: tensor.to(wanted).contiguous() for name, tensor in merged_tensors(base, deltas)}
+    if deltas:
+        raise UserError(f"the adapter has layers that {base} lacks: {', '.join(sorted(deltas)[:3])}")
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((out / "config.json").read_text())
+    settings["dtype"] = dtype
+    settings.pop("torch_dtype", None)  # the older name of the same key
+    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")

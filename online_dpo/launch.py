@@ -1,0 +1,198 @@
+"""Wires the loop to store, Ray and listeners. `run` and `resume` are the command line's and Python's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from online_dpo.config import LoraSection, RunConfig
+from online_dpo.config_loading import check_resumable, dump_config, load_config
+from online_dpo.errors import RunDirectoryError
+from online_dpo.metrics import MetricsWriter
+from online_dpo.preparation import (
+    Materials,
+    check_same_inputs,
+    keep_recorded_threads,
+    prepare,
+    resolve_threads,
+    run_info,
+)
+from online_dpo.stages import Event
+from online_dpo.store import RunStore
+
+MAX_NUM_SEQS = 256
+"""Sequences that an engine decodes at once, at most; more only cost memory on the machines this was measured on."""
+
+
+class Listener(Protocol):
+    """Whoever wants to know what happens: a progress display, a test's tape."""
+
+    def note(self, line: str) -> None:
+        """A sentence for people, such as that engines are starting."""
+        ...
+
+    def hear(self, event: Event) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """Where a finished run lies, and the summary of every round."""
+
+    run_dir: Path
+    rounds: tuple[dict[str, Any], ...]
+
+
+def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
+    """Start a run, or continue the one in its run directory.
+
+    Args:
+        config: from `load_config`.
+        listeners: told of every event, in order.
+
+    Raises:
+        UserError: something the user can mend; nothing committed is lost.
+        WeightMismatchError, ActorError, TrainingError: the run stopped; it can be resumed.
+    """
+    with ExitStack() as stack:
+        store = stack.enter_context(RunStore.open(config.run_dir)) if RunStore.exists(config.run_dir) else None
+        recorded = None
+        if store is not None:
+            store.verify()
+            recorded = load_config(_yaml_mapping(store.config_yaml))
+            config = keep_recorded_threads(config, recorded)
+            # Before anything is loaded: a refused field should be told at once.
+            notes = check_resumable(recorded, resolve_threads(config))
+        materials = prepare(config)
+        if store is not None:
+            notes += check_same_inputs(store.info, run_info(materials))
+            for line in notes:
+                _tell(listeners, line)
+            if dump_config(materials.config) != store.config_yaml:
+                store.amend(config_yaml=dump_config(materials.config))
+            if len(store.finished_rounds()) >= config.run.rounds:
+                _tell(listeners, f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
+                return _result(store)
+        return _play(materials, store, stack, listeners)
+
+
+def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Sequence[Listener] = ()) -> RunResult:
+    """Continue the run of a directory, which may have been moved since.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        UserError: as `run`.
+    """
+    return run(recorded_config(Path(run_dir), overrides), listeners=listeners)
+
+
+def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run directory, with its place as it is now."""
+    if not RunStore.exists(run_dir):
+        raise RunDirectoryError(
+            f"{run_dir} holds no run; give the folder that `online-dpo run` printed, such as runs/NAME"
+        )
+    with RunStore.read(run_dir) as store:
+        mapping = _yaml_mapping(store.config_yaml)
+    place = run_dir.resolve()
+    mapping["run"] |= {"name": place.name, "dir": str(run_dir.parent)}
+    return load_config(mapping, overrides)
+
+
+def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listeners: Sequence[Listener]) -> RunResult:
+    # Imported here: a config error should not wait for ray and torch.
+    from actors.cluster import RayStages, cpus_needed
+    from actors.sessions import ray_session
+
+    config = materials.config
+    _tell(listeners, "starting Ray and the judges")
+    stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
+    stages = RayStages(config, engine_spec(materials))
+    stack.callback(stages.close)
+    stages.start_judges(materials.judges, first=materials.first)
+    if store is None:
+        info = run_info(materials)
+        store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=dump_config(config), info=info))
+    _tell(listeners, "starting the generators and the learner")
+    stages.start_engines(learner_spec(materials))
+    play(materials, stages, store, listeners)
+    return _result(store)
+
+
+def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> None:
+    """Run the loop and tell everyone. The metrics hear first: a commit covers what they wrote."""
+    from online_dpo.rounds import run_rounds
+
+    writer = MetricsWriter(store, tensorboard=materials.config.logging.tensorboard)
+    events: Iterator[Event] = run_rounds(materials.job, stages, store)
+    try:
+        for event in events:
+            for listener in (writer, *listeners):
+                listener.hear(event)
+    finally:
+        writer.close()
+
+
+def engine_spec(materials: Materials) -> Any:
+    """The engine of every generator."""
+    from actors.generator import EngineSpec
+    from actors.sessions import has_gpus
+
+    config, generator = materials.config, materials.config.generator
+    lora = config.learner.lora or LoraSection()
+    rank = lora.r if materials.adapter is None else int(json.loads(materials.adapter.config)["r"])
+    return EngineSpec(
+        model_folder=str(materials.model.folder),
+        trust_remote_code=config.model.trust_remote_code,
+        dtype=config.model.dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=min(MAX_NUM_SEQS, generator.shard_prompts * config.sampling.num_samples),
+        weight_push="lora" if materials.model.quantised else config.weight_push,
+        lora_rank=rank,
+        tensor_parallel=generator.tensor_parallel,
+        eos_token_ids=materials.model.eos_token_ids,
+        gpu_memory_utilization=generator.gpu_memory_utilization,
+        block_size=generator.block_size,
+        enforce_eager=not has_gpus() if generator.enforce_eager == "auto" else generator.enforce_eager,
+        seed=0,  # every request has its own seed
+    )
+
+
+def learner_spec(materials: Materials) -> Any:
+    """The learner's making."""
+    from online_dpo.learning import LearnerSpec
+
+    config = materials.config
+    return LearnerSpec(
+        model_folder=str(materials.model.folder),
+        model_name=config.model.path,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        lora=config.learner.lora,
+        adapter=materials.adapter,
+        learner=config.learner,
+        objective=config.objective,
+        seed=config.run.seed,
+        rounds=config.run.rounds,
+        threads=config.learner.threads if isinstance(config.learner.threads, int) else None,
+    )
+
+
+def _result(store: RunStore) -> RunResult:
+    rounds = tuple(record for record in store.metrics() if record["kind"] == "round_done")
+    return RunResult(run_dir=store.path, rounds=rounds)
+
+
+def _yaml_mapping(text: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    mapping: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return dict(mapping)
+
+
+def _tell(listeners: Sequence[Listener], line: str) -> None:
+    for listener in listeners:
+        listener.note(line)

@@ -1,0 +1,79 @@
+"""Base weights plus a LoRA adapter: inside a running vLLM engine, and in a file for export.
+
+`MergeExtension` is mixed into every vLLM worker by `worker_extension_cls`. It lives here and not in `actors` because
+vLLM's own worker processes import it by name, and importing `online_dpo` is what makes names like `actors` safe.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from online_dpo.errors import ModelError
+from online_dpo.types import Adapter
+
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+class MergeExtension:
+    """Computes `W0 + scale * B A` from the pristine base weights inside a vLLM worker and loads the result."""
+
+    model_runner: Any  # vLLM's worker has it; this class is mixed in
+
+    def load_merged(self, folder: str, weights: bytes | None, config: bytes | None) -> str | None:
+        """Load base weights plus adapter; without an adapter, the base weights alone.
+
+        Every base tensor is yielded each time: vLLM's layer-wise reload leaves the parts of a packed weight that it
+        was not given (q and v of a qkv) as uninitialised memory, without an error.
+
+        Returns:
+            The digest of the adapter that was received, None without one.
+
+        Raises:
+            ModelError: the adapter has a layer that the base weights lack.
+        """
+        import torch
+
+        adapter = None if weights is None or config is None else Adapter(version=0, weights=weights, config=config)
+        deltas = {} if adapter is None else lora_deltas(adapter)
+        # Non-finite or stale memory must never survive a reload that stops half-way: the caller treats any exception
+        # as the end of this engine.
+        with torch.inference_mode():
+            self.model_runner.reload_weights(weights_iterator=merged_tensors(Path(folder), deltas))
+        if deltas:
+            raise ModelError(f"the adapter has layers that {folder} lacks: {', '.join(sorted(deltas)[:3])}")
+        return None if adapter is None else adapter.digest
+
+
+def lora_deltas(adapter: Adapter) -> dict[str, tuple[Any, Any, float]]:
+    """Base tensor name -> (`A` [r, in], `B` [out, r], scale); the update is `scale * B A` (arXiv:2106.09685)."""
+    from safetensors.torch import load
+
+    config, tensors = json.loads(adapter.config), load(adapter.weights)
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+    deltas = {}
+    for name in sorted(tensors):
+        if name.endswith(_A):
+            layer = name.removesuffix(_A)
+            deltas[layer.removeprefix(_PREFIX) + ".weight"] = (tensors[name], tensors[layer + _B], scale)
+    if 2 * len(deltas) != len(tensors):
+        raise ModelError(f"the adapter holds {len(tensors)} tensors, of which {2 * len(deltas)} are LoRA matrices")
+    return deltas
+
+
+def merged_tensors(folder: Path, deltas: dict[str, tuple[Any, Any, float]]) -> Iterator[tuple[str, Any]]:
+    """Every tensor of the base model's files, the update added where there is one; uses `deltas` up."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                weight = tensors.get_tensor(name)
+                if name in deltas:
+                    a, b, scale = deltas.pop(name)
+                    # In float32 whatever the file's type: the stored base may be bf16 while the run is fp32.
+                    weight = weight.float() + scale * (b.float() @ a.float())
+                yield name, weight

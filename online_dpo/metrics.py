@@ -1,0 +1,81 @@
+"""Where numbers go: a line of `metrics.jsonl` for every step, evaluation and round; TensorBoard on request."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from online_dpo.stages import Event
+from online_dpo.store import RunStore
+
+RECORDED = ("step", "evaluated", "round_done")
+
+
+class StageClock:
+    """Seconds spent in each stage of a round, taken from the events that announce them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage: str | None = None
+        self._since = clock()
+        self.seconds: dict[str, float] = {}
+
+    def hear(self, event: Event) -> None:
+        if event.kind in ("round_started", "stage", "round_done"):
+            now = self._clock()
+            if self._stage is not None:
+                self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
+            self._stage, self._since = event.data.get("stage", "preparing"), now
+        if event.kind == "round_started":
+            self.seconds = {}
+
+
+class MetricsWriter:
+    """Writes what lasts. Hears every event before anyone else does, and before the loop goes on to commit."""
+
+    def __init__(self, store: RunStore, *, tensorboard: bool) -> None:
+        self._store = store
+        self._clock = StageClock()
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(store.path / "tensorboard"))
+
+    def hear(self, event: Event) -> None:
+        self._clock.hear(event)
+        if event.kind not in RECORDED:
+            return
+        record: dict[str, Any] = {"kind": event.kind, "round": event.round_index, "time": time.time(), **event.data}
+        if event.kind == "round_done":
+            # Of this process: what a resumed round did before it was interrupted is not in here.
+            record["seconds"] = {name: round(value, 3) for name, value in self._clock.seconds.items()}
+        self._store.append_metrics(_finite(record))
+        if self._board is not None:
+            step = event.round_index if event.kind != "step" else self._next_step()
+            for name, value in _numbers(record):
+                self._board.add_scalar(f"{event.kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def _next_step(self) -> int:
+        return sum(record["kind"] == "step" for record in self._store.metrics()) - 1
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN or infinity: they become null, which readers see as missing."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+
+
+def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in ("time", "round"):
+            yield f"{prefix}{key}", float(value)

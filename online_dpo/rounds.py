@@ -1,0 +1,260 @@
+"""The loop: sample, judge, pair, update, refresh the reference, evaluate, commit, again.
+
+A generator function over injected stages: it knows no Ray, no clock and no file system, and yields an `Event` for
+everything that a person or a log may want to know. Whatever is committed in the store is never done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from online_dpo.collecting import Collected, Policy, Pusher, collect
+from online_dpo.config import EveryReference, RunConfig
+from online_dpo.errors import NoPairsError
+from online_dpo.evaluation import evaluate
+from online_dpo.pairing import build_pairs
+from online_dpo.prompts import Cursor, PromptSource
+from online_dpo.stages import REWARD, Event, Stages
+from online_dpo.store import RoundStore, RunStore
+from online_dpo.summaries import describe_completions, describe_pairs, mean
+from online_dpo.training import restore_learner, train
+from online_dpo.types import Adapter, Pair, Prompt, Row, SamplingPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a run works on, besides its config."""
+
+    config: RunConfig
+    prompts: PromptSource
+    evaluation_sets: Mapping[str, Sequence[Prompt]]
+    probe: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands between two rounds; the next round starts from this and nothing else."""
+
+    round_index: int  # of the next round; also the version of `policy`
+    cursor: Cursor
+    policy: Adapter | None  # None = the base model, which a fresh adapter leaves unchanged
+    previous: Adapter | None
+    reference: Adapter | None
+    reference_version: int
+
+
+def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
+    """Play every round that is not finished yet.
+
+    Raises:
+        WeightMismatchError: a generator does not hold the learner's weights.
+        NoPairsError: a round gave no pair at all.
+    """
+    initial = stages.learner.initial_adapter()
+    position = restore_position(store, initial)
+    restore_learner(stages, store, position.round_index)
+    game = Rounds(job, stages, store, initial)
+    num_rounds = job.config.run.rounds
+    yield Event(kind="run_started", round_index=position.round_index, data={"num_rounds": num_rounds})
+    while position.round_index < num_rounds:
+        position = yield from game.play(position)
+    yield Event(kind="run_done", round_index=num_rounds)
+
+
+def restore_position(store: RunStore, initial: Adapter | None) -> Position:
+    """Where the finished rounds leave off. The reference is read back, never derived anew (DESIGN invariant 5)."""
+    index = len(store.finished_rounds())
+    if index == 0:
+        return Position(
+            round_index=0, cursor=Cursor(), policy=initial, previous=None, reference=initial, reference_version=0
+        )
+    last = store.round(index - 1)
+    state = last.state()
+    version = state["reference_version"]
+    return Position(
+        round_index=index,
+        cursor=Cursor.from_dict(state["cursor"]),
+        policy=_committed_policy(last, index),
+        previous=initial if index == 1 else _committed_policy(store.round(index - 2), index - 1),
+        reference=Adapter.from_files(version, last.get_files("reference")) if last.has("reference") else None,
+        reference_version=version,
+    )
+
+
+class Rounds:
+    """The parts of a round, in the order in which they are played. Holds nothing that is not in the store."""
+
+    def __init__(self, job: Job, stages: Stages, store: RunStore, initial: Adapter | None) -> None:
+        self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
+        self.pusher = Pusher(stages, job.probe, job.config.tolerance)
+
+    def play(self, position: Position) -> Generator[Event, None, Position]:
+        """One round, from its first uncommitted piece of work to its commit."""
+        index = position.round_index
+        store = self.store.round(index)
+        yield Event(kind="round_started", round_index=index)
+        if index == 0:
+            start = Policy(version=0, adapter=self.initial, previous=None)
+            yield from self.evaluate(start, self.initial, 0, "evaluation-initial/")
+        prompts, draw = self.draw(store, position.cursor)
+        yield Event(kind="stage", round_index=index, data={"stage": "sampling", "num_prompts": len(prompts)})
+        collected = yield from collect(
+            self.stages,
+            store,
+            self.pusher,
+            Policy(version=index, adapter=position.policy, previous=position.previous),
+            prompts=prompts,
+            shard_prompts=self.config.generator.shard_prompts,
+            plan=training_plan(self.config, index),
+            judges=[REWARD],
+        )
+        pairs, figures = yield from self.pair(store, prompts, collected, position)
+        learned = yield from train(self.config, self.stages, self.store, index, pairs)
+        # What is pushed is what a reader of the run directory gets.
+        policy = _committed_policy(store, index + 1)
+        evaluations: Mapping[str, Any] = {}
+        if (index + 1) % self.config.evaluation.every == 0 or index + 1 == self.config.run.rounds:
+            updated = Policy(version=index + 1, adapter=policy, previous=position.policy)
+            evaluations = yield from self.evaluate(updated, position.reference, index, "evaluation/")
+        summary = {
+            "policy_version": index + 1,
+            "reference_version": position.reference_version,
+            "num_prompts": len(prompts),
+            **{f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")},
+            **figures,
+            **learned,
+            **collected.checks,
+            "evaluation": evaluations,
+        }
+        return (yield from self.commit(store, position, policy, draw["cursor"], summary))
+
+    def draw(self, store: RoundStore, cursor: Cursor) -> tuple[list[Prompt], dict[str, Any]]:
+        """The round's prompts, drawn once and committed with where the next round's begin."""
+        if not store.has("prompts"):
+            draw = self.job.prompts.draw(cursor, self.config.prompts.per_round)
+            counts = {"cursor": draw.cursor.to_dict(), "too_long": draw.num_too_long, "empty": draw.num_empty}
+            store.put_json("draw", counts)
+            store.put_records("prompts", draw.prompts)
+        return store.get_records("prompts", Prompt), store.get_json("draw")
+
+    def pair(
+        self, store: RoundStore, prompts: Sequence[Prompt], collected: Collected, position: Position
+    ) -> Generator[Event, None, tuple[list[Pair], dict[str, Any]]]:
+        """Pairs with their reference log-probs, committed, and the round's counts."""
+        config, index, verdicts = self.config, position.round_index, collected.verdicts[REWARD]
+        pairing = build_pairs(
+            prompts,
+            collected.completions,
+            verdicts,
+            strategy=config.pairing.strategy,
+            min_margin=config.pairing.min_margin,
+            truncated=config.sampling.truncated,
+            truncated_penalty=config.sampling.truncated_penalty,
+            seed=config.run.seed,
+            round_index=index,
+        )
+        figures = {
+            **describe_completions(collected.completions),
+            "outcomes": dict(pairing.outcomes),
+            **pairing.counts,
+            **collected.counters[REWARD],
+            REWARD: mean([verdict.score for verdict in verdicts if verdict.score is not None]),
+        }
+        yield Event(kind="paired", round_index=index, data={"num_pairs": len(pairing.pairs), **figures})
+        if not pairing.pairs:
+            raise NoPairsError(_explain_no_pairs(index, len(prompts), pairing.outcomes))
+        if not store.has("pairs"):
+            yield Event(kind="stage", round_index=index, data={"stage": "reference"})
+            store.put_records("pairs", self.stages.learner.reference_logps(pairing.pairs, position.reference))
+        pairs = store.get_records("pairs", Pair)
+        return pairs, {**figures, **describe_pairs(pairs)}
+
+    def evaluate(
+        self, policy: Policy, reference: Adapter | None, index: int, base: str
+    ) -> Generator[Event, None, Mapping[str, Any]]:
+        """Figures of every evaluation set; KL to the initial policy and to the one that was the reference."""
+        sets, first = self.job.evaluation_sets, self.store.round(0)
+        if not sets:
+            return {}
+        yield Event(kind="stage", round_index=index, data={"stage": "evaluating"})
+        baseline = None
+        if policy.version > 0:
+            baseline = {name: first.get_json(f"evaluation-initial/{name}/summary") for name in sets}
+        summaries = yield from evaluate(
+            self.config,
+            self.stages,
+            self.store.round(index),
+            self.pusher,
+            policy,
+            sets=sets,
+            references={"reference": reference, "initial": self.initial},
+            baseline=baseline,
+            round_index=index,
+            base=base,
+        )
+        return {name: _without_scores(summary) for name, summary in summaries.items()}
+
+    def commit(
+        self, store: RoundStore, position: Position, policy: Adapter, cursor: dict[str, Any], summary: dict[str, Any]
+    ) -> Generator[Event, None, Position]:
+        """Refresh the reference if it is due and close the round; what comes back starts the next one."""
+        index = position.round_index
+        reference, version = position.reference, position.reference_version
+        schedule = self.config.reference
+        if isinstance(schedule, EveryReference) and (index + 1) % schedule.rounds == 0:
+            reference, version = policy, index + 1
+        if reference is not None and not store.has("reference"):
+            store.put_files("reference", reference.files())
+        # The listener appends the summary to the metrics before the loop goes on, so the position covers it.
+        yield Event(kind="round_done", round_index=index, data=summary)
+        state = {
+            "round": index,
+            "policy_version": index + 1,
+            "reference_version": version,
+            "cursor": cursor,
+            "metrics": self.store.metrics_position(),
+        }
+        self.store.finish_round(index, state)
+        if self.config.run.keep_optimizer == "last":
+            self.store.prune_optimizer()
+        yield Event(kind="round_committed", round_index=index)
+        return Position(
+            round_index=index + 1,
+            cursor=Cursor.from_dict(cursor),
+            policy=policy,
+            previous=position.policy,
+            reference=reference,
+            reference_version=version,
+        )
+
+
+def training_plan(config: RunConfig, index: int) -> SamplingPlan:
+    return SamplingPlan(
+        purpose="training",
+        round_index=index,
+        num_samples=config.sampling.num_samples,
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        max_tokens=config.sampling.max_tokens,
+        stop=tuple(config.sampling.stop),
+        run_seed=config.run.seed,
+    )
+
+
+def _committed_policy(store: RoundStore, version: int) -> Adapter:
+    return Adapter.from_files(version, store.get_files("adapter"))
+
+
+def _without_scores(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Per-prompt scores stay in the run directory; they are too many for a line of the log."""
+    return {name: value for name, value in summary.items() if name != "scores"}
+
+
+def _explain_no_pairs(index: int, num_prompts: int, outcomes: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{name} {value}" for name, value in outcomes.items() if value)
+    return (
+        f"round {index} gave no pair from {num_prompts} prompts: {reasons}; what was sampled and judged is committed. "
+        f"Look at the judge first: does it tell these completions apart?"
+    )

@@ -1,0 +1,85 @@
+"""Numbers about samples: KL, entropy, length, diversity, scores. Completion tokens only (DESIGN invariant 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from online_dpo.types import Completion, Pair, Verdict
+
+
+def kl_per_completion(policy: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Two estimates of KL(policy || other) from one sampled completion, nats per completion.
+
+    Args:
+        policy: `[T]` log-probs of the sampled tokens under the policy that sampled them, at temperature 1.
+        other: `[T]` the same tokens under the other policy.
+
+    Returns:
+        `(sum of exp(-d) - 1 + d, sum of d)` with `d = policy - other` per token: the first has low variance and is
+        never negative (k3 and k1 of Schulman, "Approximating KL divergence", 2020).
+    """
+    differences = [p - q for p, q in zip(policy, other, strict=True)]
+    return sum(math.expm1(-d) + d for d in differences), sum(differences)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def distinct(texts: Sequence[str], n: int) -> float | None:
+    """Share of different n-grams of words among all n-grams of all texts (arXiv:1510.03055)."""
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def describe_completions(completions: Sequence[Completion]) -> dict[str, float | int | None]:
+    """Length, truncation and diversity of a set of samples."""
+    num = len(completions)
+    return {
+        "num_completions": num,
+        "length_mean": mean([len(c.token_ids) for c in completions]),  # tokens, a sampled EOS included
+        "eos_rate": mean([float(c.finish_reason == "stop") for c in completions]),
+        "distinct_2": distinct([c.text for c in completions], 2),
+        "sampler_logp_mean": mean([logp for c in completions for logp in c.sampler_logps]),
+    }
+
+
+def scores_by_prompt(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Prompt id -> mean score of its completions; prompts whose verdicts are no scores are left out."""
+    found: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        if verdict.score is not None:
+            found.setdefault(verdict.prompt_id, []).append(verdict.score)
+    return {prompt_id: sum(values) / len(values) for prompt_id, values in found.items()}
+
+
+def paired_bootstrap(
+    before: Mapping[str, float], after: Mapping[str, float], *, seed: int, num_resamples: int = 2000
+) -> tuple[float, float, float] | None:
+    """Mean gain over the prompts that both sides scored, and its 95 % percentile interval.
+
+    The unit that is resampled is the prompt (Efron & Tibshirani 1993, chapter 13).
+
+    Returns:
+        `(gain, low, high)`, or None without a common prompt.
+    """
+    import numpy as np
+
+    common = sorted(before.keys() & after.keys())
+    if not common:
+        return None
+    gains = np.array([after[key] - before[key] for key in common])
+    draws = np.random.default_rng(seed).integers(0, len(gains), size=(num_resamples, len(gains)))
+    low, high = np.quantile(gains[draws].mean(axis=1), [0.025, 0.975])
+    return float(gains.mean()), float(low), float(high)
+
+
+def describe_pairs(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
+    """What the learner is about to train on."""
+    return {
+        "num_pairs": len(pairs),
+        "margin_mean": mean([pair.margin for pair in pairs]),
+        "chosen_length_mean": mean([len(pair.chosen.token_ids) for pair in pairs]),
+        "rejected_length_mean": mean([len(pair.rejected.token_ids) for pair in pairs]),
+    }

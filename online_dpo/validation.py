@@ -1,0 +1,71 @@
+"""`online-dpo validate`: what can be found wrong without starting an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+from judges.registry import build, make_spec
+from judges.trial import try_judge
+from online_dpo.config import RunConfig
+from online_dpo.errors import ModelError
+from online_dpo.models import inspect_model, locate
+from online_dpo.preparation import check_lengths, check_optional_packages, prepare
+from online_dpo.prompts import validate_source
+
+
+def validate_light(config: RunConfig) -> Iterator[str]:
+    """Lines about what was checked; neither torch, ray nor vllm is imported, and nothing is downloaded.
+
+    Raises:
+        UserError: something is wrong.
+    """
+    check_optional_packages(config)
+    if _is_local(config.model.path):
+        model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
+        check_lengths(config, model)
+        yield f"model.path: {config.model.path} is whole; longest prompt and completion fit into its context"
+    else:
+        yield f"model.path: {config.model.path} is a hub id; not looked up without --deep"
+    validate_source(config.prompts, field="prompts")
+    for name, section in config.evaluation.sets.items():
+        validate_source(section, field=f"evaluation.sets.{name}")
+    yield "prompts: every local source is there and has its column"
+    make_spec(config.judge, field="judge", base_dir=Path.cwd())
+    for name, judge in config.evaluation.judges.items():
+        make_spec(judge, field=f"evaluation.judges.{name}", base_dir=Path.cwd())
+    yield "judges: targets are well-formed and local files compile"
+
+
+def validate_deep(config: RunConfig) -> Iterator[str]:
+    """As `validate_light`, and loads tokenizer, prompts and judges; each judge is tried on two canned completions.
+
+    Raises:
+        UserError: something is wrong.
+    """
+    yield from validate_light(config)
+    materials = prepare(config)
+    yield f"first prompt: {len(materials.first.token_ids)} tokens, {materials.first.content!r}"
+    for name, prompts in materials.job.evaluation_sets.items():
+        yield f"evaluation.sets.{name}: {len(prompts)} prompts"
+    chat = materials.first.messages is not None
+    for name, spec in materials.judges.items():
+        metadata = dict(materials.first.metadata)
+        asyncio.run(try_judge(build(spec), field=spec.label, chat=chat, metadata=metadata))
+        yield f"judge {name}: keeps its contract on two canned completions"
+
+
+def _is_local(path: str) -> bool:
+    """Whether a model path can be looked at without the network."""
+    if path.startswith("embedded:") or Path(path).expanduser().is_dir():
+        return True
+    try:
+        # A path that is no hub id either is reported at once, without the network.
+        return not _looks_like_hub_id(path) and locate(path, field="model.path").is_dir()
+    except ModelError:
+        raise
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "~", "/"))
