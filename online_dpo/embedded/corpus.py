@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 _SENTENCE_END = re.compile(r"[.!?]+[\"')]*\s+(?:\"\s+)?(?=\S)")
 _WORD_START = re.compile(r"(?:^|(?<=\s))\S")
 
@@ -78,3 +80,27 @@ def openings(reviews: Sequence[Review], *, seed: int, whole: int = 4) -> Iterato
     while True:
         rng.shuffle(starts)
         yield from starts
+
+
+def random_snippet(review: Review, rng: random.Random, *, words: tuple[int, int]) -> str:
+    """A run of adjacent words from anywhere in a review; its length is uniform in `words`, the review permitting."""
+    length = rng.randint(*words)
+    starts = word_starts(review.text)
+    first = rng.randrange(max(1, len(starts) - length))
+    last = first + length
+    return review.text[starts[first] : starts[last] if last < len(starts) else None].rstrip()
+
+
+def token_snippets(
+    reviews: Sequence[Review], tokenizer: Tokenizer, *, tokens: int, per_review: int, seed: int
+) -> tuple[list[str], list[bool]]:
+    """Snippets cut from `tokens` adjacent tokens, and the labels of the reviews they come from."""
+    rng = random.Random(seed)
+    texts, labels = [], []
+    for review in reviews:
+        ids = tokenizer.encode(review.text, add_special_tokens=False).ids
+        for _ in range(per_review):
+            first = rng.randrange(max(1, len(ids) - tokens))
+            texts.append(tokenizer.decode(ids[first : first + tokens]).strip())
+            labels.append(review.positive)
+    return texts, labels

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ class GoldJudge:
         """The log-odds that `completion` is positive; see `score_batch`."""
         words = self._words.findall(completion.lower())
         grams = Counter(words)
-        grams.update(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))
+        grams.update(f"{first} {second}" for first, second in pairwise(words))
         known = [(self._index[gram], count) for gram, count in grams.items() if gram in self._index]
         if not known:
             return self._intercept

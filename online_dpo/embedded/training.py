@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -20,6 +19,8 @@ from online_dpo.embedded.corpus import Review, openings
 logger = logging.getLogger(__name__)
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+# The trainer numbers the special tokens first, in the order they are given in.
+PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 VOCABULARY = 4096
 MAX_POSITIONS = 512
 IGNORED = -100
@@ -40,7 +41,7 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A",
         pair=f"{BOS} $A {BOS} $B:1",
-        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
+        special_tokens=[(BOS, BOS_ID)],
     )
     return tokenizer
 
@@ -71,9 +72,9 @@ def new_policy(tokenizer: Tokenizer, *, layers: int = 4) -> LlamaForCausalLM:
             head_dim=64,
             max_position_embeddings=MAX_POSITIONS,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.token_to_id(PAD),
-            bos_token_id=tokenizer.token_to_id(BOS),
-            eos_token_id=tokenizer.token_to_id(EOS),
+            pad_token_id=PAD_ID,
+            bos_token_id=BOS_ID,
+            eos_token_id=EOS_ID,
         )
     )
 
@@ -87,17 +88,16 @@ def language_batches(
     document begins, so endings are learnt; where the row ends first, the document stays unfinished.
     """
     starts = openings(reviews, seed=seed)
-    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
 
     def row(length: int) -> list[int]:
         ids: list[int] = []
         while len(ids) < length:
             review, at = next(starts)
-            # No token is longer than the longest word, so 8 characters a token always fill the row.
+            # A token has about 4 characters here, so that 8 for each fill the row.
             text = reviews[review].text[at : at + 8 * length]
-            ids += [bos, *tokenizer.encode(text, add_special_tokens=False).ids]
+            ids += [BOS_ID, *tokenizer.encode(text, add_special_tokens=False).ids]
             if at + 8 * length >= len(reviews[review].text):
-                ids.append(eos)
+                ids.append(EOS_ID)
         return ids[:length]
 
     while True:
@@ -105,10 +105,10 @@ def language_batches(
             yield torch.tensor([row(length) for _ in range(tokens // length)])
 
 
-def next_token_loss(model: LlamaForCausalLM, ids: Tensor, bos: int) -> Tensor:
+def next_token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """Mean cross entropy in nats; a `<bos>` is never a target, because nothing should ever generate one."""
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == bos, IGNORED)
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == BOS_ID, IGNORED)
     logits = model.lm_head(hidden).float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
@@ -158,22 +158,26 @@ def cosine(progress: float, *, warmup: float = 0.03, floor: float = 0.02) -> flo
 
 @torch.no_grad()
 def heldout_nats(
-    model: LlamaForCausalLM, reviews: Sequence[Review], tokenizer: Tokenizer, *, window: int = 256
+    model: LlamaForCausalLM,
+    reviews: Sequence[Review],
+    tokenizer: Tokenizer,
+    *,
+    window: int = 256,
+    autocast: bool = True,
 ) -> float:
     """Total nats of `reviews`, `<eos>` included, each token scored once with at least half a window behind it.
 
     Every window starts with `<bos>`, as every row of the training did. The first window of a review is scored
     whole, later ones in their second half.
     """
-    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     half = window // 2
     rows: list[tuple[list[int], int]] = []
     for review in reviews:
-        ids = [*tokenizer.encode(review.text, add_special_tokens=False).ids, eos]
-        rows.append(([bos, *ids[: window - 1]], 1))
+        ids = [*tokenizer.encode(review.text, add_special_tokens=False).ids, EOS_ID]
+        rows.append(([BOS_ID, *ids[: window - 1]], 1))
         for begin in range(window - 1, len(ids), half):
             context = ids[begin - half + 1 : begin]
-            rows.append(([bos, *context, *ids[begin : begin + half]], 1 + len(context)))
+            rows.append(([BOS_ID, *context, *ids[begin : begin + half]], 1 + len(context)))
     rows.sort(key=lambda row: len(row[0]))
     was_training = model.training
     model.eval()
@@ -181,12 +185,12 @@ def heldout_nats(
     for at in range(0, len(rows), 32):
         chunk = rows[at : at + 32]
         width = max(len(ids) for ids, _ in chunk)
-        ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in chunk])
-        targets = torch.full_like(ids, IGNORED)
-        for i, (row, first) in enumerate(chunk):
-            targets[i, first : len(row)] = torch.tensor(row[first:])
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=ids).logits[:, :-1].float()
+        batch = torch.tensor([[*ids, *[PAD_ID] * (width - len(ids))] for ids, _ in chunk])
+        targets = torch.full_like(batch, IGNORED)
+        for i, (ids, first) in enumerate(chunk):
+            targets[i, first : len(ids)] = torch.tensor(ids[first:])
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(input_ids=batch).logits[:, :-1].float()
         total += F.cross_entropy(
             logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
         ).item()
@@ -200,46 +204,55 @@ def train_policy(
     tokenizer: Tokenizer,
     *,
     minutes: float,
-    steps: int | None,
+    steps: int,
     seed: int,
     batch_tokens: int = 4096,
-    evaluations: int = 6,
+    evaluate_every: int = 250,
     checkpoint: Path | None = None,
+    resume_at: int = 0,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
     """Train until `steps` or `minutes` are up and return the weights with the lowest held-out loss.
+
+    The learning rate follows whichever of the two is further on, so it always comes down to its end.
 
     Args:
         train: reviews to learn from.
         heldout: reviews that only choose the checkpoint and measure it.
-        minutes: wall-clock budget; without `steps` the learning rate follows the clock.
-        steps: a fixed number of updates, for a rebuild that does not depend on the machine's speed.
+        minutes: bound on the wall clock, of this call alone.
+        steps: number of updates, those before `resume_at` included.
         checkpoint: a folder that receives the best weights so far.
+        resume_at: continue from the weights in `checkpoint`, which had this many updates; the optimisers start anew.
 
     Returns:
         The model in float32 and its figures: `steps`, `tokens`, `minutes`, `heldout_nats`.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + resume_at)
     model = new_policy(tokenizer)
+    if resume_at and checkpoint is not None:
+        model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     dropout = ResidualDropout(model)
     optimisers = optimisers_for(model, matrix_lr=5e-3, lr=3e-3)
     groups = [(group, group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
-    batches = language_batches(train, tokenizer, tokens=batch_tokens, lengths=(256, 256, 256, 512), seed=seed)
+    lengths = (256, 256, 256, 512)
+    batches = language_batches(train, tokenizer, tokens=batch_tokens, lengths=lengths, seed=seed + resume_at)
     best, best_state = math.inf, model.state_dict()
-    began, step, progress, due = time.monotonic(), 0, 0.0, 1
+    began, step, progress = time.monotonic(), resume_at, 0.0
     model.train()
     while progress < 1:
         elapsed = time.monotonic() - began
-        progress = min(1.0, step / steps if steps else elapsed / (60 * minutes))
+        by_clock = resume_at / steps + (1 - resume_at / steps) * elapsed / (60 * minutes)
+        progress = min(1.0, max((step + 1) / steps, by_clock))
         # Under-fitting comes first and over-fitting later: dropout only slows the first passes down.
         dropout.rate = 0.0 if progress < 0.5 else 0.1
+        # New optimisers know nothing of the gradients' size yet, so their first steps are short ones.
+        warming = min(1.0, (step - resume_at + 1) / 30)
         for group, lr in groups:
-            group["lr"] = lr * cosine(progress)
-        loss = _update(model, optimisers, next(batches), tokenizer.token_to_id(BOS))
+            group["lr"] = lr * cosine(progress) * warming
+        loss = _update(model, optimisers, next(batches))
         step += 1
         if step % 50 == 0:
             logger.info("step %d  %.0f s  loss %.3f  progress %.3f", step, elapsed, loss, progress)
-        if progress >= due / evaluations:
-            due = int(progress * evaluations) + 1
+        if step % evaluate_every == 0 or progress >= 1:
             nats = heldout_nats(model, heldout, tokenizer)
             logger.info("step %d  held-out nats %.0f", step, nats)
             if nats < best:
@@ -257,10 +270,10 @@ def train_policy(
     return model.eval(), figures
 
 
-def _update(model: LlamaForCausalLM, optimisers: Sequence[torch.optim.Optimizer], ids: Tensor, bos: int) -> float:
+def _update(model: LlamaForCausalLM, optimisers: Sequence[torch.optim.Optimizer], ids: Tensor) -> float:
     """One step of every optimiser on one batch; returns the loss in nats per token."""
     with torch.autocast("cpu", torch.bfloat16):
-        loss = next_token_loss(model, ids, bos)
+        loss = next_token_loss(model, ids)
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -268,9 +281,3 @@ def _update(model: LlamaForCausalLM, optimisers: Sequence[torch.optim.Optimizer]
     for optimiser in optimisers:
         optimiser.step()
     return loss.item()
-
-
-def write_figures(path: Path, figures: dict[str, object]) -> None:
-    """Merge `figures` into the JSON object at `path`."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**known, **figures}, indent=1, sort_keys=True) + "\n")
