@@ -23,6 +23,9 @@ from online_dpo.types import Adapter, Completion, Prompt, Row, Sampled, Sampling
 GENERATOR_CPUS = LEARNER_CPUS = 1.0
 """Logical CPUs: generator and learner take turns, so reserving the cores that each can use would only block them."""
 
+GOODBYE_S = 10.0
+"""How long engines may take to shut down before they are killed."""
+
 
 @dataclass(eq=False, slots=True)
 class RayTask:
@@ -90,7 +93,7 @@ class RayStages:
         """Start the generators and the learner, side by side, and wait until all are up."""
         num_gpus = self._learner_gpus()
         options = _actor_options(LEARNER_CPUS, num_gpus, cast(int, self._config.learner.threads))
-        actor = ray.remote(LearnerHost).options(**options).remote(learner)
+        actor: Any = ray.remote(LearnerHost).options(**options).remote(learner)
         self._generators = [self._new_generator() for _ in range(self._config.generator.replicas)]
         self._load = [0] * len(self._generators)
         timeout_s = self._config.cluster.start_timeout_s
@@ -102,6 +105,9 @@ class RayStages:
 
     def close(self) -> None:
         """End our own actors; a cluster that others use stays as it was."""
+        ending = [generator.close.remote() for generator in self._generators]
+        if ending:
+            ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
         learner = [self._learner._actor] if self._learner is not None else []
         for actor in [*self._generators, *self._judges.values(), *learner]:
             ray.kill(actor)

@@ -81,8 +81,10 @@ class Generator:
             WeightMismatchError: workers disagree, or the prefix cache could not be cleared.
         """
         self._version = None  # until everything below has worked, nothing may be sampled
+        digests: set[str | None]
         if self._slots is not None:
-            digests = {self._slots.load(adapter)} if adapter is not None else {self._slots.clear()}
+            self._slots.clear()
+            digests = {None if adapter is None else self._slots.load(adapter)}
         else:
             files = (None, None) if adapter is None else (adapter.weights, adapter.config)
             digests = set(self._llm.collective_rpc("load_merged", args=(self._spec.model_folder, *files)))
@@ -150,6 +152,12 @@ class Generator:
     def ready(self) -> int:
         """The process id, once the engine is up."""
         return os.getpid()
+
+    def close(self) -> None:
+        """Leave nothing behind: adapters in memory, worker processes of the engine."""
+        if self._slots is not None:
+            self._slots.close()
+        self._llm.llm_engine.engine_core.shutdown()
 
     def _generate(self, token_ids: list[list[int]], params: Any) -> list[Any]:
         prompts = [{"prompt_token_ids": ids} for ids in token_ids]

@@ -67,7 +67,8 @@ def status(
     """Rounds, rewards, KL, drop counts and stage times; also while the run goes on."""
     from online_dpo.status import read_status, show_status
 
-    show_status(read_status(run_dir), Console(soft_wrap=True), as_json=as_json)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    show_status(read_status(run_dir), console, as_json=as_json)
 
 
 @app.command()

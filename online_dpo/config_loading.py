@@ -82,7 +82,8 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     Raises:
         ConfigError: a field that shapes the data differs; the message has its old and new value.
     """
-    allowed, refused = [], []
+    allowed: list[str] = []
+    refused: list[str] = []
     for key, before, after, free in changes(old, new):
         # The length of the run only matters to schedules that are stretched over it.
         if key == "run.rounds":

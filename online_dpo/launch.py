@@ -130,7 +130,8 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
     events: Iterator[Event] = run_rounds(materials.job, stages, store)
     try:
         for event in events:
-            for listener in (writer, *listeners):
+            writer.hear(event)
+            for listener in listeners:
                 listener.hear(event)
     finally:
         writer.close()

@@ -177,8 +177,8 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
     if model.max_model_len is not None and config.max_model_len > model.max_model_len:
         raise ConfigError(
             f"prompts.max_tokens is {config.prompts.max_tokens} and sampling.max_tokens is "
-            f"{config.sampling.max_tokens}, together {config.max_model_len}; the context of {config.model.path} is {model.max_model_len} tokens: "
-            f"lower either"
+            f"{config.sampling.max_tokens}, together {config.max_model_len}; the context of {config.model.path} is "
+            f"{model.max_model_len} tokens: lower either"
         )
     if model.quantised and config.generator.weight_push != "lora":
         raise ConfigError(

@@ -19,7 +19,8 @@ class Progress:
     """Listens to a run. Also a context manager: the live display needs an end."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        # Lines of a log are not folded: what reads them may be a program.
+        self._console = console or Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)

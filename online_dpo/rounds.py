@@ -19,7 +19,7 @@ from online_dpo.prompts import Cursor, PromptSource
 from online_dpo.stages import REWARD, Event, Stages
 from online_dpo.store import RoundStore, RunStore
 from online_dpo.summaries import describe_completions, describe_pairs, mean
-from online_dpo.training import restore_learner, train
+from online_dpo.training import newest_checkpoint, restore_learner, train
 from online_dpo.types import Adapter, Pair, Prompt, Row, SamplingPlan
 
 
@@ -95,7 +95,8 @@ class Rounds:
         index = position.round_index
         store = self.store.round(index)
         yield Event(kind="round_started", round_index=index)
-        if index == 0:
+        # Learning begins after it, so with a checkpoint it is both committed and in the metrics.
+        if index == 0 and newest_checkpoint(store) is None:
             start = Policy(version=0, adapter=self.initial, previous=None)
             yield from self.evaluate(start, self.initial, 0, "evaluation-initial/")
         prompts, draw = self.draw(store, position.cursor)
