@@ -1,0 +1,125 @@
+"""LoRA adapters that a run continues: how they travel, and which are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_kit import change_json, write_folders
+from safetensors.torch import load_file, save_file
+
+from online_dpo.errors import ModelError
+from online_dpo.models import inspect_model, read_adapter
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    write_folders(root)
+    return root
+
+
+@pytest.fixture
+def adapter(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the adapter's folder that a test may break."""
+    return Path(shutil.copytree(saved / "adapter", tmp_path / "adapter"))
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the base model's folder that a test may break."""
+    return Path(shutil.copytree(saved / "model", tmp_path / "model"))
+
+
+def test_an_adapter_travels_without_paths(saved: Path, adapter: Path) -> None:
+    base = inspect_model(saved / "model", field="model.path")
+    change_json(adapter / "adapter_config.json", base_model_name_or_path="/home/somebody/models/base")
+    found = read_adapter(str(adapter), base=base)
+    assert found.version == 0
+    assert found.weights == (saved / "adapter" / "adapter_model.safetensors").read_bytes()
+    config = json.loads(found.config)
+    assert (config["base_model_name_or_path"], config["r"]) == (None, 2)
+    assert config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
+    # The same adapter elsewhere, its targets in another order of a set: the same digest.
+    change_json(
+        adapter / "adapter_config.json",
+        base_model_name_or_path="/elsewhere",
+        target_modules=["v_proj", "q_proj", "down_proj"],
+    )
+    assert read_adapter(str(adapter), base=None).digest == found.digest
+    change_json(adapter / "adapter_config.json", base_model_name_or_path="org/base")
+    assert json.loads(read_adapter(str(adapter), base=None).config)["base_model_name_or_path"] == "org/base"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"peft_type": "IA3"}, "whose peft_type is IA3; only LoRA can be pushed"),
+        ({"use_dora": True}, "which has use_dora: true; only plain LoRA"),
+        ({"bias": "lora_only"}, 'which has bias: "lora_only"; only plain LoRA'),
+        ({"modules_to_save": ["lm_head"]}, r'which has modules_to_save: \["lm_head"\]'),
+        ({"rank_pattern": {"q_proj": 4}}, r'which has rank_pattern: \{"q_proj": 4\}'),
+        ({"alpha_pattern": {"q_proj": 4}}, "which has alpha_pattern"),
+        ({"init_lora_weights": "pissa"}, 'which has init_lora_weights: "pissa"'),
+        ({"r": 1024}, "whose rank r is 1024; vLLM takes 1 to 512"),
+        ({"r": 4}, "which is no LoRA of rank 4"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_than_plain_lora_is_refused(adapter: Path, changes: dict[str, Any], expected: str) -> None:
+    change_json(adapter / "adapter_config.json", **changes)
+    with pytest.raises(ModelError, match=expected) as caught:
+        read_adapter(str(adapter), base=None)
+    assert str(caught.value).startswith(f"model.adapter is {adapter}, ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["base_model.model.lm_head.lora_A.weight", "base_model.model.model.embed_tokens.lora_embedding_A"],
+)
+def test_tensors_of_heads_and_embeddings_are_refused(adapter: Path, name: str) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({**weights, name: torch.zeros(2, 16)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=f"has the tensor {name}; only LoRA of linear layers"):
+        read_adapter(str(adapter), base=None)
+
+
+def test_an_adapter_of_another_model_is_refused(saved: Path, adapter: Path, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"] = torch.zeros(16, 25)
+    save_file(weights, folder / "model.safetensors")
+    narrower = inspect_model(folder, field="model.path")
+    expected = r"layers.1.mlp.down_proj maps 24 to 16 features, but the model's is \(16, 25\)"
+    with pytest.raises(ModelError, match=expected):
+        read_adapter(str(adapter), base=narrower)
+
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="but the model has no such layer; give the adapter's own base model"):
+        read_adapter(str(adapter), base=inspect_model(folder, field="model.path"))
+
+    # Packed weights have other shapes, so that nothing can be said about a quantised base from its header.
+    change_json(folder / "config.json", quantization_config={"quant_method": "awq"})
+    assert read_adapter(str(adapter), base=inspect_model(folder, field="model.path")).version == 0
+
+    # Some checkpoints leave out the prefix of the base model.
+    full = load_file(saved / "model" / "model.safetensors")
+    save_file({name.removeprefix("model."): tensor for name, tensor in full.items()}, folder / "model.safetensors")
+    change_json(folder / "config.json", quantization_config=None)
+    assert read_adapter(str(adapter), base=inspect_model(folder, field="model.path")).version == 0
+
+
+def test_incomplete_and_pickled_adapters(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"adapter_model\.bin is pickled, and nothing is ever unpickled here"):
+        read_adapter(str(adapter), base=None)
+    (adapter / "adapter_model.bin").rename(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(ModelError, match=r"which has no adapter_config\.json; give a folder that PEFT's"):
+        read_adapter(str(adapter), base=None)
+    with pytest.raises(ModelError, match="give the folder of an adapter"):
+        read_adapter("./no-adapter", base=None)
