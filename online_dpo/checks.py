@@ -43,6 +43,16 @@ def check_digests(expected: Adapter | None, received: Sequence[str | None]) -> N
             )
 
 
+def check_versions(expected: int, completions: Sequence[Completion]) -> None:
+    """Raises WeightMismatchError unless every completion was sampled from the expected version (DESIGN invariant 3)."""
+    for completion in completions:
+        if completion.policy_version != expected:
+            raise WeightMismatchError(
+                f"completion {completion.prompt_id}/{completion.sample_index} was sampled from policy version "
+                f"{completion.policy_version} and version {expected} was asked for; nothing of its shard was kept"
+            )
+
+
 def check_gap(what: str, gap: Gap, previous: Gap | None, tolerance: float) -> dict[str, float | int | bool]:
     """Stop the run when generator and learner disagree on the same tokens.
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from online_dpo.checks import Gap, check_digests, check_gap, sampler_logps
+from online_dpo.checks import Gap, check_digests, check_gap, check_versions, sampler_logps
 from online_dpo.stages import REWARD, Event, Stages, Task
 from online_dpo.store import RoundStore
 from online_dpo.types import Adapter, Completion, Judged, Prompt, Row, Sampled, SamplingPlan, Scores, Shard, Verdict
@@ -40,9 +40,9 @@ class Pusher:
         received = self._stages.push(policy.adapter, policy.version)
         check_digests(policy.adapter, received)
         learner = [list(s.token_logps) for s in self._stages.learner.score(self._probe, scored_under(policy))]
-        figures: dict[str, Any] = {}
-        for found in self._stages.probe(self._probe):
-            figures = check_gap("probe", *_gaps(found, learner), self.tolerance)
+        replicas = self._stages.probe(self._probe)
+        probed = [check_gap("probe", *_gaps(found, learner), self.tolerance) for found in replicas]
+        figures = max(probed, key=lambda replica: replica["probe_gap"])  # the log gets the one that is furthest off
         self._version = policy.version
         yield Event(kind="pushed", round_index=round_index, data={"policy_version": policy.version, **figures})
 
@@ -54,7 +54,6 @@ class Collected:
     completions: tuple[Completion, ...]
     verdicts: Mapping[str, tuple[Verdict, ...]]  # judge -> verdicts
     counters: Mapping[str, Mapping[str, int | float]]  # judge -> its host's counters
-    checks: Mapping[str, Any]  # gaps of the first samples after a push
 
 
 def collect(
@@ -71,8 +70,8 @@ def collect(
 ) -> Generator[Event, None, Collected]:
     """Sample and judge what is not committed yet; commit each shard and each judge's verdicts as they come.
 
-    The first samples of every engine after a push are re-scored by the learner *before* they are committed: what a
-    stale engine sampled is never kept.
+    The first samples of every engine after a push are re-scored by the learner before they, or anything that the
+    engine sampled after them, are committed: what a stale engine sampled is never kept.
 
     Args:
         base: prefix of the commits' names inside the round, such as `evaluation/heldout/`.
@@ -86,7 +85,7 @@ def collect(
     ]
     missing = [shard for shard in shards if not store.has(work.name("completions", shard))]
     if missing:
-        yield from pusher.ensure(policy, plan.round_index)
+        yield from pusher.ensure(policy, store.index)
     for shard in shards:
         if shard not in missing:
             yield from work.judge(shard, tuple(store.get_records(work.name("completions", shard), Completion)))
@@ -115,27 +114,34 @@ class _Work:
         self.stages, self.store, self.pusher, self.policy = stages, store, pusher, policy
         self.plan, self.judges, self.base = plan, judges, base
         self.running: dict[Task, tuple[str, Shard, Any]] = {}
-        self.checks: dict[str, Any] = {}
+        self.waiting: list[tuple[Shard, Sampled]] = []  # until no engine is being checked
 
     def name(self, what: str, shard: Shard, judge: str = REWARD) -> str:
         return f"{self.base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard.index:05d}"
 
     def on_sampled(self, shard: Shard, _: None, result: Sampled) -> Iterator[Event]:
+        check_versions(self.policy.version, result.completions)
         if result.first_since_push:
             rows = rows_of(shard.prompts, result.completions)
             self.running[self.stages.start_scoring(rows, scored_under(self.policy))] = ("rescored", shard, result)
         else:
-            yield from self._commit_completions(shard, result)
+            self.waiting.append((shard, result))
+            yield from self._commit_waiting()
 
     def on_rescored(self, shard: Shard, sampled: Sampled, scores: list[Scores]) -> Iterator[Event]:
         found = sampler_logps(sampled.completions)
         gaps = _gaps(found, [list(s.token_logps) for s in scores])
-        self.checks.update(check_gap("sampled", *gaps, self.pusher.tolerance))
+        # An event, not a part of any commit: which shard is the first after a push depends on where a run was resumed.
+        yield self._event("rescored", shard, **check_gap("sampled", *gaps, self.pusher.tolerance))
         yield from self._commit_completions(shard, sampled)
+        yield from self._commit_waiting()
 
     def on_judged(self, shard: Shard, judge: str, result: Judged) -> Iterator[Event]:
         # The verdicts' commit is what counts as done, so it comes last.
-        self.store.put_json(self.name("counters", shard, judge), dict(result.counters))
+        counters = self.name("counters", shard, judge)
+        if self.store.has(counters):
+            self.store.remove(counters)  # of verdicts that a kill kept from being committed
+        self.store.put_json(counters, dict(result.counters))
         self.store.put_records(self.name("verdicts", shard, judge), result.verdicts)
         yield self._event("shard_judged", shard, judge=judge, verdicts=result.verdicts)
 
@@ -160,8 +166,12 @@ class _Work:
             completions=tuple(c for part in completions for c in part),
             verdicts=verdicts,
             counters=counters,
-            checks=self.checks,
         )
+
+    def _commit_waiting(self) -> Iterator[Event]:
+        # Which engine sampled a shard is not known here, so all wait while any engine is under suspicion.
+        while self.waiting and not any(kind == "rescored" for kind, _, _ in self.running.values()):
+            yield from self._commit_completions(*self.waiting.pop(0))
 
     def _commit_completions(self, shard: Shard, result: Sampled) -> Iterator[Event]:
         self.store.put_records(self.name("completions", shard), result.completions)
@@ -170,9 +180,7 @@ class _Work:
         yield from self.judge(shard, result.completions)
 
     def _event(self, kind: str, shard: Shard, **data: Any) -> Event:
-        return Event(
-            kind=kind, round_index=self.plan.round_index, data={"shard": shard.index, "base": self.base, **data}
-        )
+        return Event(kind=kind, round_index=self.store.index, data={"shard": shard.index, "base": self.base, **data})
 
 
 def rows_of(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Row]:

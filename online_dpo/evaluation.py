@@ -65,7 +65,7 @@ def evaluate(
             divergences = _divergences(stages, prompts, collected, references)
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
             before = None if baseline is None else baseline[name]["scores"]
-            store.put_json(commit, {**_describe(collected, before, seed), **divergences, **collected.checks})
+            store.put_json(commit, {**_describe(collected, before, seed), **divergences})
         summaries[name] = store.get_json(commit)
         shown = {key: value for key, value in summaries[name].items() if key != "scores"}
         yield Event(

@@ -1,4 +1,6 @@
-"""Where numbers go: a line of `metrics.jsonl` for every step, evaluation and round; TensorBoard on request."""
+"""Where numbers go: a line of `metrics.jsonl` for every step, evaluation and round, and for every check of the
+generators' weights; TensorBoard on request.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 from online_dpo.stages import Event
 from online_dpo.store import RunStore
 
-RECORDED = ("step", "evaluated", "round_done")
+RECORDED = ("pushed", "rescored", "step", "evaluated", "round_done")
 
 
 class StageClock:

@@ -58,8 +58,10 @@ def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
     game = Rounds(job, stages, store, initial)
     num_rounds = job.config.run.rounds
     yield Event(kind="run_started", round_index=position.round_index, data={"num_rounds": num_rounds})
+    game.prune()  # what a kill kept a former process from
     while position.round_index < num_rounds:
         position = yield from game.play(position)
+        game.prune()
     yield Event(kind="run_done", round_index=num_rounds)
 
 
@@ -126,7 +128,6 @@ class Rounds:
             **{f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")},
             **figures,
             **learned,
-            **collected.checks,
             "evaluation": evaluations,
         }
         return (yield from self.commit(store, position, policy, draw["cursor"], summary))
@@ -135,8 +136,9 @@ class Rounds:
         """The round's prompts, drawn once and committed with where the next round's begin."""
         if not store.has("prompts"):
             draw = self.job.prompts.draw(cursor, self.config.prompts.per_round)
-            counts = {"cursor": draw.cursor.to_dict(), "too_long": draw.num_too_long, "empty": draw.num_empty}
-            store.put_json("draw", counts)
+            if not store.has("draw"):
+                counts = {"cursor": draw.cursor.to_dict(), "too_long": draw.num_too_long, "empty": draw.num_empty}
+                store.put_json("draw", counts)
             store.put_records("prompts", draw.prompts)
         return store.get_records("prompts", Prompt), store.get_json("draw")
 
@@ -218,8 +220,6 @@ class Rounds:
             "metrics": self.store.metrics_position(),
         }
         self.store.finish_round(index, state)
-        if self.config.run.keep_optimizer == "last":
-            self.store.prune_optimizer()
         yield Event(kind="round_committed", round_index=index)
         return Position(
             round_index=index + 1,
@@ -229,6 +229,11 @@ class Rounds:
             reference=reference,
             reference_version=version,
         )
+
+    def prune(self) -> None:
+        """Optimizer state that nothing will continue from, unless the config wants it kept."""
+        if self.config.run.keep_optimizer == "last":
+            self.store.prune_optimizer()
 
 
 def training_plan(config: RunConfig, index: int) -> SamplingPlan:

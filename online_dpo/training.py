@@ -43,6 +43,7 @@ def train(
                 store.put_files(name, _checkpoint(stages, run_store, step + 1, sums))
                 store.prune_checkpoints()
         store.put_files(FINAL, _checkpoint(stages, run_store, num_steps, sums))
+    store.prune_checkpoints(keep=0)
     if not store.has("adapter"):
         store.put_files("adapter", stages.learner.policy(index + 1).files())
     progress = json.loads(store.get_files(FINAL)[_PROGRESS])
