@@ -1,0 +1,290 @@
+"""Judged completions -> pairs. Every prompt ends as paired or under exactly one reason, and everything is counted.
+
+Whatever a judge says, pairing sees one function: `preference(i, j)`, a margin and a probability. Between two scores
+the margin is their difference and the probability its sigmoid (Bradley-Terry); between two completions that were
+compared the probability is the judge's and the margin its logit.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from online_dpo.types import Completion, Pair, Prompt, Verdict, derive_seed, group_by_prompt
+
+Strategy = Literal["best_vs_worst", "random", "all_pairs"]
+Truncated = Literal["keep", "drop", "penalise"]
+Indices = tuple[int, int]
+
+PROBABILITY_EPS = 1e-6
+"""Probabilities are clipped to [eps, 1 - eps]: a judge's "always" becomes a margin of 13.8, not of infinity."""
+
+DEFAULT_TRUNCATED_PENALTY = 1.0
+
+OUTCOMES = (
+    "paired",
+    "too_few_completions",  # fewer than two were sampled
+    "truncated",  # fewer than two left without those cut by the length limit (truncated: drop)
+    "duplicates",  # fewer than two different ones
+    "judge_failed",  # no two were judged, and the judge failed on some
+    "abstained",  # no two were judged
+    "tie",  # the judge strictly prefers none
+    "below_min_margin",  # it does, but by less than min_margin
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """How much the first of two completions is preferred to the second."""
+
+    margin: float  # score difference or logit of the probability, penalties included; finite
+    probability: float  # sigmoid of the margin
+
+    @property
+    def is_strict(self) -> bool:
+        # A margin under 1e-16 has a probability of one half in floating point, and names no winner.
+        return self.margin > 0.0 and self.probability > 0.5
+
+    def reversed(self) -> Preference:
+        return Preference(-self.margin, 1.0 - self.probability)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """The pairs of a round and what became of everything else."""
+
+    pairs: tuple[Pair, ...]  # in prompt order, then by sample indices
+    outcomes: Mapping[str, int]  # every word of OUTCOMES -> prompts; sums to the prompts drawn
+    counts: Mapping[str, int]  # num_... of completions, of two-completion comparisons, and of pairs
+
+
+def build_pairs(
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    verdicts: Sequence[Verdict],
+    *,
+    strategy: Strategy,
+    min_margin: float,
+    truncated: Truncated,
+    truncated_penalty: float | None,
+    seed: int,
+    round_index: int,
+) -> Pairing:
+    """Make the pairs of one round. The order of completions and verdicts does not matter.
+
+    Args:
+        prompts: those drawn for the round; pairs come in their order.
+        completions: of these prompts. Exact copies (by token ids) count once, under the lowest sample index.
+        verdicts: about sample indices; every completion is in at least one.
+        strategy: `best_vs_worst` takes the highest and lowest mean probability of winning over the opponents judged;
+            `all_pairs` takes each strictly preferred pair; `random` draws one of these, so a tie or a pair below
+            `min_margin` is never drawn.
+        min_margin: smallest margin of a pair, in score units or logits.
+        truncated: what to do with completions cut by the length limit.
+        truncated_penalty: taken off a truncated side's margin where `truncated` is `penalise`; None = 1.
+        seed: of the run; with round and prompt id it seeds the random strategy.
+        round_index: of the round.
+
+    Raises:
+        ValueError: a prompt, sample or verdict occurs twice, a completion or verdict belongs to nothing else here, or a
+            completion has no verdict.
+    """
+    _check_input(prompts, completions, verdicts)
+    groups = group_by_prompt(completions)
+    said: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        said.setdefault(verdict.prompt_id, []).append(verdict)
+    penalty = 0.0
+    if truncated == "penalise":
+        penalty = DEFAULT_TRUNCATED_PENALTY if truncated_penalty is None else truncated_penalty
+    pairs: list[Pair] = []
+    outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+    counts = _count_completions(completions, verdicts)
+    for prompt in prompts:
+        answers, reason = _eligible(groups.get(prompt.prompt_id, []), drop_truncated=truncated == "drop", counts=counts)
+        if reason is None:
+            opinion = Opinion(said.get(prompt.prompt_id, []), answers, penalty=penalty)
+            draw = random.Random(derive_seed(seed, "pairing", round_index, prompt.prompt_id))
+            winners, reason = _choose(opinion, strategy, min_margin, draw, counts)
+            by_index = {c.sample_index: c for c in answers}
+            pairs.extend(_pair(prompt, by_index, opinion, winner) for winner in winners)
+        outcomes[reason or "paired"] += 1
+    counts["num_pairs"] = len(pairs)
+    assert sum(outcomes.values()) == len(prompts), "a prompt was lost without a reason"
+    return Pairing(pairs=tuple(pairs), outcomes=dict(outcomes), counts=dict(counts))
+
+
+class Opinion:
+    """What was said about the completions of one prompt, as preferences."""
+
+    def __init__(self, verdicts: Sequence[Verdict], answers: Sequence[Completion], *, penalty: float) -> None:
+        """Take in the verdicts.
+
+        Args:
+            verdicts: all about one prompt.
+            answers: the completions that may be paired.
+            penalty: taken off the margin of a truncated one.
+        """
+        self.indices = [c.sample_index for c in answers]
+        self._penalties = {c.sample_index: penalty * (c.finish_reason == "length") for c in answers}
+        self._scores = {v.first: v.score for v in verdicts if v.score is not None}
+        self._silent: set[int | frozenset[int]] = set()  # completions and pairs that the judge abstained on
+        self._wins: dict[Indices, list[float]] = {}  # (i, j) with i < j -> probabilities that i wins
+        for verdict in verdicts:
+            i, j = verdict.first, verdict.second
+            if verdict.reason is not None:
+                self._silent.add(i if j is None else frozenset((i, j)))
+            elif verdict.probability is not None and j is not None:
+                p = verdict.probability
+                self._wins.setdefault((min(i, j), max(i, j)), []).append(p if i < j else 1.0 - p)
+        self.has_failures = any(v.failed and {v.first, v.second} & set(self.indices) for v in verdicts)
+
+    def preference(self, i: int, j: int) -> Preference | None:
+        """How much sample `i` is preferred to sample `j`; None where the judge did not say.
+
+        Where both orders were judged the probability is their mean, which cancels a judge's liking for the first
+        place. An abstention about one of the two, or about the two together, is not overruled by anything else.
+        """
+        if i > j:
+            other = self.preference(j, i)
+            return None if other is None else other.reversed()
+        if self._silent & {i, j, frozenset((i, j))}:
+            return None
+        handicap = self._penalties[j] - self._penalties[i]
+        if (i, j) in self._wins:
+            found = self._wins[i, j]
+            p = min(max(sum(found) / len(found), PROBABILITY_EPS), 1.0 - PROBABILITY_EPS)
+            logit = math.log(p) - math.log1p(-p)
+            return Preference(logit, p) if handicap == 0.0 else _from_margin(logit + handicap)
+        if i in self._scores and j in self._scores:
+            return _from_margin(self._scores[i] - self._scores[j] + handicap)
+        return None
+
+    def strengths(self) -> dict[int, float]:
+        """Mean probability of winning over the opponents judged, of every completion that has one."""
+        won: dict[int, list[float]] = {}
+        for i, j in combinations(self.indices, 2):
+            preference = self.preference(i, j)
+            if preference is not None:
+                won.setdefault(i, []).append(preference.probability)
+                won.setdefault(j, []).append(1.0 - preference.probability)
+        return {i: math.fsum(values) / len(values) for i, values in sorted(won.items())}
+
+
+def _from_margin(margin: float) -> Preference:
+    margin = min(max(margin, -sys.float_info.max), sys.float_info.max)  # two huge scores may differ by infinity
+    if margin >= 0.0:
+        return Preference(margin, 1.0 / (1.0 + math.exp(-margin)))
+    odds = math.exp(margin)
+    return Preference(margin, odds / (1.0 + odds))
+
+
+def _eligible(
+    group: Sequence[Completion], *, drop_truncated: bool, counts: Counter[str]
+) -> tuple[list[Completion], str | None]:
+    """The completions of a group in sample order that may be paired, and the reason where they are too few."""
+    if len(group) < 2:
+        return [], "too_few_completions"
+    kept = [c for c in group if not (drop_truncated and c.finish_reason == "length")]
+    first_of: dict[tuple[int, ...], Completion] = {}
+    for completion in kept:
+        first_of.setdefault(completion.token_ids, completion)
+    different = list(first_of.values())
+    counts["num_duplicate_completions"] += len(kept) - len(different)
+    if len(kept) < 2:
+        return [], "truncated"
+    if len(different) < 2:
+        return [], "duplicates"
+    return different, None
+
+
+def _choose(
+    opinion: Opinion, strategy: Strategy, min_margin: float, draw: random.Random, counts: Counter[str]
+) -> tuple[list[Indices], str | None]:
+    """(chosen, rejected) sample indices, and the reason where there are none."""
+    candidates = list(combinations(opinion.indices, 2))
+    judged = [(pair, p) for pair in candidates if (p := opinion.preference(*pair)) is not None]
+    counts["num_unjudged_comparisons"] += len(candidates) - len(judged)
+    counts["num_tied_comparisons"] += sum(not (p.is_strict or p.reversed().is_strict) for _, p in judged)
+    if not judged:
+        return [], "judge_failed" if opinion.has_failures else "abstained"
+    if strategy == "best_vs_worst":
+        duel = _best_and_worst(opinion)
+        considered = [] if duel is None else [duel]
+    else:
+        considered = [pair if p.is_strict else pair[::-1] for pair, p in judged]
+    strict = [(i, j) for i, j in considered if (p := opinion.preference(i, j)) is not None and p.is_strict]
+    if not strict:
+        return [], "tie"
+    large = [(i, j) for i, j in strict if (p := opinion.preference(i, j)) is not None and p.margin >= min_margin]
+    counts["num_comparisons_below_min_margin"] += len(strict) - len(large)
+    if not large:
+        return [], "below_min_margin"
+    return ([draw.choice(large)] if strategy == "random" else large), None
+
+
+def _best_and_worst(opinion: Opinion) -> Indices | None:
+    """The strongest completion and the weakest of those it was judged against; None where their strengths are equal.
+
+    Equals are told apart by the lowest sample index.
+    """
+    strengths = opinion.strengths()
+    best = max(strengths, key=lambda i: (strengths[i], -i))
+    opponents = [i for i in strengths if i != best and opinion.preference(best, i) is not None]
+    worst = min(opponents, key=lambda i: (strengths[i], i))
+    return (best, worst) if strengths[best] > strengths[worst] else None
+
+
+def _pair(prompt: Prompt, by_index: Mapping[int, Completion], opinion: Opinion, indices: Indices) -> Pair:
+    chosen, rejected = indices
+    preference = opinion.preference(chosen, rejected)
+    assert preference is not None
+    return Pair(
+        prompt=prompt,
+        chosen=by_index[chosen],
+        rejected=by_index[rejected],
+        margin=preference.margin,
+        probability=preference.probability,
+    )
+
+
+def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> Counter[str]:
+    silent = [v for v in verdicts if v.reason is not None and v.second is None]
+    return Counter(
+        num_completions=len(completions),
+        num_truncated_completions=sum(c.finish_reason == "length" for c in completions),
+        num_duplicate_completions=0,
+        num_failed_completions=len({(v.prompt_id, v.first) for v in silent if v.failed}),
+        num_abstained_completions=len({(v.prompt_id, v.first) for v in silent if not v.failed}),
+        num_unjudged_comparisons=0,
+        num_tied_comparisons=0,
+        num_comparisons_below_min_margin=0,
+    )
+
+
+def _check_input(prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> None:
+    def repeated(keys: Iterator[object]) -> list[object]:
+        return [key for key, number in Counter(keys).items() if number > 1]
+
+    if twice := repeated(p.prompt_id for p in prompts):
+        raise ValueError(f"prompt {twice[0]} was drawn twice; its completions could not be told apart")
+    if twice := repeated((c.prompt_id, c.sample_index) for c in completions):
+        raise ValueError(f"completion {twice[0]} is there twice")
+    if twice := repeated((v.prompt_id, v.first, v.second) for v in verdicts):
+        raise ValueError(f"there are two verdicts on {twice[0]}")
+    drawn = {p.prompt_id for p in prompts}
+    sampled = {(c.prompt_id, c.sample_index) for c in completions}
+    judged = {(v.prompt_id, i) for v in verdicts for i in (v.first, v.second) if i is not None}
+    for found, among, message in (
+        ({prompt_id for prompt_id, _ in sampled}, drawn, "a completion answers prompt {}, which was not drawn"),
+        (judged, sampled, "a verdict is about completion {}, which was not sampled"),
+        (sampled, judged, "completion {} has no verdict"),
+    ):
+        if strangers := found - among:
+            raise ValueError(message.format(min(strangers)))
