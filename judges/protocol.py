@@ -1,0 +1,223 @@
+"""The one thing every judge is: an async method from a batch of questions to verdicts, which may abstain.
+
+    class Longer:
+        async def judge(self, questions):
+            return [[q.score(i, len(text)) for i, text in enumerate(q.completions)] for q in questions]
+
+Most judges need less than this: see `judges.python_judge` for plain functions and `docs/judges.md` for all forms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from online_dpo.errors import JudgeError
+from online_dpo.types import PromptContent, Verdict
+
+ABSTAIN_HINT = 'return Abstain("why") to abstain'
+
+
+@dataclass(frozen=True, slots=True)
+class Abstain:
+    """What a judge returns instead of a score, probability or ranking when it cannot tell; counted, never a label."""
+
+    reason: str = "no reason given"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One prompt and the texts of its `K` completions. Verdicts name a completion by its position in `completions`."""
+
+    prompt_id: str
+    prompt: PromptContent  # text for plain prompts, messages for chat prompts
+    completions: tuple[str, ...]  # [K]
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # further columns of the prompt's source
+
+    def score(self, position: int, value: object) -> Verdict:
+        """A score of one completion; higher is better.
+
+        Raises:
+            JudgeError: `value` is neither a finite number nor an `Abstain`.
+        """
+        if isinstance(value, Abstain):
+            return self.abstain(position, value.reason)
+        number = read_number(value)
+        if number is None:
+            raise JudgeError(
+                f"returned {show(value)} for completion {position} of prompt {self.prompt_id}; return a finite "
+                f"number, or {ABSTAIN_HINT}"
+            )
+        return Verdict(prompt_id=self.prompt_id, first=position, score=number)
+
+    def compare(self, first: int, second: int, value: object) -> Verdict:
+        """The probability that completion `first` beats `second`; "a" = 1, "b" = 0, "tie" = one half.
+
+        Raises:
+            JudgeError: `value` is none of these, outside [0, 1], or not an `Abstain`.
+        """
+        if isinstance(value, Abstain):
+            return self.abstain(first, value.reason, second=second)
+        named = {"a": 1.0, "b": 0.0, "tie": 0.5}
+        number = named.get(value) if isinstance(value, str) else read_number(value)
+        if number is None or not 0.0 <= number <= 1.0:
+            raise JudgeError(
+                f"returned {show(value)} for completions {first} (a) and {second} (b) of prompt {self.prompt_id}; "
+                f'return the probability in [0, 1] that a wins, "a", "b" or "tie", or {ABSTAIN_HINT}'
+            )
+        return Verdict(prompt_id=self.prompt_id, first=first, second=second, probability=number)
+
+    def ranking(self, value: object) -> list[Verdict]:
+        """A ranking as scores: the number of completions ranked below, so a margin is a number of places.
+
+        Args:
+            value: every position once, the best first, or an `Abstain` about the whole question.
+
+        Raises:
+            JudgeError: a position is missing, repeated or unknown.
+        """
+        if isinstance(value, Abstain):
+            return [self.abstain(i, value.reason) for i in range(len(self.completions))]
+        order = as_list(value)
+        count = len(self.completions)
+        numbers = None if order is None else [read_number(item) for item in order]
+        if numbers is None or None in numbers or sorted(n for n in numbers if n is not None) != list(range(count)):
+            raise JudgeError(
+                f"returned {show(value)} for the {count} completions of prompt {self.prompt_id}; return every "
+                f"position from 0 to {count - 1} once, the best first, or {ABSTAIN_HINT}"
+            )
+        places = {int(n): place for place, n in enumerate(numbers) if n is not None}
+        return [self.score(i, float(count - 1 - places[i])) for i in range(count)]
+
+    def abstain(self, position: int, reason: str, *, second: int | None = None) -> Verdict:
+        """No opinion about a completion, or about the pair (`position`, `second`)."""
+        return Verdict(prompt_id=self.prompt_id, first=position, second=second, reason=reason)
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Whatever answers questions about completions.
+
+    A judge may also have a `limits` attribute (see `Limits`), and may call `count` while it judges.
+    """
+
+    async def judge(self, questions: Sequence[Question]) -> Sequence[Sequence[Verdict]]:
+        """Judge a batch.
+
+        Returns:
+            One list of verdicts for each question, in order. Every completion is the subject of at least one
+            verdict: a score, a probability against another completion, or an abstention.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a judge asks of its host, below the config's `batch_size` and `concurrency`. None = no wish."""
+
+    questions_per_call: int | None = None
+    calls_in_flight: int | None = None
+
+
+def limits_of(judge: Judge) -> Limits:
+    """The judge's `limits`, or none."""
+    limits = getattr(judge, "limits", None)
+    return limits if isinstance(limits, Limits) else Limits()  # a user's class may have a `limits` of its own
+
+
+_COUNTS: ContextVar[Counter[str] | None] = ContextVar("counts of the current judge call", default=None)
+
+
+def count(event: str, amount: int = 1) -> None:
+    """Add to a counter of the shard being judged. Counts of a call that fails are dropped with its verdicts."""
+    counts = _COUNTS.get()
+    if counts is not None:
+        counts[event] += amount
+
+
+@contextlib.contextmanager
+def collect_counts() -> Iterator[Counter[str]]:
+    """Collect what `count` adds inside this block, also from threads that the judge's own call starts."""
+    counts: Counter[str] = Counter()
+    token = _COUNTS.set(counts)
+    try:
+        yield counts
+    finally:
+        _COUNTS.reset(token)
+
+
+def check_verdicts(questions: Sequence[Question], answer: object) -> list[list[Verdict]]:
+    """Hold a judge to its contract.
+
+    Raises:
+        JudgeError: the number of lists is not the number of questions, something is no `Verdict`, names another
+            prompt or an unknown position, says two things about the same subject, or leaves a completion out.
+    """
+    lists = as_list(answer)
+    if lists is None or len(lists) != len(questions):
+        found = show(answer) if lists is None else f"{len(lists)} lists of verdicts"
+        raise JudgeError(f"returned {found} for {len(questions)} questions; return one list of verdicts for each")
+    return [_check_one(question, item) for question, item in zip(questions, lists, strict=True)]
+
+
+def _check_one(question: Question, answer: object) -> list[Verdict]:
+    where = f"for prompt {question.prompt_id}"
+    verdicts = as_list(answer)
+    if verdicts is None or not all(isinstance(v, Verdict) for v in verdicts):
+        raise JudgeError(f"returned {show(answer)} {where}; return a list of Verdict, such as question.score(0, 1.5)")
+    positions = range(len(question.completions))
+    seen: set[tuple[int, int | None]] = set()
+    for verdict in verdicts:
+        subject = (verdict.first, verdict.second)
+        if verdict.prompt_id != question.prompt_id:
+            raise JudgeError(f"returned a verdict on prompt {verdict.prompt_id} {where}; keep the order of questions")
+        known = verdict.first in positions and (verdict.second is None or verdict.second in positions)
+        if not known or verdict.first == verdict.second:
+            raise JudgeError(
+                f"returned a verdict on {subject} {where}; name completions by position, 0 to {len(positions) - 1}"
+            )
+        if subject in seen:
+            raise JudgeError(f"returned two verdicts on {subject} {where}; return one for each subject")
+        seen.add(subject)
+    left_out = sorted(set(positions) - {i for subject in seen for i in subject if i is not None})
+    if left_out:
+        raise JudgeError(
+            f"returned no verdict on completion {', '.join(map(str, left_out))} {where}; judge every completion, or "
+            f"{ABSTAIN_HINT}"
+        )
+    return verdicts
+
+
+def read_number(value: object) -> float | None:
+    """`value` as a finite float, or None where it is none. Never guesses: text and booleans are no numbers."""
+    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    if is_bool or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_list(value: object) -> list[Any] | None:
+    """The elements of a sequence (lists, tuples, arrays, tensors), or None for text, mappings and single values."""
+    if isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0 or not hasattr(value, "__iter__"):
+        return None
+    return list(value)
+
+
+def show(value: object) -> str:
+    """A value in a message: its repr, shortened, on one line, with its type where the repr does not tell."""
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return (
+        text
+        if value is None or isinstance(value, (str, int, float, list, tuple, dict))
+        else f"{text} ({type(value).__name__})"
+    )

@@ -1,0 +1,57 @@
+"""Trying a judge on two canned completions before any engine starts: a judge that cannot work should say so early."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from judges.protocol import Judge, Question, check_verdicts
+from online_dpo.errors import JudgeError
+from online_dpo.types import PromptContent
+
+TEXT = "In a few words, the film was"
+ANSWERS = (" a quiet joy from the first scene to the last.", " far too long, and I left before the end.")
+
+
+async def try_judge(
+    judge: Judge,
+    *,
+    field: str,
+    chat: bool,
+    metadata: Mapping[str, Any] | None = None,
+    timeout_s: float = 600.0,
+) -> None:
+    """Ask one question with two completions, and hold the answer to the contract. Abstaining is allowed.
+
+    Args:
+        judge: any judge.
+        field: what error messages call it, such as `JudgeSpec.label`.
+        chat: whether the run's prompts are chat messages; the canned prompt is then one.
+        metadata: that of the run's first prompt, for judges that read it.
+        timeout_s: seconds until it counts as never returning.
+
+    Raises:
+        JudgeError: it raises, takes too long, or returns something that is no verdict.
+    """
+    content: PromptContent = [{"role": "user", "content": TEXT}] if chat else TEXT
+    question = Question(prompt_id="trial", prompt=content, completions=ANSWERS, metadata=dict(metadata or {}))
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            check_verdicts([question], await judge.judge([question]))
+    except JudgeError as error:
+        raise JudgeError(f"{field} was tried on two canned completions and {error}") from error
+    except (Exception, SystemExit) as error:
+        if limit.expired():
+            raise JudgeError(
+                f"{field} was tried on two canned completions and did not return within {timeout_s:g} s; make it "
+                f"return, or raise its timeout_s"
+            ) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        raise JudgeError(
+            f"{field} was tried on two canned completions and raised {type(error).__name__}: {error}{where}; a judge "
+            f"must answer any text, or abstain"
+        ) from error
