@@ -1,0 +1,306 @@
+"""The learner: a plain class that scores rows and takes LoRA steps. No Ray, no clock, no file system but the model's.
+
+A Ray actor hosts it by calling exactly these methods, so all arguments and results are records or bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from online_dpo import adapters, checkpoints
+from online_dpo.batching import pack_by_tokens, round_batches
+from online_dpo.config import LearnerSection, LoraSection, ObjectiveSection
+from online_dpo.errors import ModelError, TrainingError
+from online_dpo.logprobs import batch_rows, completion_token_logps, completion_token_scores, verify_head
+from online_dpo.losses import pair_loss
+from online_dpo.schedules import learning_rate, run_position
+from online_dpo.stages import Under
+from online_dpo.types import Adapter, Pair, Row, Scores, derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSpec:
+    """What a learner is made of; picklable."""
+
+    model_folder: str  # where the base model lies on this machine
+    model_name: str  # what the config calls it; written into adapters
+    dtype: Literal["float32", "bfloat16"]  # of the base; LoRA weights are float32 always
+    trust_remote_code: bool
+    lora: LoraSection | None  # of a new adapter; None = defaults
+    adapter: Adapter | None  # to continue; it is then the initial policy
+    learner: LearnerSection
+    objective: ObjectiveSection
+    seed: int  # of the run
+    rounds: int  # of the run
+    threads: int | None  # None = torch's default
+
+
+class Learner:
+    """LoRA DPO on one device. Not thread-safe; between calls the policy is active, trainable and in eval mode."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        """Load the base model, attach LoRA, build the optimizer.
+
+        Raises:
+            ModelError: the model does not load, its head is unknown, or the adapter does not fit.
+        """
+        if spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        self.spec = spec
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        base = _load_base(spec).to(self.device)
+        verify_head(base)
+        self.model = adapters.attach(base, spec.lora, spec.adapter, seed=spec.seed)
+        self._parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        section = spec.learner
+        self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=section.lr, weight_decay=section.weight_decay)
+        self._loss = pair_loss(spec.objective)
+        self._initial = None if spec.adapter is None else self.policy(0)
+        self._pairs: list[Pair] = []
+        self._batches: list[list[int]] = []
+        self._position = checkpoints.Position(round_index=-1, next_step=0, global_step=0)
+
+    def initial_adapter(self) -> Adapter | None:
+        """Version 0: the adapter that the run continues, or None when the initial policy is the base model."""
+        return self._initial
+
+    def policy(self, version: int) -> Adapter:
+        """The current weights as bytes, stamped with a version."""
+        return adapters.snapshot(self.model, version=version, base_name=self.spec.model_name)
+
+    def score(self, rows: Sequence[Row], under: Sequence[Under]) -> list[Scores]:
+        """Log-probs and entropies of rows under each of several weights. Training state is left exactly as it is.
+
+        Args:
+            rows: in any order; they are batched by length within `learner.micro_batch_tokens`.
+            under: an adapter, `"policy"` for the weights as they are now, or None for the base model.
+
+        Returns:
+            One `Scores` per entry of `under`, rows in the order given; entropies for `"policy"` only.
+        """
+        lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+        groups = pack_by_tokens(lengths, rows_per_item=1, budget=self.spec.learner.micro_batch_tokens)
+        batches = [batch_rows([rows[i] for i in group]) for group in groups]
+        results = []
+        for weights in under:
+            logps: list[tuple[float, ...]] = [()] * len(rows)
+            entropies: list[tuple[float, ...]] = [()] * len(rows)
+            with adapters.weights_of(self.model, weights):
+                for group, batch in zip(groups, batches, strict=True):
+                    scored = completion_token_scores(self.model, batch.to(self.device))
+                    for i, row_logps, row_entropies in zip(group, *scored, strict=True):
+                        logps[i], entropies[i] = tuple(row_logps.tolist()), tuple(row_entropies.tolist())
+            results.append(
+                Scores(token_logps=tuple(logps), entropies=tuple(entropies) if weights == "policy" else None)
+            )
+        return results
+
+    def reference_logps(self, pairs: Sequence[Pair], reference: Adapter | None) -> list[Pair]:
+        """The pairs with both halves' log-probs under the reference (None = the base model), summed over tokens."""
+        rows = [Row.of(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+        logps = [math.fsum(row) for row in self.score(rows, [reference])[0].token_logps]
+        return [
+            replace(pair, chosen_ref_logps=chosen, rejected_ref_logps=rejected)
+            for pair, chosen, rejected in zip(pairs, logps[::2], logps[1::2], strict=True)
+        ]
+
+    def begin_round(self, round_index: int, pairs: Sequence[Pair]) -> int:
+        """Take a round's pairs. After `restore` inside this round, training goes on where the checkpoint stopped.
+
+        Batches are as in `batching.round_batches`: an own permutation per epoch, sizes that differ by at most one.
+
+        Returns:
+            Optimizer steps of this round, all epochs together.
+
+        Raises:
+            TrainingError: a pair has no reference log-probs.
+        """
+        for pair in pairs:
+            if pair.chosen_ref_logps is None or pair.rejected_ref_logps is None:
+                raise TrainingError(
+                    f"round {round_index}: a pair of prompt {pair.prompt.prompt_id} has no reference log-probs; "
+                    f"call reference_logps first"
+                )
+        section = self.spec.learner
+        self._pairs = list(pairs)
+        self._batches = round_batches(
+            len(pairs),
+            section.batch_pairs,
+            epochs=section.epochs,
+            seed=self.spec.seed,
+            round_index=round_index,
+        )
+        if round_index != self._position.round_index:
+            self._position = replace(self._position, round_index=round_index, next_step=0)
+        return len(self._batches)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step on the global batch `step` of the round; gradients average over its pairs.
+
+        Args:
+            step: 0-based within the round; steps come in order.
+
+        Returns:
+            Means over the batch: `loss` (weighted, as optimised), `implicit_accuracy` (share of pairs whose chosen
+            gain is larger), `implicit_margin` (beta times the gap of the gains), `chosen_logps`, `rejected_logps`,
+            `chosen_gain`, `rejected_gain` (nats per completion); and of the step: `grad_norm` (before clipping),
+            `clipped` (0 or 1), `lr`, `num_pairs`, `num_tokens` (completion tokens of both halves).
+
+        Raises:
+            TrainingError: a loss or a gradient is not finite. Weights and optimizer are as before the call.
+        """
+        position = self._position
+        if step != position.next_step or step >= len(self._batches):
+            raise TrainingError(
+                f"round {position.round_index}: step {step} was asked for, but step {position.next_step} of "
+                f"{len(self._batches)} is next; steps are taken in order, once each"
+            )
+        pairs = [self._pairs[i] for i in self._batches[step]]
+        self.optimizer.zero_grad(set_to_none=True)
+        values = self._accumulate(pairs, step)
+        section = self.spec.learner
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), section.max_grad_norm).item()
+        if not math.isfinite(norm):
+            self._refuse("gradient", step, self._with_bad_gradients(pairs))
+        lr = learning_rate(
+            section,
+            position=run_position(position.round_index, step, num_steps=len(self._batches), rounds=self.spec.rounds),
+            global_step=position.global_step,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._position = replace(position, next_step=step + 1, global_step=position.global_step + 1)
+        clipped = float(norm > section.max_grad_norm)
+        return {**self._summary(values, pairs), "grad_norm": norm, "clipped": clipped, "lr": lr}
+
+    def checkpoint(self) -> dict[str, bytes]:
+        """File name -> content: the adapter, the optimizer's moments and the position. Safetensors and JSON only."""
+        policy = self.policy(self._position.round_index)
+        return policy.files() | checkpoints.pack(self._parameters, self.optimizer, self._position)
+
+    def restore(self, files: Mapping[str, bytes]) -> None:
+        """Become the learner that wrote `checkpoint`, bit for bit; `begin_round` of its round, then go on.
+
+        Raises:
+            RunDirectoryError: a file is missing or belongs to other parameters.
+            ModelError: the adapter does not fit the model. The learner is unchanged in both cases.
+        """
+        position, state = checkpoints.unpack(files, self._parameters)
+        adapters.fill(self.model, adapters.POLICY, Adapter.from_files(position.round_index, files))
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self._position = position
+
+    def _accumulate(self, pairs: Sequence[Pair], step: int) -> dict[str, Tensor]:
+        """Gradients of the batch's mean loss; returns each value of `_pair_values` for all pairs, detached, on CPU."""
+        collected: list[dict[str, Tensor]] = []
+        for micro, group in enumerate(self._micro_batches(pairs)):
+            if self._dropout > 0.0:
+                # A seed per micro-batch, rather than one stream, leaves no random state to save or to restore.
+                seed = derive_seed(self.spec.seed, "dropout", self._position.round_index, step, micro)
+                torch.manual_seed(seed)
+            values = self._pair_values(group)
+            if not bool(values["loss"].isfinite().all()):
+                finite = values["loss"].isfinite().tolist()
+                self._refuse("loss", step, [pair for pair, good in zip(group, finite, strict=True) if not good])
+            # Each micro-batch adds its share of the mean over the global batch (DESIGN invariant 7).
+            (values["loss"].sum() / len(pairs)).backward()
+            collected.append({name: value.detach().cpu() for name, value in values.items()})
+        return {name: torch.cat([values[name] for values in collected]) for name in collected[0]}
+
+    def _pair_values(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        """Forward pass over both halves of some pairs: `[P]` tensors by name, `loss` weighted."""
+        answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        rows = [Row.of(pair.prompt, answer) for pair, answer in zip([*pairs, *pairs], answers, strict=True)]
+        with self._training_mode():
+            token_logps = completion_token_logps(self.model, batch_rows(rows).to(self.device))
+        # The gain is a small difference of large sums: summed in float64, it keeps what the tokens' float32 has.
+        chosen, rejected = torch.stack([row.sum(dtype=torch.float64) for row in token_logps]).chunk(2)
+        chosen_gain = chosen - chosen.new_tensor([pair.chosen_ref_logps for pair in pairs])
+        rejected_gain = rejected - rejected.new_tensor([pair.rejected_ref_logps for pair in pairs])
+        loss = self._loss(chosen_gain, rejected_gain) * chosen.new_tensor([pair.weight for pair in pairs])
+        return {
+            "loss": loss,
+            "chosen_logps": chosen,
+            "rejected_logps": rejected,
+            "chosen_gain": chosen_gain,
+            "rejected_gain": rejected_gain,
+        }
+
+    def _summary(self, values: dict[str, Tensor], pairs: Sequence[Pair]) -> dict[str, float]:
+        gap = values["chosen_gain"] - values["rejected_gain"]
+        return {
+            **{name: value.double().mean().item() for name, value in values.items()},
+            "implicit_accuracy": (gap > 0).double().mean().item(),
+            "implicit_margin": self.spec.objective.beta * gap.double().mean().item(),
+            "num_pairs": float(len(pairs)),
+            "num_tokens": float(sum(len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs)),
+        }
+
+    def _micro_batches(self, pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+        lengths = [
+            len(pair.prompt.token_ids) + max(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs
+        ]
+        for group in pack_by_tokens(lengths, rows_per_item=2, budget=self.spec.learner.micro_batch_tokens):
+            yield [pairs[i] for i in group]
+
+    def _with_bad_gradients(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The pairs whose own gradient is not finite; all of them if only their sum overflows."""
+        bad = []
+        for pair in pairs:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._pair_values([pair])["loss"].sum().backward()
+            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+                bad.append(pair)
+        return bad or list(pairs)
+
+    def _refuse(self, what: str, step: int, pairs: Sequence[Pair]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        ids = ", ".join(pair.prompt.prompt_id for pair in pairs)
+        raise TrainingError(
+            f"round {self._position.round_index}, step {step}: the {what} is not finite for pairs of prompt {ids}; "
+            f"the weights are those before this step: lower learner.lr, or look at these pairs"
+        )
+
+    @property
+    def _dropout(self) -> float:
+        config: Any = self.model.peft_config[adapters.POLICY]
+        return float(config.lora_dropout)
+
+    @contextmanager
+    def _training_mode(self) -> Iterator[None]:
+        """Turn LoRA's dropout on. The base's own dropout stays off: the reference was scored without it."""
+        layers = [module.lora_dropout for module in self.model.modules() if isinstance(module, LoraLayer)]
+        for layer in layers:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.eval()
+
+
+def _load_base(spec: LearnerSpec) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            spec.model_folder,
+            dtype=getattr(torch, spec.dtype),
+            trust_remote_code=spec.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.path {spec.model_name} does not load as a causal language model: {first}; give a folder with "
+            f"config.json and safetensors weights, or a hub id"
+        ) from None

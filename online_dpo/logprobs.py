@@ -1,0 +1,235 @@
+"""Log-probabilities of completion tokens, without ever holding the logits of a whole batch.
+
+The decoder runs without its head; only the hidden states that predict completion tokens go through the head, in
+chunks, and each chunk's logits are gone before the next one's appear, in the backward pass too.
+
+Shapes: `B` rows, `T` tokens of the padded batch, `N` completion tokens of all rows, `H` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from online_dpo.errors import DataError, ModelError
+from online_dpo.types import Row
+
+HEAD_CHUNK_ELEMENTS = 2**22
+"""Logits alive at a time (16 MiB in fp32): large enough for full matmul speed, small enough to stay near the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Rows as the model reads them. Padding may stand on either side; masks, not ids, say where it is."""
+
+    input_ids: Tensor  # [B, T] int64
+    attention_mask: Tensor  # [B, T] int64, 1 = a real token
+    completion_mask: Tensor  # [B, T] bool, True at the completion's tokens
+
+    @property
+    def position_ids(self) -> Tensor:
+        """`[B, T]` each token's place among its row's real tokens; 0 on left padding."""
+        return (self.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    @property
+    def lengths(self) -> list[int]:
+        """`[B]` completion tokens of each row."""
+        return self.completion_mask.sum(dim=1).tolist()
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.completion_mask.to(device))
+
+
+def batch_rows(rows: Sequence[Row], pad_id: int = 0) -> TokenBatch:
+    """Pad rows on the right.
+
+    Args:
+        rows: `B` rows, each with at least one prompt token.
+        pad_id: any id of the vocabulary, EOS included: padding is told by the masks and never attended to.
+
+    Raises:
+        DataError: a row's prompt has no tokens, so nothing predicts its first completion token.
+    """
+    width = max(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    completion_mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        start, end = len(row.prompt_ids), len(row.prompt_ids) + len(row.completion_ids)
+        if start == 0:
+            raise DataError(
+                "a prompt has no tokens and the model needs one to predict the first answer token from; "
+                "use a tokenizer that adds a BOS token, or drop empty prompts"
+            )
+        input_ids[index, :end] = torch.tensor(row.prompt_ids + row.completion_ids)
+        attention_mask[index, :end] = 1
+        completion_mask[index, start:end] = True
+    return TokenBatch(input_ids, attention_mask, completion_mask)
+
+
+def completion_token_logps(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, ...]:
+    """Log-probs of every completion token at temperature 1, differentiable in the hidden states (not in the head).
+
+    Args:
+        model: a causal language model of transformers, or PEFT around one; its head must be frozen.
+        batch: on the model's device.
+
+    Returns:
+        `B` tensors, one per row, each `[T of the row's completion]` nats, float32 (float64 for a float64 model).
+
+    Raises:
+        ModelError: the head is not a frozen linear layer.
+    """
+    head = Head.of(model)
+    if head.linear.weight.requires_grad and torch.is_grad_enabled():
+        raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
+    hidden, targets = _predicting_states(model, batch)
+    return _TokenLogps.apply(hidden, targets, head).split(batch.lengths)
+
+
+@torch.no_grad()
+def completion_token_scores(model: nn.Module, batch: TokenBatch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Log-probs and entropies of every completion position, without gradients.
+
+    Returns:
+        `(token_logps, token_entropies)`, each `B` tensors as in `completion_token_logps`; nats. The entropy is that
+        of the distribution from which the token at this position was drawn, at temperature 1.
+    """
+    head = Head.of(model)
+    hidden, targets = _predicting_states(model, batch)
+    logps, entropies = [], []
+    for part, target in head.chunks(hidden, targets):
+        logits, _ = head.logits(part)
+        norm = logits.logsumexp(dim=-1)
+        logps.append(logits.gather(-1, target[:, None])[:, 0] - norm)
+        entropies.append(norm - ((logits - norm[:, None]).exp_() * logits).sum(dim=-1))
+    lengths = batch.lengths
+    return torch.cat(logps).split(lengths), torch.cat(entropies).split(lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What turns hidden states into logits: `cap * tanh(scale * linear(h) / cap)`, most models with scale 1, no cap."""
+
+    linear: nn.Linear
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Head:
+        """Read a model's head.
+
+        Raises:
+            ModelError: it is not a plain linear layer (LoRA on the head, a quantised head).
+        """
+        base = base_model(model)
+        linear = base.get_output_embeddings()
+        if not isinstance(linear, nn.Linear):
+            raise ModelError(
+                f"the head of {type(base).__name__} is {type(linear).__name__}; it must be a plain linear layer "
+                f"without LoRA: train linear layers of the decoder only"
+            )
+        config = base.config.get_text_config()
+        # Cohere multiplies by logit_scale, Granite divides by logits_scaling; `verify_head` finds any other way.
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return cls(linear=linear, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`[C, H]` -> logits `[C, V]`, at least float32, and the slope of the cap (None without one)."""
+        logits = self.linear(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is None:
+            return logits, None
+        squashed = torch.tanh(logits / self.softcap)
+        return self.softcap * squashed, 1.0 - squashed.square()
+
+    def chunks(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views of at most `HEAD_CHUNK_ELEMENTS / V` tokens."""
+        size = max(HEAD_CHUNK_ELEMENTS // self.linear.out_features, 1)
+        return list(zip(hidden.split(size), targets.split(size), strict=True))
+
+
+@torch.no_grad()
+def verify_head(model: nn.Module) -> None:
+    """Compare this module's logits with the model's own on a few tokens.
+
+    Architectures keep inventing ways to transform logits; one that `Head` does not know must not train on others.
+
+    Raises:
+        ModelError: they differ.
+    """
+    base, head = base_model(model), Head.of(model)
+    rows = 1 + torch.arange(16, device=head.linear.weight.device).reshape(2, 8) * 7919 % (head.linear.out_features - 1)
+    expected = base(input_ids=rows, use_cache=False).logits.double().log_softmax(dim=-1)
+    found = head.logits(_decode(model, input_ids=rows))[0].double().log_softmax(dim=-1)
+    # Relative to the spread of the log-probs, since a freshly initialised model has nearly flat ones.
+    gap = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
+    bound = 0.05 if head.linear.weight.dtype == torch.bfloat16 else 1e-4
+    if not gap <= bound:
+        raise ModelError(
+            f"{type(base).__name__} transforms its logits in a way that is not known here (relative gap {gap:.2g}); "
+            f"known are a linear head, logit_scale, logits_scaling and final_logit_softcapping: choose another model"
+        )
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model, PEFT's wrapper taken off (its LoRA layers stay inside)."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _decode(model: nn.Module, **inputs: Tensor) -> Tensor:
+    """Hidden states `[B, T, H]` after the final norm."""
+    return base_model(model).get_decoder()(**inputs, use_cache=False).last_hidden_state
+
+
+def _predicting_states(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Hidden states `[N, H]` from which the completion tokens are predicted, and those tokens `[N]`; row after row."""
+    inputs = {"input_ids": batch.input_ids}
+    if not bool(batch.attention_mask[:, 0].all()):
+        inputs |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    # With padding on the right only, causal attention never looks at it and default positions are right, so no mask
+    # is passed: attention kernels are faster without one.
+    hidden = _decode(model, **inputs)
+    # The state at position t predicts the token at t + 1.
+    wanted = batch.completion_mask[:, 1:]
+    return hidden[:, :-1][wanted], batch.input_ids[:, 1:][wanted]
+
+
+class _TokenLogps(torch.autograd.Function):
+    """`log softmax(head(hidden))[target]` per token, chunked.
+
+    The head is frozen, so the only gradient is `d logp / d hidden = (onehot - softmax) W`, one `[H]` vector per token
+    whatever arrives from above. It is computed in the forward pass while the chunk's logits are at hand: as many
+    matmuls as the plain computation, where recomputing the logits in the backward pass would take a third more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+        logps, gradients = [], []
+        for part, target in head.chunks(hidden, targets):
+            logits, slope = head.logits(part)
+            logp = logits.log_softmax(dim=-1)
+            logps.append(logp.gather(-1, target[:, None])[:, 0])
+            if ctx.needs_input_grad[0]:
+                delta = logp.exp_().neg_()
+                delta.scatter_add_(-1, target[:, None], torch.ones_like(delta[:, :1]))
+                if slope is not None:
+                    delta *= slope
+                gradients.append((delta * head.scale).to(head.linear.weight.dtype) @ head.linear.weight)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(logps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return (upstream[:, None] * gradients).to(gradients.dtype), None, None

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from learner_kit import (
+    make_pairs,
+    make_spec,
+    plain_peft,
+    random_adapter,
+    rows_of,
+    save_tiny_llama,
+    slow_token_logps,
+    train,
+    weights,
+    with_dropout,
+)
+
+from online_dpo.config import IPOObjective
+from online_dpo.errors import TrainingError
+from online_dpo.learning import Learner
+from online_dpo.types import Adapter
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def given(tiny, tmp_path_factory) -> Adapter:
+    """An adapter to continue: its policy is far from the base model."""
+    return random_adapter(tiny, tmp_path_factory.mktemp("adapter"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def other(tiny, tmp_path_factory) -> Adapter:
+    return random_adapter(tiny, tmp_path_factory.mktemp("other"), seed=2)
+
+
+def captured_gradients(learner: Learner, pairs) -> dict[str, torch.Tensor]:
+    """What the first step of a round hands to the optimizer."""
+    found: dict[str, torch.Tensor] = {}
+
+    def capture(*_) -> None:
+        found.update({n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None})
+
+    hook = learner.optimizer.register_step_pre_hook(capture)
+    train(learner, pairs, steps=range(1))
+    hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("start", ["base", "adapter"])
+def test_first_step_against_the_policy_itself_has_loss_ln_2(tiny, given, start):
+    """DESIGN invariant 4, float32."""
+    learner = Learner(make_spec(tiny, given if start == "adapter" else None, batch_pairs=8))
+    pairs = learner.reference_logps(make_pairs(8), learner.initial_adapter())
+    (metrics,) = train(learner, pairs)
+    assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics["grad_norm"] > 1e-2
+
+
+def test_first_step_has_loss_ln_2_within_a_measured_bound_in_bf16(tiny, given):
+    """Reference and step batched differently, the worst case. Measured over 24 such cases: at most 8e-4."""
+    whole = Learner(make_spec(tiny, given, dtype="bfloat16", batch_pairs=8))
+    small = Learner(make_spec(tiny, given, dtype="bfloat16", batch_pairs=8, micro_batch_tokens=40))
+    for seed in range(3):
+        (metrics,) = train(small, whole.reference_logps(make_pairs(8, seed=seed), given), steps=range(1))
+        assert metrics["loss"] == pytest.approx(math.log(2), abs=2e-3)
+        small = Learner(small.spec)
+    assert {p.dtype for n, p in small.model.named_parameters() if "lora_" in n} == {torch.float32}
+    assert {p.dtype for n, p in small.model.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("objective", ["sigmoid", "ipo"])
+def test_loss_gradients_and_metrics_match_an_independent_float64_computation(tiny, given, other, tmp_path, objective):
+    """Reference log-probs, policy log-probs, formula and gradient, one unpadded sequence at a time."""
+    beta = 0.1
+    pairs = [replace(pair, weight=0.5 + 0.25 * i) for i, pair in enumerate(make_pairs(6))]
+    policy = plain_peft(tiny, given, tmp_path / "policy", dtype=torch.float64, train=True)
+    reference = plain_peft(tiny, other, tmp_path / "reference", dtype=torch.float64)
+    losses, gains = [], []
+    for pair in pairs:
+        g = []
+        for answer in (pair.chosen, pair.rejected):
+            logps = slow_token_logps(policy, pair.prompt.token_ids, answer.token_ids).sum()
+            with torch.no_grad():
+                ref_logps = slow_token_logps(reference, pair.prompt.token_ids, answer.token_ids).sum()
+            g.append(logps - ref_logps)
+        gap = g[0] - g[1]
+        value = torch.log(1 + torch.exp(-beta * gap)) if objective == "sigmoid" else (gap - 1 / (2 * beta)) ** 2
+        losses.append(pair.weight * value)
+        gains.append([x.item() for x in g])
+    mean_loss = sum(losses) / len(losses)
+    mean_loss.backward()
+    expected = {n: p.grad for n, p in policy.named_parameters() if p.requires_grad}
+    norm = math.sqrt(sum(float(g.square().sum()) for g in expected.values()))
+
+    changes = {"objective": IPOObjective(type="ipo", beta=beta)} if objective == "ipo" else {}
+    learner = Learner(make_spec(tiny, given, batch_pairs=6, max_grad_norm=0.5 * norm, **changes))
+    found: dict[str, torch.Tensor] = {}
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: found.update({n: p.grad.clone() for n, p in learner.model.named_parameters() if p.requires_grad})
+    )
+    (metrics,) = train(learner, learner.reference_logps(pairs, other))
+
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():  # clipped to half their norm
+        torch.testing.assert_close(found[name].double(), gradient / 2, rtol=1e-4, atol=1e-5 * norm)
+    chosen, rejected = zip(*gains, strict=True)
+    gaps = [w - r for w, r in gains]
+    assert metrics["loss"] == pytest.approx(mean_loss.item(), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["chosen_gain"] == pytest.approx(sum(chosen) / 6, abs=1e-5)
+    assert metrics["rejected_gain"] == pytest.approx(sum(rejected) / 6, abs=1e-5)
+    assert metrics["implicit_margin"] == pytest.approx(beta * sum(gaps) / 6, abs=1e-5)
+    assert metrics["implicit_accuracy"] == sum(gap > 0 for gap in gaps) / 6
+    assert (metrics["clipped"], metrics["num_pairs"], metrics["lr"]) == (1.0, 6.0, 1e-2)
+    assert metrics["num_tokens"] == sum(len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs)
+
+
+def test_micro_batches_average_and_change_no_gradient(tiny, given, other):
+    """DESIGN invariant 7: the same batch whole, in several pieces, and pair by pair."""
+    results = []
+    for budget in (10_000, 100, 1):
+        learner = Learner(make_spec(tiny, given, batch_pairs=7, micro_batch_tokens=budget))
+        learner.model.double()
+        results.append(captured_gradients(learner, learner.reference_logps(make_pairs(7), other)))
+    for gradients in results[1:]:
+        assert gradients.keys() == results[0].keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, results[0][name], rtol=0, atol=1e-12)
+
+
+def test_micro_batches_stay_within_their_token_budget(tiny, given, monkeypatch):
+    learner = Learner(make_spec(tiny, given, batch_pairs=7, micro_batch_tokens=100))
+    pairs = learner.reference_logps(make_pairs(7), given)
+    sizes: list[tuple[int, int]] = []
+    decoder = learner.model.get_base_model().get_decoder()
+    hook = decoder.register_forward_pre_hook(
+        lambda m, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    train(learner, pairs)
+    hook.remove()
+    assert sum(rows for rows, _ in sizes) == 14
+    assert len(sizes) > 2
+    assert all(rows * width <= 100 and rows % 2 == 0 for rows, width in sizes)
+
+
+def test_a_new_learner_continues_from_a_checkpoint_bit_for_bit(tiny, given):
+    """DESIGN invariant 6, with dropout, two epochs, and a schedule that depends on the position."""
+    spec = make_spec(
+        tiny, with_dropout(given, 0.1), batch_pairs=3, epochs=2, schedule="cosine", warmup_steps=3, weight_decay=0.1
+    )
+
+    def ready(learner: Learner):
+        return learner.reference_logps(make_pairs(8), learner.initial_adapter())
+
+    straight = Learner(spec)
+    pairs = ready(straight)
+    expected = train(straight, pairs, 0) + train(straight, pairs, 1)
+    assert len(expected) == 12
+
+    for stop in (2, 6, 9):  # inside a round, at its end, inside the next one
+        first = Learner(spec)
+        found = train(first, ready(first), 0, range(min(stop, 6)))
+        if stop > 6:
+            found += train(first, pairs, 1, range(stop - 6))
+        files = first.checkpoint()
+        assert sorted(files) == [
+            "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json"
+        ]  # fmt: skip
+        second = Learner(pickle.loads(pickle.dumps(spec)))
+        second.restore(files)
+        assert second.checkpoint() == files
+        if stop < 6:
+            found += train(second, pairs, 0, range(stop, 6))
+        found += train(second, pairs, 1, range(max(stop - 6, 0), 6))
+        assert found == expected
+        assert second.policy(2) == straight.policy(2)
+        assert second.checkpoint() == straight.checkpoint()
+
+
+def test_dropout_is_on_in_steps_and_off_in_scores(tiny, given):
+    runs = {}
+    for dropout in (0.0, 0.5):
+        learner = Learner(make_spec(tiny, with_dropout(given, dropout), batch_pairs=8))
+        pairs = learner.reference_logps(make_pairs(8), given)
+        runs[dropout] = (pairs, train(learner, pairs)[0]["loss"])
+    assert runs[0.0][0] == runs[0.5][0]
+    assert abs(runs[0.5][1] - runs[0.0][1]) > 1e-3
+
+
+def test_scores_under_every_kind_of_weights_match_plain_peft(tiny, given, other, tmp_path):
+    learner = Learner(make_spec(tiny, given, micro_batch_tokens=60))
+    pairs = make_pairs(5)
+    train(learner, learner.reference_logps(pairs, given))
+    rows = rows_of(pairs)
+    scores = learner.score(rows, ["policy", None, other, given])
+
+    trained = plain_peft(tiny, learner.policy(1), tmp_path / "policy", dtype=torch.float64)
+    models = [
+        trained,
+        trained,
+        *(plain_peft(tiny, a, tmp_path / a.digest, dtype=torch.float64) for a in (other, given)),
+    ]
+    for index, (scored, model) in enumerate(zip(scores, models, strict=True)):
+        for row, found in zip(rows, scored.token_logps, strict=True):
+            with torch.no_grad(), model.disable_adapter() if index == 1 else torch.no_grad():
+                expected = slow_token_logps(model, row.prompt_ids, row.completion_ids)
+            assert found == pytest.approx(expected.tolist(), abs=2e-5)
+    assert [scored.entropies is None for scored in scores] == [False, True, True, True]
+    assert [len(e) for e in scores[0].entropies] == [len(row.completion_ids) for row in rows]
+
+
+def test_scoring_leaves_training_bitwise_alone(tiny, given, other):
+    pairs = make_pairs(9)
+    plain, scoring = (Learner(make_spec(tiny, with_dropout(given, 0.1))) for _ in range(2))
+    pairs = plain.reference_logps(pairs, other)
+    expected = train(plain, pairs)
+    trainable = {n for n, p in scoring.model.named_parameters() if p.requires_grad}
+    scoring.begin_round(0, pairs)
+    found = []
+    for step in range(len(expected)):
+        scoring.score(rows_of(pairs), [None, other, "policy", given])
+        assert {n for n, p in scoring.model.named_parameters() if p.requires_grad} == trainable
+        found.append(scoring.step(step))
+    assert found == expected
+    assert scoring.checkpoint() == plain.checkpoint()
+
+
+def test_the_policy_slot_trains_and_nothing_else(tiny, given):
+    learner = Learner(make_spec(tiny, given))
+    before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+    gradients = captured_gradients(learner, learner.reference_logps(make_pairs(4), given))
+    after = dict(learner.model.named_parameters())
+    policy = {n for n in before if ".default." in n}
+    assert gradients.keys() == policy
+    assert len(policy) == 2 * 7 * 2  # A and B of seven linear layers in each of two blocks
+    assert {id(p) for g in learner.optimizer.param_groups for p in g["params"]} == {id(after[n]) for n in policy}
+    # The frozen slot is overwritten by whatever was last scored, so it is left out here.
+    changed = {n for n in before if ".frozen." not in n and not torch.equal(before[n], after[n])}
+    assert changed == policy
+
+
+def test_weight_decay_and_schedule_reach_the_optimizer(tiny, given):
+    """One AdamW step by hand: decay, then lr * g / (|g| + eps), since both moments are of one gradient."""
+    learner = Learner(make_spec(tiny, given, weight_decay=0.5, schedule="linear", warmup_steps=4, max_grad_norm=1e9))
+    before = weights(learner.policy(0))
+    pairs = learner.reference_logps(make_pairs(4), given)
+    gradients = captured_gradients(learner, pairs)
+    lr = 1e-2 / 4  # the first of four warm-up steps, at the very start of the run
+    for name, found in weights(learner.policy(1)).items():
+        g = gradients[name.replace(".weight", ".default.weight")]
+        expected = before[name] * (1 - lr * 0.5) - lr * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    metrics = train(learner, pairs, round_index=2)
+    assert metrics[0]["lr"] == pytest.approx(1e-2 * (1 - 2 / 4) * 2 / 4)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_value_that_is_not_finite_stops_before_the_optimizer(tiny, given, what):
+    learner = Learner(make_spec(tiny, given, batch_pairs=4, micro_batch_tokens=64))
+    pairs = learner.reference_logps(make_pairs(8), given)
+    learner.begin_round(3, pairs)
+    bad = 5
+    # Or: a finite loss whose gradient's norm overflows float32.
+    poison = {"chosen_ref_logps": math.nan} if what == "loss" else {"weight": 1e38}
+    poisoned = replace(pairs[bad], **poison)
+    pairs[bad] = poisoned
+    learner.begin_round(3, pairs)
+    fails = next(i for i, batch in enumerate(learner._batches) if bad in batch)
+    for step in range(fails):
+        learner.step(step)
+    good = learner.checkpoint()
+    with pytest.raises(
+        TrainingError, match=rf"round 3, step {fails}: the {what} is not finite for pairs of prompt p5;"
+    ):
+        learner.step(fails)
+    assert learner.checkpoint() == good
+    pairs[bad] = replace(poisoned, weight=1.0, chosen_ref_logps=-1.0)
+    learner.begin_round(3, pairs)
+    assert math.isfinite(learner.step(fails)["grad_norm"])
+
+
+def test_steps_are_taken_in_order_and_need_a_reference(tiny, given):
+    learner = Learner(make_spec(tiny, given))
+    with pytest.raises(TrainingError, match="prompt p0 has no reference log-probs"):
+        learner.begin_round(0, make_pairs(2))
+    assert learner.begin_round(0, learner.reference_logps(make_pairs(9), given)) == 3
+    with pytest.raises(TrainingError, match="step 1 was asked for, but step 0 of 3 is next"):
+        learner.step(1)
