@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -265,7 +265,7 @@ class Learner:
                 bad.append(pair)
         return bad or list(pairs)
 
-    def _refuse(self, what: str, step: int, pairs: Sequence[Pair]) -> None:
+    def _refuse(self, what: str, step: int, pairs: Sequence[Pair]) -> NoReturn:
         self.optimizer.zero_grad(set_to_none=True)
         ids = ", ".join(pair.prompt.prompt_id for pair in pairs)
         raise TrainingError(
