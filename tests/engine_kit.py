@@ -1,0 +1,87 @@
+"""A real world for tests of the loop: vLLM generators, a learner and a judge as Ray actors, and ways to break them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.cluster import RayStages
+from online_dpo.config_loading import dump_config, load_config
+from online_dpo.launch import engine_spec, learner_spec, play
+from online_dpo.preparation import Materials, prepare
+from online_dpo.stages import Event
+from online_dpo.store import RunStore
+
+JUDGE = """
+def score(prompt, completion):
+    return completion.count("e") - completion.count("t") + len(completion) / 100
+"""
+# Prompts of more than 64 tokens: with blocks of 32 the prefix cache has two full blocks of each.
+FILLER = "the quick brown fox jumps over the lazy dog and keeps running through the tall grass until evening comes "
+
+
+class Tape:
+    """Hears every event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def note(self, line: str) -> None:
+        pass
+
+    def hear(self, event: Event) -> None:
+        self.events.append(event)
+
+    def last(self, kind: str) -> dict[str, Any]:
+        return dict([event for event in self.events if event.kind == kind][-1].data)
+
+
+def small_config(folder: Path, model: Path, overrides: Sequence[str] = ()) -> Any:
+    """Two rounds of eight long prompts in two shards, the reference refreshed every round."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "judge.py").write_text(JUDGE)
+    for name, count in (("train", 16), ("heldout", 4)):
+        rows = [{"prompt": f"{name} {i}: {FILLER}{FILLER}{i}"} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mapping = {
+        "run": {"name": "run", "dir": str(folder / "runs"), "rounds": 2},
+        "model": {"path": str(model)},
+        "prompts": {"source": str(folder / "train.jsonl"), "per_round": 8, "max_tokens": 160},
+        "sampling": {"num_samples": 3, "max_tokens": 12},
+        "generator": {"shard_prompts": 4, "block_size": 32},
+        "judge": {"type": "python", "target": f"{folder / 'judge.py'}:score"},
+        "evaluation": {"sets": {"heldout": {"source": str(folder / "heldout.jsonl"), "count": 4}}},
+        "reference": {"type": "every", "rounds": 1},
+        "learner": {"lr": 1e-2, "batch_pairs": 4, "checkpoint_steps": 1, "lora": {"r": 8, "alpha": 16}},
+    }
+    return load_config(mapping, overrides)
+
+
+class World:
+    """Actors that live as long as this object; each run starts from the same fresh learner."""
+
+    def __init__(self, config: Any) -> None:
+        self.materials: Materials = prepare(config)
+        self.stages = RayStages(self.materials.config, engine_spec(self.materials))
+        self.stages.start_judges(self.materials.judges, first=self.materials.first)
+        self.stages.start_engines(learner_spec(self.materials))
+        self._fresh = self.stages.learner.checkpoint()
+
+    def run(self, path: Path) -> Tape:
+        """Play the rounds in a new run directory."""
+        self.stages.learner.restore(self._fresh)
+        tape = Tape()
+        with RunStore.create(path, config_yaml=dump_config(self.materials.config), info={}) as store:
+            play(self.materials, self.stages, store, [tape])
+        return tape
+
+    def sabotage(self, change: Any) -> None:
+        """Run `change(generator)` inside the generator's process."""
+        ray.get(self.stages._generators[0].__ray_call__.remote(change))
+
+    def close(self) -> None:
+        self.stages.close()

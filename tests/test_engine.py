@@ -1,0 +1,225 @@
+"""The loop on real vLLM and Ray: do generator and learner hold the same weights, and does the run stop if not?"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from engine_kit import World, small_config
+
+from online_dpo.errors import WeightMismatchError
+from online_dpo.store import RunStore
+from online_dpo.types import Adapter, Completion, Pair, Row
+
+# Faults are functions that run inside the generator's process, which cannot import this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="session", params=["merge", "lora"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: Any, tiny_model: Path, ray_local: None) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp(f"world-{request.param}")
+    world = World(small_config(folder, tiny_model, [f"generator.weight_push={request.param}"]))
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="session")
+def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A finished run of two rounds, and its events."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    return path, world.run(path)
+
+
+def big_adapter(world: World, targets: list[str] | None = None) -> Adapter:
+    """The learner's adapter with large random values, optionally on some layers only."""
+    from safetensors.torch import load, save
+
+    fresh = world.stages.learner.policy(1)
+    generator = torch.Generator().manual_seed(7)
+    tensors = {
+        name: 0.3 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in load(fresh.weights).items()
+        if targets is None or any(f".{target}." in name for target in targets)
+    }
+    config = json.loads(fresh.config)
+    config["target_modules"] = targets or config["target_modules"]
+    return Adapter(version=1, weights=save(tensors, metadata={"format": "pt"}), config=json.dumps(config).encode())
+
+
+def transformers_logps(model: Path, adapter: Adapter, rows: list[Row], folder: Path) -> list[list[float]]:
+    """Plain transformers + PEFT in float64, one sequence at a time: none of our code."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    for name, content in adapter.files().items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    policy = PeftModel.from_pretrained(base, str(folder)).double().eval()
+    found = []
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row.prompt_ids + row.completion_ids])
+            logps = policy(input_ids=ids).logits[0].log_softmax(-1)
+            start = len(row.prompt_ids)
+            found.append([logps[start + i - 1, token].item() for i, token in enumerate(row.completion_ids)])
+    return found
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"]], ids=["all-linear", "q-and-v"])
+def test_pushed_adapter_is_what_transformers_computes(
+    world: World, targets: list[str] | None, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A wrong scale, a lost layer, or uninitialised halves of a packed qkv would be off by whole nats."""
+    adapter, rows = big_adapter(world, targets), list(world.materials.job.probe)
+    base = world.stages.probe(rows)[0]
+    assert world.stages.push(adapter, 1) == [adapter.digest]
+    found = world.stages.probe(rows)[0]
+    expected = transformers_logps(tiny_model, adapter, rows, tmp_path / "adapter")
+    assert max(abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) < 1e-4
+    assert max(abs(a - b) for x, y in zip(found, base, strict=True) for a, b in zip(x, y, strict=True)) > 1.0
+    world.stages.push(None, 0)
+    assert world.stages.probe(rows)[0] == base  # the base did not drift
+
+
+def test_every_round_is_checked_and_has_power(finished: tuple[Path, Any]) -> None:
+    path, tape = finished
+    pushed = [event.data for event in tape.events if event.kind == "pushed"]
+    assert [data["policy_version"] for data in pushed] == [0, 1, 2]
+    assert all(data["probe_gap"] < 1e-4 for data in pushed)
+    assert all(data["probe_has_power"] and data["probe_gap_previous"] > 1e-3 for data in pushed[1:])
+    evaluated = [event.data for event in tape.events if event.kind == "evaluated"]
+    assert [data["policy_version"] for data in evaluated] == [0, 1, 2]
+    rescored = [event.data for event in tape.events if event.kind == "rescored"]
+    assert [data["base"] for data in rescored] == ["evaluation-initial/heldout/"] + 2 * ["evaluation/heldout/"]
+    assert all(data["sampled_gap"] < 1e-4 for data in rescored)
+    assert all(data["sampled_has_power"] for data in rescored[1:])
+    with RunStore.read(path) as store:
+        for index in (0, 1):
+            for shard in (0, 1):
+                records = store.round(index).get_records(f"completions/shard-{shard:05d}", Completion)
+                assert {completion.policy_version for completion in records} == {index}
+                assert len({completion.seed for completion in records}) == len(records) == 12
+
+
+def test_first_step_of_a_round_with_a_fresh_reference_has_loss_ln_2(finished: tuple[Path, Any]) -> None:
+    """Invariant 4, through the real sampler, store and actors."""
+    steps = [event.data for event in finished[1].events if event.kind == "step"]
+    first = [data["loss"] for data in steps if data["step"] == 0]
+    assert len(first) == 2
+    assert all(abs(loss - math.log(2)) < 1e-5 for loss in first)
+    assert abs(steps[1]["loss"] - math.log(2)) > 1e-4  # the update moved the policy away
+
+
+def test_shards_are_judged_while_later_ones_are_sampled(finished: tuple[Path, Any]) -> None:
+    events = [event for event in finished[1].events if event.data.get("base") == "" and event.round_index == 0]
+    kinds = [(event.kind, event.data["shard"]) for event in events]
+    assert kinds.index(("judging_started", 0)) < kinds.index(("shard_sampled", 1))
+    assert {kind for kind, _ in kinds} == {"shard_sampled", "judging_started", "shard_judged"}
+
+
+def test_kl_is_measured_on_the_updated_policy(finished: tuple[Path, Any]) -> None:
+    evaluated = [event.data for event in finished[1].events if event.kind == "evaluated"]
+    assert evaluated[0]["kl_initial"] == 0.0 and evaluated[0]["kl_reference"] == 0.0
+    assert evaluated[1]["kl_initial"] == evaluated[1]["kl_reference"] > 1e-4  # round 0 trained with the initial policy
+    assert evaluated[2]["kl_reference"] != evaluated[2]["kl_initial"] > 1e-4  # round 1 with the refreshed one
+
+
+def test_committed_adapter_loads_in_plain_peft(
+    world: World, finished: tuple[Path, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    with RunStore.read(finished[0]) as store:
+        adapter = Adapter.from_files(2, store.round(1).get_files("adapter"))
+        pairs = store.round(1).get_records("pairs", Pair)
+    rows = [Row.of(pair.prompt, pair.chosen) for pair in pairs]
+    expected = transformers_logps(tiny_model, adapter, rows, tmp_path / "adapter")
+    found = world.stages.learner.score(rows, [adapter])[0].token_logps
+    assert max(abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) < 1e-4
+
+
+def skip_push(generator: Any) -> None:
+    """Once there is something to push: report the right digest, keep the old weights."""
+    replace_loading(generator, lambda honest, adapter: honest(adapter) if adapter is None else adapter.digest)
+
+
+def tamper(generator: Any) -> None:
+    """One flipped bit on the way."""
+
+    def load(honest: Any, adapter: Adapter | None) -> str | None:
+        if adapter is not None:
+            weights = bytearray(adapter.weights)
+            weights[-1] ^= 1
+            adapter = Adapter(version=adapter.version, weights=bytes(weights), config=adapter.config)
+        return honest(adapter)
+
+    replace_loading(generator, load)
+
+
+def replace_loading(generator: Any, load: Any) -> None:
+    """Put `load(honest, adapter) -> digest` where the engine takes its weights, by either push."""
+    if generator._slots is not None:
+        honest_load = generator._slots.load
+        generator._slots.load = lambda adapter: load(honest_load, adapter)
+        return
+    honest_rpc = generator._llm.collective_rpc
+
+    def collective_rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
+        def honest(adapter: Adapter | None) -> str | None:
+            files = (None, None) if adapter is None else (adapter.weights, adapter.config)
+            return honest_rpc(method, args=(args[0], *files))[0]
+
+        weights, config = args[1:]
+        return [load(honest, None if weights is None else Adapter(version=0, weights=weights, config=config))]
+
+    generator._llm.collective_rpc = collective_rpc
+
+
+def keep_cache(generator: Any) -> None:
+    """Never clear the prefix cache, and make the engine believe that the adapters of all versions are one."""
+    generator._reset_prefix_cache = lambda: None
+    if generator._slots is not None:
+        honest = generator._slots.load
+
+        def load(adapter: Adapter) -> str:
+            digest = honest(adapter)
+            # vLLM keys cached blocks by the adapter's name.
+            generator._slots.current.lora_name = "policy"
+            return digest
+
+        generator._slots.load = load
+
+
+def repair(generator: Any) -> None:
+    generator.__dict__.pop("_reset_prefix_cache", None)
+    generator._llm.__dict__.pop("collective_rpc", None)
+    if generator._slots is not None:
+        generator._slots.__dict__.pop("load", None)
+    generator._llm.reset_prefix_cache()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (skip_push, "disagree on the probe"),
+        (tamper, "received adapter"),
+        (keep_cache, "disagree on the sampled"),
+    ],
+)
+def test_a_generator_with_other_weights_stops_the_run(world: World, fault: Any, message: str, tmp_path: Path) -> None:
+    """In every case the round's training is committed, and nothing that was sampled from the wrong weights is."""
+    world.sabotage(fault)
+    try:
+        with pytest.raises(WeightMismatchError, match=message):
+            world.run(tmp_path / "run")
+    finally:
+        world.sabotage(repair)
+    with RunStore.read(tmp_path / "run") as store:
+        assert store.round(0).has("adapter")
+        assert not any(name.startswith("evaluation/heldout/completions") for name in store.round(0).names())
