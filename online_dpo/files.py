@@ -83,18 +83,17 @@ class Files:
             _write(target, data, os.O_APPEND, sync=False)
 
     def sync(self, key: str) -> None:
-        """Make what was appended durable."""
+        """Make what was appended or cut durable."""
         target = self._for_writing(key)
         with explained(self.root, key):
             _sync(target)
             _sync(target.parent)
 
     def truncate(self, key: str, num_bytes: int) -> None:
-        """Cut a file to its first bytes, durably."""
+        """Cut a file to its first bytes; like what is appended, durable after `sync`."""
         target = self._for_writing(key)
         with explained(self.root, key):
             os.truncate(target, num_bytes)
-            _sync(target)
 
     def delete(self, key: str) -> None:
         """Remove a file durably, and the folders that it leaves empty. No error where there is none."""

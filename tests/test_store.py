@@ -54,6 +54,19 @@ def test_records_json_and_files_come_back_and_reads_are_checked(tmp_path: Path) 
         subprocess.run(["sha256sum", "--check", "--strict", "--quiet", file.name], cwd=file.parent, check=True)
 
 
+def test_a_second_attempt_replaces_what_a_killed_one_left(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path / "run", config_yaml=CONFIG, info=INFO) as store:
+        left = tmp_path / "run/rounds/00000/adapter/parts/old.safetensors"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"never committed")
+        store.round(0).put_files("adapter", {"adapter_config.json": b"{}"})
+        store.round(0).put_json("state", {"metrics": "of the first attempt"})  # killed before the manifest
+        store.finish_round(0, {"metrics": "of the second"})
+        store.verify()
+        assert store.round(0).get_files("adapter") == {"adapter_config.json": b"{}"}
+        assert store.round(0).state() == {"metrics": "of the second"}
+
+
 def test_metrics_are_cut_back_to_the_committed_position(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "run", config_yaml=CONFIG, info=INFO) as store:
         assert store.metrics() == [] and store.metrics_position()["bytes"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_every_flip_and_cut_of_every_file_is_noticed(damaged: Path) -> None:
                 assert isinstance(caught.value, CorruptionError) and f"{damaged / name} " in message
         (damaged / name).write_bytes(data)
     examine(damaged)
+
+
+def test_a_manifest_that_latest_does_not_vouch_for_yet_is_checked_too(tmp_path: Path) -> None:
+    play(tmp_path, {}, num_rounds=1)
+    before = (tmp_path / "latest").read_bytes()
+    play(tmp_path, {}, num_rounds=2, prune=False)
+    manifest = tmp_path / "rounds/00001/manifest.json"
+    data = manifest.read_bytes()
+    flipped = [data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :] for i in range(0, len(data), 7)]
+    for content in [*flipped, data[:-1], data]:
+        (tmp_path / "latest").write_bytes(before)  # as after a kill between the manifest and `latest`
+        manifest.write_bytes(content)
+        with nullcontext() if content == data else pytest.raises(CorruptionError):
+            examine(tmp_path)
 
 
 def test_every_deletion_is_noticed_but_that_of_a_checksum_in_the_unfinished_round(damaged: Path) -> None:
