@@ -24,6 +24,7 @@ class EngineSpec:
     max_num_seqs: int
     weight_push: Literal["merge", "lora"]
     lora_rank: int
+    lora_targets: tuple[str, ...]  # last names of the layers that an adapter may have
     tensor_parallel: int
     eos_token_ids: tuple[int, ...]
     gpu_memory_utilization: float
@@ -49,6 +50,9 @@ class Generator:
             # vLLM accepts few ranks; a larger slot changes nothing in the result.
             rank = next(r for r in LORA_RANKS if r >= spec.lora_rank)
             options.update(enable_lora=True, max_lora_rank=rank, max_loras=1, max_cpu_loras=2)
+            # Without this vLLM 0.32 wraps the head too, which nothing here trains, and on CPU scoring a prompt then
+            # fails: its LoRA logits expect one row per request.
+            options.update(lora_target_modules=list(spec.lora_targets))
         if spec.block_size is not None:
             options.update(block_size=spec.block_size)
         self._llm: Any = LLM(

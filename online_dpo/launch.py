@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from online_dpo.config import LoraSection, RunConfig
 from online_dpo.config_loading import check_resumable, dump_config, load_config
 from online_dpo.errors import RunDirectoryError
 from online_dpo.metrics import MetricsWriter
+from online_dpo.model_files import tensor_shapes
+from online_dpo.models import ModelInfo
 from online_dpo.preparation import (
     Materials,
     check_same_inputs,
@@ -144,7 +146,10 @@ def engine_spec(materials: Materials) -> Any:
 
     config, generator = materials.config, materials.config.generator
     lora = config.learner.lora or LoraSection()
-    rank = lora.r if materials.adapter is None else int(json.loads(materials.adapter.config)["r"])
+    rank, targets = lora.r, lora.targets
+    if materials.adapter is not None:
+        adapter = json.loads(materials.adapter.config)
+        rank, targets = int(adapter["r"]), adapter["target_modules"]
     return EngineSpec(
         model_folder=str(materials.model.folder),
         trust_remote_code=config.model.trust_remote_code,
@@ -153,6 +158,7 @@ def engine_spec(materials: Materials) -> Any:
         max_num_seqs=min(MAX_NUM_SEQS, generator.shard_prompts * config.sampling.num_samples),
         weight_push="lora" if materials.model.quantised else config.weight_push,
         lora_rank=rank,
+        lora_targets=linear_layers(materials.model) if isinstance(targets, str) else _last_names(targets),
         tensor_parallel=generator.tensor_parallel,
         eos_token_ids=materials.model.eos_token_ids,
         gpu_memory_utilization=generator.gpu_memory_utilization,
@@ -160,6 +166,23 @@ def engine_spec(materials: Materials) -> Any:
         enforce_eager=not has_gpus() if generator.enforce_eager == "auto" else generator.enforce_eager,
         seed=0,  # every request has its own seed
     )
+
+
+def linear_layers(model: ModelInfo) -> tuple[str, ...]:
+    """Last names of the layers that `all-linear` may mean: those with a matrix, embeddings and head aside."""
+    matrices = {
+        name.removesuffix(".weight")
+        for file in model.weight_files
+        for name, shape in tensor_shapes(file, "model.path").items()
+        if len(shape) == 2 and name.endswith(".weight")
+    }
+    return _last_names(
+        name for name in matrices if "embed" not in name and not name.endswith(("lm_head", "wte", "wpe"))
+    )
+
+
+def _last_names(modules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({name.split(".")[-1] for name in modules}))
 
 
 def learner_spec(materials: Materials) -> Any:

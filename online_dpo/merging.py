@@ -55,10 +55,13 @@ def lora_deltas(adapter: Adapter) -> dict[str, tuple[Any, Any, float]]:
     config, tensors = json.loads(adapter.config), load(adapter.weights)
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     deltas = {}
-    for name in sorted(tensors):
-        if name.endswith(_A):
-            layer = name.removesuffix(_A)
-            deltas[layer.removeprefix(_PREFIX) + ".weight"] = (tensors[name], tensors[layer + _B], scale)
+    for tensor in sorted(tensors):
+        if tensor.endswith(_A):
+            layer = tensor.removesuffix(_A)
+            a, b = tensors[tensor], tensors[layer + _B]
+            # Conv1D layers (GPT-2) store W transposed, and so must be their update.
+            name = layer.removeprefix(_PREFIX) + ".weight"
+            deltas[name] = (b.T, a.T, scale) if config.get("fan_in_fan_out") else (a, b, scale)
     if 2 * len(deltas) != len(tensors):
         raise ModelError(f"the adapter holds {len(tensors)} tensors, of which {2 * len(deltas)} are LoRA matrices")
     return deltas

@@ -1,0 +1,88 @@
+"""Two real SIGKILLs on the real engine: the continued run equals the uninterrupted one, and nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from engine_kit import small_config
+
+from online_dpo.config_loading import dump_config
+
+# The reference is refreshed after the second round; the learner is killed in that round after a step.
+OVERRIDES = ["run.rounds=3", "reference.rounds=2", "learner.batch_pairs=2", "learner.epochs=4"]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "online_dpo.cli", "run", str(folder / "config.yaml")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(folder: Path) -> None:
+    process = start(folder)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+
+
+def kill_when(folder: Path, appears: str, absent: str) -> dict[Path, tuple[int, int]]:
+    """SIGKILL the driver once the file `appears` is there; (inode, mtime) of every committed file at that moment."""
+    run_dir, process = folder / "runs" / "run", start(folder)
+    deadline = time.monotonic() + 500
+    while not (run_dir / appears).exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (run_dir / absent).exists(), "the kill came too late to prove anything"
+    committed = {}
+    for checksums in run_dir.rglob("*.sha256"):
+        for line in checksums.read_text().splitlines():
+            path = checksums.parent / line.split("  ", 1)[1]
+            committed[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return committed
+
+
+def untouched(committed: dict[Path, tuple[int, int]], *, except_pruned: str) -> bool:
+    return all(
+        (path.stat().st_ino, path.stat().st_mtime_ns) == before
+        for path, before in committed.items()
+        if except_pruned not in str(path)
+    )
+
+
+def data_files(run_dir: Path) -> dict[str, bytes]:
+    """Everything that the run computed; what carries times, or positions in a file with times, is left out."""
+    timed = ("metrics.jsonl", "state.json", "manifest.json", "latest", "progress.json", "lock")
+    return {
+        str(path.relative_to(run_dir)): path.read_bytes()
+        for path in sorted(run_dir.rglob("*"))
+        if path.is_file() and path.name not in timed and path.suffix != ".sha256" and path.name != "config.yaml"
+    }
+
+
+def test_sigkill_while_sampling_and_while_learning(tmp_path: Path, tiny_model: Path) -> None:
+    for name in ("whole", "killed"):
+        config = small_config(tmp_path / name, tiny_model, OVERRIDES)
+        (tmp_path / name / "config.yaml").write_text(dump_config(config))
+    finish(tmp_path / "whole")
+    killed = tmp_path / "killed"
+
+    shard = "rounds/00000/completions/shard-{:05d}.sha256"
+    committed = kill_when(killed, shard.format(0), shard.format(1))
+    assert any("completions" in str(path) for path in committed)
+    second = kill_when(killed, "rounds/00001/learner/step-000003.sha256", "rounds/00001/learner/final.sha256")
+    assert untouched(committed, except_pruned="/learner/")
+    assert any("00001/pairs" in str(path) for path in second)
+    finish(killed)
+    assert untouched(second, except_pruned="/learner/")
+
+    whole, resumed = data_files(tmp_path / "whole" / "runs" / "run"), data_files(killed / "runs" / "run")
+    assert "rounds/00002/adapter/adapter_model.safetensors" in whole
+    assert "rounds/00001/reference/adapter_model.safetensors" in whole
+    assert "rounds/00000/reference/adapter_model.safetensors" not in whole  # still the base model
+    differing = [name for name in whole.keys() | resumed.keys() if whole.get(name) != resumed.get(name)]
+    assert [name for name in differing if not name.endswith("run.json")] == []
