@@ -80,7 +80,7 @@ def build_policy(reviews: Sequence[Review], out: Path, *, minutes: float, steps:
     )
     save_model(policy, out / "policy")
     save_tokenizer(tokenizer, out / "policy", padding_side="left")
-    record(out, {"policy": {**figures, "resumed_at": resume_at}})
+    record(out, {"policy": {**figures, "planned_steps": steps, "resumed_at": resume_at}})
 
 
 def build_reward(reviews: Sequence[Review], out: Path, *, minutes: float, steps: int) -> None:
@@ -91,7 +91,7 @@ def build_reward(reviews: Sequence[Review], out: Path, *, minutes: float, steps:
     reward, figures = train_reward(policy, mine, tokenizer, minutes=minutes, steps=steps, seed=SEED)
     save_model(reward, out / "reward")
     save_tokenizer(tokenizer, out / "reward", padding_side="right")
-    record(out, {"reward": {**figures, "reviews": len(mine)}})
+    record(out, {"reward": {**figures, "planned_steps": steps, "reviews": len(mine)}})
 
 
 def build_gold(reviews: Sequence[Review], out: Path) -> None:

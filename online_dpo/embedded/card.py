@@ -82,8 +82,8 @@ byte-level BPE of 4 096, 512 positions), bf16. Tokens seen: {policy["tokens"]:,}
 about {passes:.1f} times the {lm["train_tokens"]:,} tokens there are. Every row began with `<bos>` at the start of a
 sentence, so openings are what it can continue.
 
-Held-out reviews ({lm["heldout_tokens"]:,} tokens, {lm["heldout_bytes"]:,} bytes), each token scored once, no context
-from other reviews:
+Held-out reviews ({lm["heldout_tokens"]:,} tokens, {lm["heldout_bytes"]:,} bytes), each token scored once in windows
+of 512 with at least 256 tokens of context where the review has them, and no context from other reviews:
 
 | | bits per byte |
 |---|---|
@@ -132,7 +132,10 @@ def _rebuild(measured: dict[str, Any]) -> str:
     policy, reward, versions = measured["policy"], measured["reward"], measured["versions"]
     resumed = policy["resumed_at"]
     pause = (
-        f"\nThe policy's training was stopped at step {resumed} and continued with new optimisers." if resumed else ""
+        f"\nThe policy's was stopped at step {resumed} and continued with new optimisers and a new schedule, so the\n"
+        "command gives a policy of this kind, not this one."
+        if resumed
+        else ""
     )
     return f"""
 ## Rebuilding
@@ -140,7 +143,13 @@ def _rebuild(measured: dict[str, Any]) -> str:
     {_COMMAND}
 
 Built on a 2-core x86-64 CPU machine with AVX512-BF16 that others used heavily at the same time (torch
-{versions["torch"]}, transformers {versions["transformers"]}): {policy["minutes"]:.0f} minutes for the policy,
-{reward["minutes"]:.0f} for the reward model. Everything is seeded; a limit on the minutes that cuts the training short
-makes the result depend on the machine's speed.{pause}
+{versions["torch"]}, transformers {versions["transformers"]}).
+
+| | minutes | steps | planned |
+|---|---|---|---|
+| policy | {policy["minutes"]:.1f} | {policy["steps"]:,} | {policy["planned_steps"]:,} |
+| reward model | {reward["minutes"]:.1f} | {reward["steps"]:,} | {reward["planned_steps"]:,} |
+
+Everything is seeded. Fewer steps than planned: a limit on the minutes ended the training, with its learning rate
+brought down in time, and the result depends on the machine's speed.{pause}
 """
