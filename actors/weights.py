@@ -41,7 +41,7 @@ class LoraSlots:
         self.clear()
         self._count += 1
         name = f"policy-{self._count}-{adapter.digest[:12]}"
-        path = self._folder / name
+        path = self._folder / f"{self._count}"
         path.mkdir()
         for file, content in adapter.files().items():
             (path / file).write_bytes(content)
@@ -57,7 +57,7 @@ class LoraSlots:
         """Back to the base model."""
         if self.current is not None:
             self._engine.remove_lora(self.current.lora_int_id)
-            shutil.rmtree(self.current.lora_path)
+            shutil.rmtree(self._folder / f"{self._count}")
             self.current = None
 
     def close(self) -> None:

@@ -189,8 +189,8 @@ def keep_cache(generator: Any) -> None:
 
         def load(adapter: Adapter) -> str:
             digest = honest(adapter)
-            # vLLM keys cached blocks by the adapter's name.
-            generator._slots.current.lora_name = "policy"
+            # vLLM keys cached blocks by the adapter's name and path.
+            generator._slots.current.lora_name = generator._slots.current.lora_path = "policy"
             return digest
 
         generator._slots.load = load
