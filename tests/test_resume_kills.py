@@ -1,0 +1,291 @@
+"""A run that is killed at any instant and continued equals the one that was left alone, and redoes nothing.
+
+The learner, generator and judge are fakes that are made anew for every process; the run directory is real.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crashing_disk import CrashingDisk
+from loop_kit import FakeStages, label, make_adapter, shard_of
+from loop_runs import Kill, Run, comparable, tree
+from pydantic import BaseModel
+
+from online_dpo.config import RunConfig, Section
+from online_dpo.config_loading import check_resumable
+from online_dpo.errors import ConfigError
+from online_dpo.files import TEMPORARY
+from online_dpo.store import RunStore
+from online_dpo.tables import from_parquet
+from online_dpo.training import newest_checkpoint
+from online_dpo.types import Adapter, Completion
+
+GOLD = {"gold": {"type": "python", "target": "none:none"}}
+
+WORK = ("sample", "judge", "reference_logps", "step")
+
+
+class Camera(CrashingDisk):
+    """Keeps what a process would leave behind that was killed before some change of the disk, from one run.
+
+    States that differ in temporary files alone are one picture: a new process begins by removing these, and
+    `test_store` kills at every change of theirs.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, crash_at=None, power_cut=False)
+        self.pictures: list[dict[str, bytes]] = []
+        self._seen: set[str] = set()
+
+    def _count(self) -> None:
+        super()._count()
+        self._take(tree(self.root))
+
+    def _write(self, descriptor: int, data: Any) -> int:
+        path = self._paths.get(descriptor)
+        num_bytes = super()._write(descriptor, data)
+        if path is not None:
+            files, name = tree(self.root), path.relative_to(self.root).as_posix()
+            self._take({**files, name: files[name][: -len(data) // 2]})  # only half of the bytes arrived
+        return num_bytes
+
+    def _take(self, files: dict[str, bytes]) -> None:
+        lasting = sorted((name, data) for name, data in files.items() if TEMPORARY not in name)
+        digest = sha256(repr(lasting).encode()).hexdigest()
+        if digest not in self._seen:
+            self._seen.add(digest)
+            self.pictures.append(files)
+
+
+def restore(path: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+
+
+@cache
+def shard_in(parquet: bytes) -> str:
+    return shard_of(from_parquet(parquet, Completion))
+
+
+def work_left(path: Path, work: list[str]) -> Counter[str]:
+    """The calls of a whole run that are still to be made, by the names of what is committed."""
+    left = Counter(work)
+    if not RunStore.exists(path):
+        return left
+    references = [call for call in work if call.startswith("reference_logps")]
+    with RunStore.read(path) as store:
+        num_finished = len(store.finished_rounds())
+        for part in map(store.round, range(num_finished + 1)):
+            for name in (name for name in part.names() if "completions/" in name):
+                shard = shard_in(part.get_files(name)[f"{Path(name).name}.parquet"])
+                del left[f"sample {shard}"]
+                for judge, verdicts in {"reward": "verdicts", "gold": "verdicts-gold"}.items():
+                    if part.has(name.replace("completions", verdicts)):
+                        del left[f"judge {judge} {shard}"]
+            if part.has("pairs"):
+                left[references[part.index]] -= 1
+            num_steps = 0
+            if (checkpoint := newest_checkpoint(part)) is not None:
+                num_steps = json.loads(part.get_files(checkpoint)["progress.json"])["num_steps"]
+            for call in [call for call in left if call.startswith(f"step {part.index} ")]:
+                if part.index < num_finished or int(call.split()[-1]) < num_steps:
+                    del left[call]
+    return +left
+
+
+def go_on_and_compare(run: Run, work: list[str], expected: dict[str, Any], when: str) -> None:
+    """Let a new process finish the run; it must do exactly what is left, and end as if there had been no kill."""
+    left, stages = work_left(run.path, work), FakeStages(run.config)
+    run.go_on(stages)
+    assert Counter(stages.tape.calls(*WORK)) == left, when
+    # Weights are pushed where something is left to sample from them, and nowhere else.
+    pushed = [call.split()[1] for call in stages.tape.calls("push")]
+    assert pushed == sorted({call.split()[1].removeprefix("v") for call in left if call.startswith("sample ")}), when
+    assert comparable(run.path) == expected, when
+    with RunStore.read(run.path) as store:
+        store.verify()
+
+
+def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
+    """Would catch two commits that must be one, work that is done again, metrics that are lost or written twice, and
+    leftovers that an uninterrupted run does not have."""
+    run = Run.of(tmp_path)
+    with Camera(run.path) as camera:
+        work = run.go_on().tape.calls(*WORK)
+    assert len(work) == 3 * 2 + 4 * 2 + 2 + 4 and len(camera.pictures) > 120
+    assert sum(not files.get("metrics.jsonl", b"\n").endswith(b"\n") for files in camera.pictures) > 10  # cut lines
+    expected = comparable(run.path)
+    for number, picture in enumerate(camera.pictures):
+        killed = run.at(tmp_path / "killed")
+        restore(killed.path, {**picture, "lock": b""})
+        go_on_and_compare(killed, work, expected, f"killed at change {number} of {len(camera.pictures)}")
+        shutil.rmtree(killed.path)
+
+
+def test_a_kill_at_any_event_and_another_in_the_continuation(tmp_path: Path) -> None:
+    """The kill leaves through the loop's generators, as Ctrl-C does."""
+    run = Run.of(tmp_path, evaluation__judges=GOLD, reference={"type": "every", "rounds": 2})
+    whole = run.go_on()
+    work, expected = whole.tape.calls(*WORK), comparable(run.path)
+    for number in range(len(whole.events)):
+        killed = run.at(tmp_path / f"{number}")
+        with pytest.raises(Kill):
+            killed.go_on(kill_at=number)
+        with suppress(Kill):  # near its end the continuation has fewer events
+            killed.go_on(kill_at=5 * number % 17)
+        go_on_and_compare(killed, work, expected, f"killed before event {number}, {whole.events[number].kind}")
+
+
+@pytest.mark.parametrize("index", [1, 2, 3])
+@pytest.mark.parametrize("initial", [None, make_adapter(0, (0.3, -0.2, 0.1, 0.5))], ids=["base", "adapter"])
+def test_a_reference_is_read_back_after_a_kill_behind_a_learner_step(
+    index: int, initial: Adapter | None, tmp_path: Path
+) -> None:
+    """Would catch a reference that is taken from the resumed policy: rounds 1 and 3 are in the midst of `every: 2`."""
+    run = Run.of(tmp_path, run__rounds=4, reference={"type": "every", "rounds": 2})
+    whole = run.go_on(FakeStages(run.config, initial=initial))
+    steps = [i for i, event in enumerate(whole.events) if (event.kind, event.round_index) == ("step", index)]
+    killed = run.at(tmp_path / "killed")
+    with pytest.raises(Kill):
+        killed.go_on(FakeStages(run.config, initial=initial), kill_at=steps[0] + 1)
+    with RunStore.read(killed.path) as store:
+        assert store.round(index).names("learner/") == ["learner/step-000001"]
+    stages = FakeStages(run.config, initial=initial)
+    killed.go_on(stages)
+    first = "v2" if index > 1 else label(initial)
+    # This round's log-probs are committed; what follows is measured against the reference that the round began with.
+    assert [label(used) for _, used in stages.learner.references] == ["v2"] * (3 - index)
+    assert label(next(under for under in stages.learner.scored_under if len(under) == 3)[1]) == first
+    assert comparable(killed.path) == comparable(run.path)
+
+
+def test_more_rounds_continue_the_run_where_the_schedule_allows(tmp_path: Path) -> None:
+    """Would catch a continuation that is another run than one of that length from the start."""
+    longer, run = Run.of(tmp_path, "longer", run__rounds=3), Run.of(tmp_path, run__rounds=2)
+    longer.go_on()
+    run.go_on()
+    assert check_resumable(run.config, longer.config) == ["run.rounds was 2 and is now 3"]
+    stages = FakeStages(run.config)
+    longer.at(run.path).go_on(stages)
+    assert {call.split()[1] for call in stages.tape.calls("step")} == {"2"}
+    assert comparable(run.path) == comparable(longer.path)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_more_rounds_are_refused_where_the_schedule_is_stretched(schedule: str, tmp_path: Path) -> None:
+    two, three = (Run.of(tmp_path, run__rounds=n, learner={"schedule": schedule}).config for n in (2, 3))
+    with pytest.raises(ConfigError, match=r"^run\.rounds was 2 and is now 3\n.*set them back, or start a new run"):
+        check_resumable(two, three)
+
+
+CHANGEABLE = {
+    "run.name",
+    "run.dir",
+    "run.rounds",  # with a constant schedule
+    "run.keep_optimizer",
+    "generator.replicas",
+    "generator.num_gpus",
+    "generator.gpu_memory_utilization",
+    "generator.kv_cache_gib",
+    "generator.max_restarts",
+    "generator.tolerance",
+    "judge.concurrency",
+    "judge.timeout_s",
+    "judge.retries",
+    "judge.num_cpus",
+    "judge.num_gpus",
+    "evaluation.judges.gold.concurrency",
+    "evaluation.judges.gold.timeout_s",
+    "evaluation.judges.gold.retries",
+    "evaluation.judges.gold.num_cpus",
+    "evaluation.judges.gold.num_gpus",
+    "learner.checkpoint_steps",
+    "learner.num_gpus",
+    "cluster.address",
+    "cluster.num_cpus",
+    "cluster.start_timeout_s",
+    "logging.tensorboard",
+}
+
+COMMON: dict[str, Any] = {
+    "model": {"path": "m"},
+    "prompts": {"source": "p"},
+    "evaluation": {"sets": {"heldout": {"source": "h"}}, "judges": GOLD},
+}
+CONFIGS = [
+    RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "learner": {"lora": {"r": 8}}}),
+    RunConfig.model_validate(
+        {
+            **COMMON,
+            "judge": {"type": "reward_model", "path": "j"},
+            "objective": {"type": "ipo"},
+            "reference": {"type": "every"},
+        }
+    ),
+]
+
+
+def sections_of(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, BaseModel]]:
+    yield prefix, section
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        entries = value.items() if isinstance(value, dict) else [("", value)]
+        for key, entry in entries:
+            if isinstance(entry, BaseModel):
+                yield from sections_of(entry, f"{prefix}{name}.{key}." if key else f"{prefix}{name}.")
+
+
+def leaves_of(config: RunConfig) -> list[str]:
+    found = []
+    for prefix, section in sections_of(config):
+        inner = {path for path, _ in sections_of(config)}
+        names = [prefix + name for name in type(section).model_fields]
+        found += [name for name in names if not any(path.startswith(f"{name}.") for path in inner)]
+    return found
+
+
+def with_other_value(section: Any, path: str) -> Any:
+    """A copy in which one leaf has a value that no config has; unvalidated, so any will do."""
+    name, _, rest = path.partition(".")
+    if isinstance(section, dict):
+        return {**section, name: with_other_value(section[name], rest)}
+    value = with_other_value(getattr(section, name), rest) if rest else "another value"
+    return section.model_copy(update={name: value})
+
+
+LEAVES = {name: config for config in CONFIGS for name in leaves_of(config)}
+
+
+def test_the_leaves_are_all_there_are() -> None:
+    """A section that is added to the config must be looked at by the test below."""
+
+    def all_sections(base: type[Section]) -> set[type[Section]]:
+        return {base}.union(*map(all_sections, base.__subclasses__()))
+
+    seen = {cls for config in CONFIGS for _, section in sections_of(config) for cls in type(section).__mro__}
+    assert all_sections(Section) <= seen
+    assert LEAVES.keys() >= CHANGEABLE
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+def test_only_what_cannot_change_the_data_may_change_on_resume(leaf: str) -> None:
+    """Would catch a field that is marked by mistake, or loses its mark."""
+    old, new = LEAVES[leaf], with_other_value(LEAVES[leaf], leaf)
+    if leaf in CHANGEABLE:
+        [line] = check_resumable(old, new)
+        assert line.startswith(f"{leaf} was ") and line.endswith(' and is now "another value"')
+    else:
+        with pytest.raises(ConfigError, match=rf'^{re.escape(leaf)} was .* and is now "another value"\n'):
+            check_resumable(old, new)
