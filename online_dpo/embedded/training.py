@@ -235,7 +235,7 @@ def train_policy(
     groups = [(group, group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
     lengths = (256, 256, 256, 512)
     batches = language_batches(train, tokenizer, tokens=batch_tokens, lengths=lengths, seed=seed + resume_at)
-    best, best_state = math.inf, model.state_dict()
+    best = _Best(checkpoint)
     began, step, progress = time.monotonic(), resume_at, 0.0
     model.train()
     while progress < 1:
@@ -255,19 +255,29 @@ def train_policy(
         if step % evaluate_every == 0 or progress >= 1:
             nats = heldout_nats(model, heldout, tokenizer)
             logger.info("step %d  held-out nats %.0f", step, nats)
-            if nats < best:
-                best, best_state = nats, {name: value.clone() for name, value in model.state_dict().items()}
-                if checkpoint is not None:
-                    model.save_pretrained(checkpoint)
-    model.load_state_dict(best_state)
+            best.offer(model, nats)
+    model.load_state_dict(best.state)
     dropout.remove()
-    figures = {
-        "steps": step,
-        "tokens": step * batch_tokens,
-        "minutes": (time.monotonic() - began) / 60,
-        "heldout_nats": best,
-    }
+    minutes_spent = (time.monotonic() - began) / 60
+    figures = {"steps": step, "tokens": step * batch_tokens, "minutes": minutes_spent, "heldout_nats": best.nats}
     return model.eval(), figures
+
+
+class _Best:
+    """The weights with the lowest held-out loss so far, in memory and, if wanted, in a folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.nats = math.inf
+        self.state: dict[str, Tensor] = {}
+        self._folder = folder
+
+    def offer(self, model: LlamaForCausalLM, nats: float) -> None:
+        """Keep the model's weights if they are better."""
+        if nats >= self.nats:
+            return
+        self.nats, self.state = nats, {name: value.clone() for name, value in model.state_dict().items()}
+        if self._folder is not None:
+            model.save_pretrained(self._folder)
 
 
 def _update(model: LlamaForCausalLM, optimisers: Sequence[torch.optim.Optimizer], ids: Tensor) -> float:
