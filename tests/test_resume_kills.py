@@ -121,12 +121,14 @@ def go_on_and_compare(run: Run, work: list[str], expected: dict[str, Any], when:
 def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
     """Would catch two commits that must be one, work that is done again, metrics that are lost or written twice, and
     leftovers that an uninterrupted run does not have."""
-    run = Run.of(tmp_path)
+    run = Run.of(tmp_path, prompts__per_round=3, learner__batch_pairs=1)  # two checkpoints before the last step
     with Camera(run.path) as camera:
         work = run.go_on().tape.calls(*WORK)
-    assert len(work) == 3 * 2 + 4 * 2 + 2 + 4 and len(camera.pictures) > 120
+    assert len(work) == 3 * 2 + 4 * 2 + 2 + 6 and len(camera.pictures) > 120
     assert sum(not files.get("metrics.jsonl", b"\n").endswith(b"\n") for files in camera.pictures) > 10  # cut lines
     expected = comparable(run.path)
+    learner_states = {str(Path(name).parent) for name in expected if "/learner/" in name and name.endswith(".json")}
+    assert learner_states == {"rounds/00001/learner/final"}
     for number, picture in enumerate(camera.pictures):
         killed = run.at(tmp_path / "killed")
         restore(killed.path, {**picture, "lock": b""})
