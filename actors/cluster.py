@@ -220,5 +220,10 @@ def cpus_needed(config: RunConfig) -> float:
 
 def _actor_options(num_cpus: float, num_gpus: float, threads: int) -> dict[str, Any]:
     # Ray would set OMP_NUM_THREADS from num_cpus; bits depend on it, so it is set from the recorded number instead.
-    env_vars = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    # Judges share the cores with a busy engine: threads that spin while they wait would take them from it.
+    env_vars = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     return {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": env_vars}}

@@ -1,4 +1,4 @@
-"""Two real SIGKILLs on the real engine: the continued run equals the uninterrupted one, and nothing is done twice."""
+"""Two SIGKILLs and a Ctrl-C on the real engine: the same bytes as the whole run, and nothing committed done twice."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ def kill_when(folder: Path, appears: str, absent: str) -> dict[Path, tuple[int, 
     return committed
 
 
+def interrupt_when(folder: Path, appears: str) -> None:
+    """Ctrl-C: exit code 130, and the way to continue."""
+    process = start(folder)
+    while not (folder / "runs" / "run" / appears).exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert f"online-dpo resume {folder / 'runs' / 'run'}" in output
+    assert "Traceback" not in output
+
+
 def untouched(committed: dict[Path, tuple[int, int]], *, except_pruned: str) -> bool:
     return all(
         (path.stat().st_ino, path.stat().st_mtime_ns) == before
@@ -77,6 +90,7 @@ def test_sigkill_while_sampling_and_while_learning(tmp_path: Path, tiny_model: P
     second = kill_when(killed, "rounds/00001/learner/step-000003.sha256", "rounds/00001/learner/final.sha256")
     assert untouched(committed, except_pruned="/learner/")
     assert any("00001/pairs" in str(path) for path in second)
+    interrupt_when(killed, "rounds/00002/prompts.sha256")
     finish(killed)
     assert untouched(second, except_pruned="/learner/")
 
