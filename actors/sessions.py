@@ -99,7 +99,8 @@ def has_gpus() -> bool:
 def _local_options(cluster: ClusterSection, num_cpus_needed: float) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     wanted = cluster.num_cpus if cluster.num_cpus != "auto" else max(cores, int(num_cpus_needed + 0.999))
-    return {"num_cpus": wanted, "include_dashboard": False}
+    # "local" and not nothing: Ray would otherwise join whatever cluster was last started on this machine.
+    return {"address": "local", "num_cpus": wanted, "include_dashboard": False}
 
 
 def _check_resources(num_cpus_needed: float, *, joined: bool) -> None:

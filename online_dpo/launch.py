@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from online_dpo.config import LoraSection, RunConfig
+from online_dpo.config import LoraSection, RunConfig, RunSection
 from online_dpo.config_loading import check_resumable, dump_config, load_config
 from online_dpo.errors import RunDirectoryError
 from online_dpo.metrics import MetricsWriter
@@ -65,6 +65,7 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         if store is not None:
             store.verify()
             recorded = load_config(_yaml_mapping(store.config_yaml))
+            recorded = recorded.model_copy(update={"run": recorded.run.model_copy(update=_place(config))})
             config = keep_recorded_threads(config, recorded)
             # Before anything is loaded: a refused field should be told at once.
             notes = check_resumable(recorded, resolve_threads(config))
@@ -73,9 +74,11 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
             notes += check_same_inputs(store.info, run_info(materials))
             for line in notes:
                 _tell(listeners, line)
-            if dump_config(materials.config) != store.config_yaml:
-                store.amend(config_yaml=dump_config(materials.config))
+            if portable_yaml(materials.config) != store.config_yaml:
+                store.amend(config_yaml=portable_yaml(materials.config))
             if len(store.finished_rounds()) >= config.run.rounds:
+                if config.run.keep_optimizer == "last":
+                    store.prune_optimizer()  # what a kill right after the last round left
                 _tell(listeners, f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
                 return _result(store)
         return _play(materials, store, stack, listeners)
@@ -117,7 +120,7 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     stages.start_judges(materials.judges, first=materials.first)
     if store is None:
         info = run_info(materials)
-        store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=dump_config(config), info=info))
+        store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
     _tell(listeners, "starting the generators and the learner")
     stages.start_engines(learner_spec(materials))
     play(materials, stages, store, listeners)
@@ -203,6 +206,15 @@ def learner_spec(materials: Materials) -> Any:
         rounds=config.run.rounds,
         threads=config.learner.threads if isinstance(config.learner.threads, int) else None,
     )
+
+
+def portable_yaml(config: RunConfig) -> str:
+    """The config as it is committed: without where the run directory lies, which is wherever it is found."""
+    return dump_config(config.model_copy(update={"run": config.run.model_copy(update={"dir": RunSection().dir})}))
+
+
+def _place(config: RunConfig) -> dict[str, str]:
+    return {"name": config.run.name, "dir": config.run.dir}
 
 
 def _result(store: RunStore) -> RunResult:

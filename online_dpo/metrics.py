@@ -41,6 +41,7 @@ class MetricsWriter:
         self._store = store
         self._clock = StageClock()
         self._board: Any = None
+        self._num_steps: int | None = None  # of the whole run; counted when first needed
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -56,7 +57,7 @@ class MetricsWriter:
             record["seconds"] = {name: round(value, 3) for name, value in self._clock.seconds.items()}
         self._store.append_metrics(_finite(record))
         if self._board is not None:
-            step = event.round_index if event.kind != "step" else self._next_step()
+            step = self._count_step() if event.kind == "step" else event.round_index
             for name, value in _numbers(record):
                 self._board.add_scalar(f"{event.kind}/{name}", value, step)
 
@@ -64,8 +65,12 @@ class MetricsWriter:
         if self._board is not None:
             self._board.close()
 
-    def _next_step(self) -> int:
-        return sum(record["kind"] == "step" for record in self._store.metrics()) - 1
+    def _count_step(self) -> int:
+        if self._num_steps is None:
+            # A continued run goes on where the kept part of the metrics ends; this step's line is in it already.
+            self._num_steps = sum(record["kind"] == "step" for record in self._store.metrics()) - 1
+        self._num_steps += 1
+        return self._num_steps
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

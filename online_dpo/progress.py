@@ -54,6 +54,13 @@ class Progress:
     def _on_round_started(self, data: Mapping[str, Any]) -> None:
         self._began, self._status = time.monotonic(), {}
 
+    def _on_pushed(self, data: Mapping[str, Any]) -> None:
+        if data.get("probe_has_power") is False:
+            self.note(
+                f"policy {data['policy_version']} differs from the one before by less than the tolerance "
+                f"({data['probe_gap_previous']:.1e} nats per token): the probe could not have noticed a skipped push"
+            )
+
     def _on_stage(self, data: Mapping[str, Any]) -> None:
         self._status["stage"] = data["stage"]
         self._tokens, self._tokens_since = 0, time.monotonic()

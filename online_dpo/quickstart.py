@@ -29,7 +29,9 @@ def quickstart(progress: Any) -> None:
     console.print(rounds_table(status))
     console.print(seconds_table(status))
     final = status["rounds"][-1]["evaluation"]["heldout"]
-    console.print(f"\nheld-out openings after {len(status['rounds'])} rounds: {describe_evaluation(final)}", soft_wrap=True)
+    console.print(
+        f"\nheld-out openings after {len(status['rounds'])} rounds: {describe_evaluation(final)}", soft_wrap=True
+    )
     console.print("reward and gold are log-odds of a kind review; brackets: paired-bootstrap 95 % interval of the gain")
     for opening, before, after in before_and_after(result.run_dir):
         console.print(f"\n{opening} ...", markup=False)
