@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
@@ -21,7 +23,11 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
+_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 LAST_LINES = 15
+
+KNOCK_S = 10.0
+"""How long a machine may take to accept a connection."""
 
 
 @contextmanager
@@ -35,21 +41,25 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
         UserError: the cluster cannot be reached, or lacks the resources.
     """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    label = f"cluster.address is {address}" if cluster.address else f"RAY_ADDRESS is {address} in the environment"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"address": address} if address else _local_options(cluster, num_cpus_needed)
     already = ray.is_initialized()
     if not already:
+        if address:
+            _expect_listener(address, label)
         try:
-            ray.init(
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                # Every worker imports online_dpo first, which keeps a user's own `judges` folder from shadowing ours.
-                runtime_env={"worker_process_setup_hook": "online_dpo._siblings.pin", "env_vars": _QUIET},
-                **options,
-            )
+            with _one_attempt() if address else nullcontext():
+                ray.init(
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    # Every worker imports online_dpo first, so that a user's own `judges` folder does not shadow ours.
+                    runtime_env={"worker_process_setup_hook": "online_dpo._siblings.pin", "env_vars": _QUIET},
+                    **options,
+                )
         except Exception as error:
-            raise UserError(_why_no_cluster(address, error)) from None
+            raise UserError(_why_no_cluster(label if address else None, error)) from None
     try:
         _check_resources(num_cpus_needed, joined=bool(address))
         yield
@@ -114,16 +124,39 @@ def _check_resources(num_cpus_needed: float, *, joined: bool) -> None:
         )
 
 
-def _why_no_cluster(address: str | None, error: Exception) -> str:
+def _expect_listener(address: str, label: str) -> None:
+    """Knock at a `host:port` ourselves: Ray would try for ten minutes, and print its own errors meanwhile."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if place.hostname is not None and place.port is not None:
+            socket.create_connection((place.hostname, place.port), timeout=KNOCK_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(_why_no_cluster(label, error)) from None
+
+
+@contextmanager
+def _one_attempt() -> Iterator[None]:
+    """Once instead of twenty times, 40 s each, at a port where something else than Ray answers; unless it is set."""
+    if _ATTEMPTS in os.environ:
+        yield
+        return
+    os.environ[_ATTEMPTS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_ATTEMPTS]  # a local Ray waits for its own start by the same variable, and needs longer
+
+
+def _why_no_cluster(label: str | None, error: Exception) -> str:
     text = " ".join(str(error).split())
+    if label is None:
+        return f"a local Ray could not be started: {type(error).__name__}: {text[:400]}"
     if "auth" in text.lower() or "token" in text.lower():
         return (
-            f"cluster.address is {address}; the cluster asks for a token: set RAY_AUTH_MODE=token and the same "
-            f"RAY_AUTH_TOKEN (or token file) as on its nodes"
+            f"{label}; the cluster asks for a token: set RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN (or token "
+            f"file) as on its nodes"
         )
-    if address:
-        return (
-            f"cluster.address is {address}; no Ray cluster answers there ({type(error).__name__}: {text[:200]}): start "
-            f"one with `ray start --head`, and if it uses tokens set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-        )
-    return f"a local Ray could not be started: {type(error).__name__}: {text[:400]}"
+    return (
+        f"{label}; no Ray cluster answers there ({type(error).__name__}: {text[:200]}): start one with `ray start "
+        f"--head`, and if it uses tokens set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    )

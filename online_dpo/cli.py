@@ -19,11 +19,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. run.rounds=3 learner.lr=1e-4")
-]
-RunDir = Annotated[Path, typer.Argument(help="The run's folder, such as runs/reviews.")]
-Config = Annotated[Path, typer.Argument(help="A YAML file, such as configs/reviews.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. run.rounds=3 learner.lr=1e-4")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, such as runs/reviews.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.")]
 
 
 @app.command()
@@ -74,7 +72,7 @@ def status(
 @app.command()
 def export(
     run_dir: RunDir,
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
 ) -> None:
@@ -121,7 +119,7 @@ def main() -> NoReturn:
     # A cluster's SIGTERM is an interruption like Ctrl-C: commits are kept and actors are ended.
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(130)
     except typer.Abort:
@@ -139,7 +137,8 @@ def main() -> NoReturn:
             sys.exit(2)
         traceback.print_exc()
         sys.exit(1)
-    sys.exit(0)
+    # Typer turns a Ctrl-C inside a command into this value instead of raising.
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Tolerance = Annotated[float, Field(gt=0.0)]
+Share = Annotated[float, Field(ge=0.0)]  # of GPUs
 
 
 def changeable(default: Any, **constraints: Any) -> Any:
@@ -81,16 +84,16 @@ class SamplingSection(Section):
 class GeneratorSection(Section):
     replicas: int = changeable(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
-    num_gpus: Auto | float = changeable("auto")  # per replica; auto = tensor_parallel where Ray has GPUs, else 0
+    num_gpus: Auto | Share = changeable("auto")  # per replica; auto = tensor_parallel where Ray has GPUs, else 0
     gpu_memory_utilization: float = changeable(0.6, gt=0.0, le=1.0)
     kv_cache_gib: int = changeable(1, ge=1)  # CPU only: vLLM would otherwise take a share of all memory
     weight_push: Literal["auto", "merge", "lora"] = "auto"
     shard_prompts: int = Field(64, ge=1)
     block_size: int | None = Field(None, ge=1)  # None = vLLM's choice; on CPU a multiple of 32
     enforce_eager: Auto | bool = "auto"  # auto = eager on CPU (no compiler needed), compiled on GPU
-    threads: Auto | int = "auto"  # CPU only; auto = all cores, resolved once and recorded
+    threads: Auto | Count = "auto"  # CPU only; auto = all cores, resolved once and recorded
     max_restarts: int = changeable(1, ge=0)  # how often a shard is tried again after its engine died
-    tolerance: Auto | float = changeable("auto")  # nats per token, mean; auto = 1e-3 in fp32, 5e-2 in bf16
+    tolerance: Auto | Tolerance = changeable("auto")  # nats per token, mean; auto = 1e-3 in fp32, 5e-2 in bf16
 
 
 class HostedJudge(Section):
@@ -102,7 +105,7 @@ class HostedJudge(Section):
     retries: int = changeable(2, ge=0)  # after an exception or a timeout; what then still fails abstains
     num_cpus: float = changeable(1.0, ge=0.0)
     num_gpus: float = changeable(0.0, ge=0.0)
-    threads: Auto | int = "auto"
+    threads: Auto | Count = "auto"
 
 
 class RewardModelJudge(HostedJudge):
@@ -216,13 +219,13 @@ class LearnerSection(Section):
     epochs: int = Field(1, ge=1)
     max_grad_norm: float = Field(1.0, gt=0.0)
     checkpoint_steps: int = changeable(25, ge=0)  # a mid-round checkpoint every so many steps; 0 = none
-    num_gpus: Auto | float = changeable("auto")
-    threads: Auto | int = "auto"
+    num_gpus: Auto | Share = changeable("auto")
+    threads: Auto | Count = "auto"
 
 
 class ClusterSection(Section):
     address: str | None = changeable(None)  # null = a local Ray of our own; "auto" or host:port = join one
-    num_cpus: Auto | int = changeable("auto")  # of the local Ray; ignored when joining
+    num_cpus: Auto | Count = changeable("auto")  # of the local Ray; ignored when joining
     start_timeout_s: float = changeable(600.0, gt=0.0)  # how long an actor may take to be placed and ready
 
 

@@ -18,6 +18,8 @@ from yaml import YAMLError
 from online_dpo.config import RunConfig
 from online_dpo.errors import ConfigError
 
+_UNIONS = (typing.Union, types.UnionType)
+
 
 def load_config(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config and check it.
@@ -30,18 +32,19 @@ def load_config(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
         ConfigError: the file is missing or malformed, a key is unknown, a value is wrong.
     """
     raw = source if isinstance(source, dict) else _read_yaml(Path(source))
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise ConfigError(f"override {override!r} is not of the form section.field=value, such as run.rounds=3")
+    given = OmegaConf.merge(*map(_read_override, overrides)) if overrides else OmegaConf.create({})
     try:
-        merged = OmegaConf.merge(OmegaConf.create(raw), OmegaConf.from_dotlist(list(overrides)))
-        # An override of `type` chooses another member of a union: the file's fields of the old member would then
-        # be unknown keys, so the section starts afresh from the overrides.
+        merged = OmegaConf.merge(OmegaConf.create(raw), given)
         data = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
-        chosen = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
-    except (OmegaConfBaseException, YAMLError) as error:
+        chosen = typing.cast(dict[str, Any], OmegaConf.to_container(given, resolve=True))
+    except OmegaConfBaseException as error:
         first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"the config cannot be put together: {first}; check the overrides' spelling") from None
+        raise ConfigError(
+            f"the config cannot be put together: {first}; write ${{section.field}} of a field that has a value, or "
+            f"${{oc.env:NAME}} of a variable that is set"
+        ) from None
+    # An override of `type` chooses another member of a union: the file's fields of the old member would then be
+    # unknown keys, so the section starts afresh from the overrides.
     for section, values in chosen.items():
         old = raw.get(section)
         if (
@@ -53,7 +56,7 @@ def load_config(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_explain_all(error.errors()))) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -113,13 +116,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return typing.cast(dict[str, Any], raw)
 
 
-def _explain(problem: Any) -> str:
+def _read_override(override: str) -> Any:
+    if "=" not in override or override.startswith("="):
+        raise ConfigError(f"override {override!r} is not of the form section.field=value, such as run.rounds=3")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (OmegaConfBaseException, YAMLError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ConfigError(f"override {override!r} cannot be read ({first}); write the value as in YAML") from None
+
+
+def _explain_all(problems: Sequence[Any]) -> list[str]:
+    """One sentence for each field; what the members of a union such as `auto` or a number want is told together."""
+    sentences: dict[str, str] = {}
+    for problem in problems:
+        location = [str(part) for part in problem["loc"]]
+        # Pydantic puts the members of a union into the location; they are no keys of the file.
+        path = ".".join(part for i, part in enumerate(location) if not _is_member(location, i))
+        if path in sentences and _is_member(location, len(location) - 1):
+            sentences[path] += f" or {_wish(problem)}"
+        else:
+            sentences[path] = _explain(problem, location, path)
+    return list(sentences.values())
+
+
+def _explain(problem: Any, location: list[str], path: str) -> str:
     """One sentence: field, value, remedy."""
-    location = [str(part) for part in problem["loc"]]
-    kind, value = problem["type"], problem.get("input")
+    kind, value = problem["type"], json.dumps(problem.get("input"), default=str)
     known = _known_keys(location)
-    # Pydantic puts a union's tag into the location; it is no key of the file.
-    path = ".".join(part for i, part in enumerate(location) if not _is_tag(location, i))
     if kind == "extra_forbidden":
         close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
@@ -127,24 +151,29 @@ def _explain(problem: Any) -> str:
     if kind == "missing":
         return f"{path} is missing; it has no default, so set it"
     if kind == "union_tag_not_found":
-        return f"{path}.type is missing; choose one of {problem['ctx'].get('discriminator', 'type')}: {_tags(problem)}"
+        return f"{path}.type is missing; choose one of {', '.join(_union_tags(_annotation_at(location)))}"
     if kind == "union_tag_invalid":
         tags = problem["ctx"]["expected_tags"].replace("'", "")
         return f"{path}.type is {problem['ctx']['tag']}; it must be one of {tags}"
     if kind == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{path} {message}" if path and not message.startswith(path.split(".")[0] + ".") else message
-    return f"{path} is {json.dumps(value, default=str)}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    if kind in ("model_type", "model_attributes_type"):
+        keys = ", ".join(_known_keys([*location, ""])) or "type"
+        return f"{path} is {value}; it must be a mapping with some of the keys {keys}"
+    if kind == "string_pattern_mismatch":  # only names have a pattern
+        name = path.removesuffix(".[key]")
+        return f"{name} is {value}; use letters, digits, '.', '_' and '-', and begin with a letter or digit"
+    return f"{path} is {value}; it must be {_wish(problem)}"
 
 
-def _tags(problem: Any) -> str:
-    model = _annotation_at([str(part) for part in problem["loc"]])
-    return ", ".join(sorted(_union_tags(model))) if model is not None else "see the README"
+def _wish(problem: Any) -> str:
+    """What pydantic would accept, as the end of a sentence."""
+    return str(problem["msg"]).removeprefix("Input should be ")
 
 
-def _is_tag(location: list[str], index: int) -> bool:
-    annotation = _annotation_at(location[:index])
-    return location[index] in _union_tags(annotation)
+def _is_member(location: list[str], index: int) -> bool:
+    return typing.get_origin(_annotation_at(location[:index])) in _UNIONS
 
 
 def _known_keys(location: list[str]) -> list[str]:
@@ -177,13 +206,13 @@ def _strip(annotation: Any) -> Any:
     if typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
     members = [m for m in typing.get_args(annotation) if m is not type(None)]
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    is_union = typing.get_origin(annotation) in _UNIONS
     return members[0] if is_union and len(members) == 1 else annotation
 
 
 def _union_tags(annotation: Any) -> dict[str, type[BaseModel]]:
     annotation = _strip(annotation)
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) not in _UNIONS:
         return {}
     members = [m for m in typing.get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
     return {

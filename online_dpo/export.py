@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from online_dpo.errors import RunDirectoryError, UserError
@@ -29,25 +31,49 @@ def export(run_dir: Path, out: Path, *, round_number: int | None, merge: bool) -
         UserError: `out` is not empty.
     """
     config = recorded_config(run_dir)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"OUT is {out}, which is a file; name a new folder")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"OUT is {out}, which is not empty; name a new folder")
     with RunStore.read(run_dir) as store:
         finished = store.finished_rounds()
+        if not finished:
+            raise RunDirectoryError(
+                f"{run_dir} has no finished round to export; continue it with `online-dpo resume {run_dir}`"
+            )
         index = len(finished) - 1 if round_number is None else round_number - 1
         if index not in finished:
             raise RunDirectoryError(
-                f"--round is {index + 1} and {run_dir} has {len(finished)} finished rounds; choose one of these"
-                if finished
-                else f"{run_dir} has no finished round to export; continue it with `online-dpo resume {run_dir}`"
+                f"--round is {index + 1} and {run_dir} has {len(finished)} finished rounds; choose one from 1 to "
+                f"{len(finished)}"
             )
         adapter = Adapter.from_files(index + 1, store.round(index).get_files("adapter"))
-    out.mkdir(parents=True, exist_ok=True)
-    if merge:
-        _write_merged(locate(config.model.path, field="model.path"), adapter, out, dtype=config.model.dtype)
-    else:
-        for name, content in adapter.files().items():
-            (out / name).write_bytes(content)
+    with _new_folder(out) as folder:
+        if merge:
+            _write_merged(locate(config.model.path, field="model.path"), adapter, folder, dtype=config.model.dtype)
+        else:
+            for name, content in adapter.files().items():
+                (folder / name).write_bytes(content)
     return index + 1
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all is written: on a full disk nothing is left behind.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = out.with_name(f".partial-{out.name}")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"OUT is {out}, which cannot be written ({error.strerror}); name a folder that can") from error
 
 
 def _write_merged(base: Path, adapter: Adapter, out: Path, *, dtype: str) -> None:

@@ -161,6 +161,25 @@ class FolderLock:
             self._file.close()
 
 
+def expect_writable(root: Path) -> None:
+    """Ask, without trying, whether a folder could be written, or be made where there is none.
+
+    Raises:
+        RunDirectoryError: the disk is read-only, the right is missing, or a file is in the way.
+    """
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    code = 0
+    if not nearest.is_dir():
+        code = errno.ENOTDIR
+    elif os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        code = errno.EROFS
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        code = errno.EACCES
+    if code:
+        with explained(root, ""):
+            raise OSError(code, os.strerror(code), str(nearest))
+
+
 @contextmanager
 def explained(root: Path, key: str) -> Iterator[None]:
     """Turn what a disk refuses into a RunDirectoryError with its remedy; other OSErrors pass as they are."""

@@ -12,13 +12,16 @@ from typing import Any, Protocol
 from online_dpo.config import LoraSection, RunConfig, RunSection
 from online_dpo.config_loading import check_resumable, dump_config, load_config
 from online_dpo.errors import RunDirectoryError
-from online_dpo.metrics import MetricsWriter
+from online_dpo.metrics import MetricsWriter, check_metrics
 from online_dpo.model_files import tensor_shapes
 from online_dpo.models import ModelInfo
 from online_dpo.preparation import (
+    Inputs,
     Materials,
     check_same_inputs,
+    inspect_inputs,
     keep_recorded_threads,
+    load_inputs,
     prepare,
     resolve_threads,
     run_info,
@@ -60,28 +63,44 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         WeightMismatchError, ActorError, TrainingError: the run stopped; it can be resumed.
     """
     with ExitStack() as stack:
-        store = stack.enter_context(RunStore.open(config.run_dir)) if RunStore.exists(config.run_dir) else None
-        recorded = None
-        if store is not None:
-            store.verify()
-            recorded = load_config(_yaml_mapping(store.config_yaml))
-            recorded = recorded.model_copy(update={"run": recorded.run.model_copy(update=_place(config))})
-            config = keep_recorded_threads(config, recorded)
-            # Before anything is loaded: a refused field should be told at once.
-            notes = check_resumable(recorded, resolve_threads(config))
-        materials = prepare(config)
-        if store is not None:
-            notes += check_same_inputs(store.info, run_info(materials))
-            for line in notes:
-                _tell(listeners, line)
-            if portable_yaml(materials.config) != store.config_yaml:
-                store.amend(config_yaml=portable_yaml(materials.config))
-            if len(store.finished_rounds()) >= config.run.rounds:
-                if config.run.keep_optimizer == "last":
-                    store.prune_optimizer()  # what a kill right after the last round left
-                _tell(listeners, f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
-                return _result(store)
-        return _play(materials, store, stack, listeners)
+        if not RunStore.exists(config.run_dir):
+            RunStore.expect_room(config.run_dir)  # before engines start, not after
+            return _play(prepare(config), None, stack, listeners)
+        store = stack.enter_context(RunStore.open(config.run_dir))
+        inputs, notes = inspect_continuation(config, store)
+        for line in notes:
+            _tell(listeners, line)
+        is_finished = len(store.finished_rounds()) >= config.run.rounds
+        materials = None if is_finished else load_inputs(inputs)
+        if portable_yaml(inputs.config) != store.config_yaml:
+            store.amend(config_yaml=portable_yaml(inputs.config))
+        if materials is not None:
+            return _play(materials, store, stack, listeners)
+        if config.run.keep_optimizer == "last":
+            store.prune_optimizer()  # what a kill right after the last round left
+        _tell(listeners, f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
+        return _result(store)
+
+
+def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, list[str]]:
+    """See whether a run can be continued under a config; nothing slow is loaded and nothing is changed.
+
+    Returns:
+        The inputs, and lines about differences that are allowed.
+
+    Raises:
+        CorruptionError: a committed file is damaged.
+        ConfigError: a field that shapes the data differs, or what it names has other content.
+        UserError: as `inspect_inputs`.
+    """
+    store.verify()
+    check_metrics(store)
+    recorded = load_config(_yaml_mapping(store.config_yaml))
+    recorded = recorded.model_copy(update={"run": recorded.run.model_copy(update=_place(config))})
+    config = keep_recorded_threads(config, recorded)
+    notes = check_resumable(recorded, resolve_threads(config))
+    inputs = inspect_inputs(config)
+    return inputs, notes + check_same_inputs(store.info, inputs)
 
 
 def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Sequence[Listener] = ()) -> RunResult:
@@ -103,7 +122,9 @@ def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
     with RunStore.read(run_dir) as store:
         mapping = _yaml_mapping(store.config_yaml)
     place = run_dir.resolve()
-    mapping["run"] |= {"name": place.name, "dir": str(run_dir.parent)}
+    # A path such as `.` does not say where it is.
+    parent = run_dir.parent if run_dir.name == place.name else place.parent
+    mapping["run"] |= {"name": place.name, "dir": str(parent)}
     return load_config(mapping, overrides)
 
 

@@ -15,6 +15,17 @@ from online_dpo.store import RunStore
 RECORDED = ("pushed", "rescored", "step", "evaluated", "round_done")
 
 
+def check_metrics(store: RunStore) -> None:
+    """Compare `metrics.jsonl` with what the last finished round vouched for.
+
+    Raises:
+        CorruptionError: that part of it is shorter than it was, or altered.
+    """
+    finished = store.finished_rounds()
+    if finished:
+        store.check_metrics(store.round(finished[-1]).state()["metrics"])
+
+
 class StageClock:
     """Seconds spent in each stage of a round, taken from the events that announce them."""
 

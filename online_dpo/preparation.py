@@ -16,7 +16,7 @@ from online_dpo.checks import NUM_PROBE_ROWS, probe_rows
 from online_dpo.config import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.models import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
-from online_dpo.prompts import Cursor, PromptSource
+from online_dpo.prompts import Cursor, PromptSource, validate_source
 from online_dpo.rounds import Job
 from online_dpo.stages import REWARD
 from online_dpo.types import Adapter, Prompt
@@ -25,35 +25,62 @@ PACKAGES = ("online-dpo", "torch", "transformers", "peft", "ray", "vllm", "vllm-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Materials:
-    """A run's inputs, loaded and checked."""
+class Inputs:
+    """What a config names, found and looked at; nothing slow is loaded yet."""
 
     config: RunConfig  # every `auto` that shapes the data is a number
     model: ModelInfo
     adapter: Adapter | None
     judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, the evaluation's under their names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Materials(Inputs):
+    """A run's inputs, loaded and checked."""
+
     job: Job
     first: Prompt  # of the first round; judges are tried on canned answers in its form, with its metadata
 
 
-def prepare(config: RunConfig, *, base_dir: Path | None = None) -> Materials:
+def prepare(config: RunConfig) -> Materials:
     """Load and check all inputs but the engines.
 
     Args:
         config: as loaded; on resume with the recorded thread counts.
-        base_dir: what a relative judge file is relative to; None = the current folder.
 
     Raises:
         UserError: an input is missing, malformed or does not fit another.
     """
+    return load_inputs(inspect_inputs(config))
+
+
+def inspect_inputs(config: RunConfig) -> Inputs:
+    """Find the inputs and check what can be checked before torch and transformers are imported, which takes seconds.
+
+    Raises:
+        UserError: an input is missing, malformed at its beginning, or does not fit another.
+    """
     config = resolve_threads(config)
     check_optional_packages(config)
-    judges = {REWARD: make_spec(config.judge, field="judge", base_dir=base_dir or Path.cwd())}
-    for name, section in config.evaluation.judges.items():
-        judges[name] = make_spec(section, field=f"evaluation.judges.{name}", base_dir=base_dir or Path.cwd())
+    judges = {REWARD: make_spec(config.judge, field="judge", base_dir=Path.cwd())}
+    for name, judge in config.evaluation.judges.items():
+        judges[name] = make_spec(judge, field=f"evaluation.judges.{name}", base_dir=Path.cwd())
+    validate_source(config.prompts, field="prompts")
+    for name, section in config.evaluation.sets.items():
+        validate_source(section, field=f"evaluation.sets.{name}")
     model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, base=model)
     check_lengths(config, model)
+    return Inputs(config=config, model=model, adapter=adapter, judges=judges)
+
+
+def load_inputs(inputs: Inputs) -> Materials:
+    """Load tokenizer and prompts.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded, or there are not enough usable prompts.
+    """
+    config, model = inputs.config, inputs.model
     tokenizer = load_tokenizer(model.folder, trust_remote_code=config.model.trust_remote_code)
     common: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -70,11 +97,17 @@ def prepare(config: RunConfig, *, base_dir: Path | None = None) -> Materials:
     first = prompts.draw(Cursor(), config.prompts.per_round).prompts[:NUM_PROBE_ROWS]
     vocab_size = model.vocab_size or len(tokenizer)
     probe = probe_rows([p.token_ids for p in first], min(vocab_size, len(tokenizer)), config.run.seed)
-    job = Job(config=config, prompts=prompts, evaluation_sets=sets, probe=probe)
-    return Materials(config=config, model=model, adapter=adapter, judges=judges, job=job, first=first[0])
+    return Materials(
+        config=config,
+        model=model,
+        adapter=inputs.adapter,
+        judges=inputs.judges,
+        job=Job(config=config, prompts=prompts, evaluation_sets=sets, probe=probe),
+        first=first[0],
+    )
 
 
-def run_info(materials: Materials) -> dict[str, Any]:
+def run_info(inputs: Inputs) -> dict[str, Any]:
     """What `run.json` records besides the config: enough to notice on resume that an input is another one."""
     versions = {}
     for name in PACKAGES:
@@ -83,30 +116,32 @@ def run_info(materials: Materials) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "model_fingerprint": materials.model.fingerprint,
-        "adapter_digest": None if materials.adapter is None else materials.adapter.digest,
-        "sources": source_digests(materials.config),
+        "model_fingerprint": inputs.model.fingerprint,
+        "adapter_digest": None if inputs.adapter is None else inputs.adapter.digest,
+        "sources": source_digests(inputs.config),
         "packages": versions,
     }
 
 
-def check_same_inputs(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Refuse to continue a run on another model, adapter or prompt file; lines about other package versions.
+def check_same_inputs(recorded: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    """Refuse to continue a run on another model, adapter, prompt or judge file; lines about other package versions.
+
+    Args:
+        recorded: what `run_info` gave when the run began.
+        inputs: of the continuation, under a config that `check_resumable` allows.
 
     Raises:
         ConfigError: an input's content changed since the run began.
     """
-    for key, field in (("model_fingerprint", "model.path"), ("adapter_digest", "model.adapter")):
-        if recorded[key] != found[key]:
+    found, model = run_info(inputs), inputs.config.model
+    named = {"model.path": model.path, "model.adapter": model.adapter, **source_files(inputs.config)}
+    before = {"model.path": recorded["model_fingerprint"], "model.adapter": recorded["adapter_digest"]}
+    now = {"model.path": found["model_fingerprint"], "model.adapter": found["adapter_digest"]}
+    for field, digest in {**before, **recorded["sources"]}.items():
+        if {**now, **found["sources"]}.get(field) != digest:
             raise ConfigError(
-                f"{field} holds other content than when this run began; put it back, or start a new run with another "
-                f"run.name"
-            )
-    for field, digest in recorded["sources"].items():
-        if found["sources"].get(field) != digest:
-            raise ConfigError(
-                f"{field} is a file that changed since this run began; put it back, or start a new run with another "
-                f"run.name"
+                f"{field} is {named[field]}, whose content changed since this run began; put the old content back, or "
+                f"start a new run with another run.name"
             )
     old, new = recorded["packages"], found["packages"]
     return [
@@ -116,16 +151,22 @@ def check_same_inputs(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> 
     ]
 
 
+def source_files(config: RunConfig) -> dict[str, str]:
+    """Field -> what it names, of each source and judge that may be a local file."""
+    files = {"prompts.source": config.prompts.source}
+    files |= {f"evaluation.sets.{name}.source": section.source for name, section in config.evaluation.sets.items()}
+    judges = {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}
+    for field, judge in {"judge": config.judge, **judges}.items():
+        if judge.type == "python" and ".py:" in judge.target:
+            files[f"{field}.target"] = judge.target.rsplit(":", 1)[0]
+    return files
+
+
 def source_digests(config: RunConfig) -> dict[str, str]:
     """Field -> sha256 of each local file that the data depends on."""
-    paths = {"prompts.source": config.prompts.source}
-    paths |= {f"evaluation.sets.{name}.source": section.source for name, section in config.evaluation.sets.items()}
-    for field, judge in {"judge": config.judge, **_evaluation_judges(config)}.items():
-        if judge.type == "python" and ".py:" in judge.target:
-            paths[f"{field}.target"] = judge.target.rsplit(":", 1)[0]
     return {
         field: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-        for field, path in paths.items()
+        for field, path in source_files(config).items()
         if Path(path).expanduser().is_file()
     }
 
@@ -194,7 +235,3 @@ def check_optional_packages(config: RunConfig) -> None:
             "logging.tensorboard is true and the package tensorboard is not installed; "
             "pip install 'online-dpo[tensorboard]', or set it to false"
         )
-
-
-def _evaluation_judges(config: RunConfig) -> dict[str, Any]:
-    return {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}

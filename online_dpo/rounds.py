@@ -261,6 +261,7 @@ def _without_scores(summary: Mapping[str, Any]) -> dict[str, Any]:
 def _explain_no_pairs(index: int, num_prompts: int, outcomes: Mapping[str, int]) -> str:
     reasons = ", ".join(f"{name} {value}" for name, value in outcomes.items() if value)
     return (
-        f"round {index} gave no pair from {num_prompts} prompts: {reasons}; what was sampled and judged is committed. "
-        f"Look at the judge first: does it tell these completions apart?"
+        f"round {index + 1} gave no pair from {num_prompts} prompts: {reasons}; what was sampled and judged is "
+        f"committed in rounds/{index:05d} and stays so: look at it, then start a new run, under another run.name, with "
+        f"a judge that tells these completions apart"
     )

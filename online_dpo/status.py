@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from online_dpo.config_loading import load_config
+from online_dpo.metrics import check_metrics
 from online_dpo.stages import REWARD
 from online_dpo.store import RunStore
 
@@ -18,12 +19,13 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     """Rounds, rewards, KL, drop counts and stage times as one JSON value.
 
     Raises:
-        RunDirectoryError: there is no run, or its settings are damaged.
+        RunDirectoryError: there is no run, or its settings or metrics are damaged.
     """
     import yaml
 
     with RunStore.read(run_dir) as store:
         config = load_config(yaml.safe_load(store.config_yaml))
+        check_metrics(store)
         finished = store.finished_rounds()
         records = store.metrics()
         current = None

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from online_dpo.commits import Commits
 from online_dpo.errors import CorruptionError, RunDirectoryError
-from online_dpo.files import TEMPORARY, Files, FolderLock
+from online_dpo.files import TEMPORARY, Files, FolderLock, expect_writable
 from online_dpo.history import History, canonical_json, round_folder
 from online_dpo.round_store import RoundStore
 
@@ -48,6 +48,16 @@ class RunStore:
     def exists(cls, path: Path) -> bool:
         """Whether the folder holds a run. A `create` that was killed does not count and may be repeated."""
         return any((path / f"{name}.sha256").is_file() for name in ("run", "amendment"))
+
+    @classmethod
+    def expect_room(cls, path: Path) -> None:
+        """See whether `create` could begin here, as far as can be told without leaving anything.
+
+        Raises:
+            RunDirectoryError: the folder holds something else, or cannot be written.
+        """
+        _refuse_foreign(path)
+        expect_writable(path)
 
     @classmethod
     def create(cls, path: Path, *, config_yaml: str, info: Mapping[str, Any]) -> Self:
@@ -209,20 +219,29 @@ class RunStore:
             self._files.sync(METRICS)
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def truncate_metrics(self, position: Mapping[str, Any] | None) -> None:
-        """Cut `metrics.jsonl` back to a committed position; None = nothing was committed yet.
+    def check_metrics(self, position: Mapping[str, Any]) -> None:
+        """Compare the beginning of `metrics.jsonl` with a committed position.
 
         Raises:
             CorruptionError: the part before the position is shorter than it was, or altered.
         """
-        num_bytes = 0 if position is None else int(position["bytes"])
-        data = self._metrics_bytes()
-        if position is not None and hashlib.sha256(data[:num_bytes]).hexdigest() != position["sha256"]:
+        num_bytes = int(position["bytes"])
+        if hashlib.sha256(self._metrics_bytes()[:num_bytes]).hexdigest() != position["sha256"]:
             raise CorruptionError(
                 f"{self.path / METRICS} does not match the sha256 that was committed for its first {num_bytes} bytes; "
                 f"{self._restart_remedy()}"
             )
-        if len(data) > num_bytes:
+
+    def truncate_metrics(self, position: Mapping[str, Any] | None) -> None:
+        """Cut `metrics.jsonl` back to a committed position; None = nothing was committed yet.
+
+        Raises:
+            CorruptionError: as for `check_metrics`.
+        """
+        if position is not None:
+            self.check_metrics(position)
+        num_bytes = 0 if position is None else int(position["bytes"])
+        if len(self._metrics_bytes()) > num_bytes:
             self._files.truncate(METRICS, num_bytes)
 
     def _metrics_bytes(self) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
 from online_dpo.config import RunConfig
-from online_dpo.errors import ModelError
+from online_dpo.errors import JudgeError, ModelError
 from online_dpo.models import inspect_model, locate
 from online_dpo.preparation import check_lengths, check_optional_packages, prepare
 from online_dpo.prompts import validate_source
@@ -50,21 +50,22 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
     for name, prompts in materials.job.evaluation_sets.items():
         yield f"evaluation.sets.{name}: {len(prompts)} prompts"
     chat = materials.first.messages is not None
+    metadata, problems = dict(materials.first.metadata), []
     for name, spec in materials.judges.items():
-        metadata = dict(materials.first.metadata)
-        asyncio.run(try_judge(build(spec), field=spec.label, chat=chat, metadata=metadata))
-        yield f"judge {name}: keeps its contract on two canned completions"
+        timeout_s = spec.section.timeout_s
+        try:
+            asyncio.run(try_judge(build(spec), field=spec.label, chat=chat, metadata=metadata, timeout_s=timeout_s))
+        except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
+            problems.append(str(error))
+        else:
+            yield f"judge {name}: keeps its contract on two canned completions"
+    if problems:
+        raise JudgeError("\n".join(problems))
 
 
 def _is_local(path: str) -> bool:
-    """Whether a model path can be looked at without the network."""
-    if path.startswith("embedded:") or Path(path).expanduser().is_dir():
-        return True
-    try:
-        # A path that is no hub id either is reported at once, without the network.
-        return not _looks_like_hub_id(path) and locate(path, field="model.path").is_dir()
-    except ModelError:
-        raise
+    """Whether a model path can be looked at without the network; what is no hub id either is reported at once."""
+    return path.startswith("embedded:") or Path(path).expanduser().is_dir() or not _looks_like_hub_id(path)
 
 
 def _looks_like_hub_id(path: str) -> bool:

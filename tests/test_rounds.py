@@ -279,7 +279,7 @@ def test_a_judge_that_tells_nothing_apart_stops_the_round_with_its_counts(tmp_pa
     """Would catch a training on no pairs, a message without counts, and work that is lost or done again."""
     run = Run.of(tmp_path)
     stages = FakeStages(run.config, judge=lambda text: 0.5)
-    with pytest.raises(NoPairsError, match=r"^round 0 gave no pair from 4 prompts: tie 4; .* committed"):
+    with pytest.raises(NoPairsError, match=r"^round 1 gave no pair from 4 prompts: tie 4; .* committed"):
         run.go_on(stages)
     assert not stages.tape.calls("reference_logps", "step")
     with RunStore.read(run.path) as store:
