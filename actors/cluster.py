@@ -171,7 +171,8 @@ class RayStages:
     def _new_generator(self) -> Any:
         section = self._config.generator
         num_gpus = section.num_gpus if section.num_gpus != "auto" else (section.tensor_parallel if has_gpus() else 0)
-        options = _actor_options(GENERATOR_CPUS, num_gpus, cast(int, section.threads))
+        threads = max(1, cast(int, section.threads) // section.tensor_parallel)  # of each of the engine's workers
+        options = _actor_options(GENERATOR_CPUS, num_gpus, threads)
         options["runtime_env"]["env_vars"]["VLLM_CPU_KVCACHE_SPACE"] = str(section.kv_cache_gib)
         return ray.remote(self._generator_class).options(**options).remote(self._engine)
 

@@ -37,10 +37,11 @@ class Generator:
     """Hosts one vLLM engine. Calls are synchronous: a shard is alone in the engine, which its reproducibility needs."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        # In-process engine: weights are pushed by a direct call, and the actor's death is the engine's. With tensor
-        # parallelism vLLM starts worker processes of its own.
-        if spec.tensor_parallel == 1:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # The engine lives in this process: weights are pushed by a direct call, and the actor's death is the engine's.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if spec.tensor_parallel > 1:
+            # CPU only: by default vLLM wants one NUMA node for each of its workers, and dies on a machine with fewer.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm import LLM
 
         self._spec = spec
