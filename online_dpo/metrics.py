@@ -79,9 +79,10 @@ class MetricsWriter:
     def _count_step(self) -> int:
         if self._num_steps is None:
             # A continued run goes on where the kept part of the metrics ends; this step's line is in it already.
-            self._num_steps = sum(record["kind"] == "step" for record in self._store.metrics()) - 1
-        self._num_steps += 1
-        return self._num_steps
+            self._num_steps = sum(record["kind"] == "step" for record in self._store.metrics())
+        else:
+            self._num_steps += 1
+        return self._num_steps - 1
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

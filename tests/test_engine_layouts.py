@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -14,11 +17,24 @@ from online_dpo.export import export
 from online_dpo.store import RunStore
 from online_dpo.types import Completion, Row
 
+# Faults run inside the generator's process, which cannot import this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
 
 def completions(run_dir: Path) -> list[Completion]:
     with RunStore.read(run_dir) as store:
         names = [f"completions/shard-{shard:05d}" for shard in (0, 1)]
         return [c for index in (0, 1) for name in names for c in store.round(index).get_records(name, Completion)]
+
+
+def die_while_sampling(generator: Any) -> None:
+    """The process ends in the middle of its next shard of prompts."""
+    honest = generator._generate
+
+    def generate(token_ids: list[list[int]], params: Any) -> Any:
+        return os._exit(1) if isinstance(params, list) else honest(token_ids, params)
+
+    generator._generate = generate
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +64,10 @@ def test_replicas_and_tensor_parallelism_sample_the_same_policy(
     assert [event.data["probe_has_power"] for event in tape.events if event.kind == "pushed"][1:] == [True]
 
     single = World(small_config(tmp_path / "one", tiny_model, ["generator.threads=1", "learner.threads=1"]))
+    # On the way, its engine dies: the one that replaces it samples the same.
+    single.sabotage(die_while_sampling)
     single.run(tmp_path / "one" / "run")
+    assert single.stages._restarts == [1]
     single.close()
     assert completions(two_replicas) == completions(tmp_path / "one" / "run")
 
