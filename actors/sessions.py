@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,0 +1,61 @@
+"""Markdown tables of finished runs of one config with different seeds: means by policy, and each seed's last interval.
+
+python benchmarks/results_table.py RUN_DIR [RUN_DIR ...] [--set heldout]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from online_dpo.status import read_status
+
+FIGURES = ("reward", "gold", "kl_initial", "length_mean", "distinct_2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dirs", type=Path, nargs="+")
+    parser.add_argument("--set", default="heldout")
+    args = parser.parse_args()
+    runs = [read_status(run_dir) for run_dir in args.run_dirs]
+
+    def figures(run: dict[str, Any], version: int) -> dict[str, Any]:
+        if version == 0:
+            return next(dict(record) for record in run["initial"] if record["set"] == args.set)
+        return dict(run["rounds"][version - 1]["evaluation"][args.set])
+
+    def average(version: int, name: str) -> float:
+        return mean(figures(run, version)[name] for run in runs)
+
+    stages = list(dict.fromkeys(stage for run in runs for record in run["rounds"] for stage in record["seconds"]))
+    print(
+        f"Mean of {len(runs)} seeds, by policy version (0 = the initial policy); seconds of the round that made it.\n"
+    )
+    print(
+        "| policy | reward | gold | KL to initial | length | distinct-2 | "
+        + " | ".join(f"{s} s" for s in stages)
+        + " |"
+    )
+    print("|" + "---|" * (len(FIGURES) + 1 + len(stages)))
+    for version in range(runs[0]["num_finished"] + 1):
+        cells = [f"{average(version, name):.3f}" for name in FIGURES]
+        for stage in stages:
+            seconds = [run["rounds"][version - 1]["seconds"].get(stage, 0.0) for run in runs] if version else []
+            cells.append(f"{mean(seconds):.1f}" if seconds else "")
+        print(f"| {version} | " + " | ".join(cells) + " |")
+    print("\nGain of the last policy over the initial one, with paired-bootstrap 95 % intervals over prompts.\n")
+    print("| run | reward | gold | KL to initial |\n|---|---|---|---|")
+    for run in runs:
+        last = figures(run, run["num_finished"])
+        gains = [
+            f"{last[f'{judge}_gain']:+.3f} [{last[f'{judge}_gain_low']:+.3f}, {last[f'{judge}_gain_high']:+.3f}]"
+            for judge in ("reward", "gold")
+        ]
+        print(f"| {Path(run['run_dir']).name} | {gains[0]} | {gains[1]} | {last['kl_initial']:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
