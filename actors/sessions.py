@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -48,6 +48,7 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"address": address} if address else _local_options(cluster, num_cpus_needed)
     already = ray.is_initialized()
+    on_terminate = signal.getsignal(signal.SIGTERM)
     if not already:
         if address:
             _expect_listener(address, label)
@@ -62,6 +63,8 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
                 )
         except Exception as error:
             raise UserError(_why_no_cluster(label if address else None, error)) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray replaces it by an exit of its own
     try:
         _check_resources(num_cpus_needed, joined=bool(address))
         yield
