@@ -39,6 +39,9 @@ class Generator:
     def __init__(self, spec: EngineSpec) -> None:
         # The engine lives in this process: weights are pushed by a direct call, and the actor's death is the engine's.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if spec.enforce_eager:
+            # vLLM 0.32 compiles its log-prob ranks even when eager: seconds at the first call, and a C++ compiler.
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"
         if spec.tensor_parallel > 1:
             # CPU only: by default vLLM wants one NUMA node for each of its workers, and dies on a machine with fewer.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -26,7 +26,7 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 _ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
-LAST_LINES = 15
+LAST_LINES, LINE_LENGTH = 15, 300
 
 KNOCK_S = 10.0
 """How long a machine may take to accept a connection."""
@@ -104,7 +104,7 @@ def last_lines(pid: int | None, fallback: str) -> str:
             for file in Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.{suffix}"):
                 lines += file.read_text(errors="replace").splitlines()
     lines = [line for line in lines if line.strip()] or fallback.splitlines()
-    return "".join(f"\n  | {line}" for line in lines[-LAST_LINES:])
+    return "".join(f"\n  | {line[:LINE_LENGTH]}" for line in lines[-LAST_LINES:])
 
 
 def has_gpus() -> bool:
@@ -155,7 +155,10 @@ def _one_attempt() -> Iterator[None]:
 def _why_no_cluster(label: str | None, error: Exception) -> str:
     text = " ".join(str(error).split())
     if label is None:
-        return f"a local Ray could not be started: {type(error).__name__}: {text[:400]}"
+        return (
+            f"a local Ray could not be started ({type(error).__name__}: {text[:400]}); try again when the machine is "
+            f"less busy, or see the logs in /tmp/ray/session_latest/logs"
+        )
     if "auth" in text.lower() or "token" in text.lower():
         return (
             f"{label}; the cluster asks for a token: set RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN (or token "
