@@ -80,12 +80,15 @@ def test_pushed_adapter_is_what_transformers_computes(
     """A wrong scale, a lost layer, or uninitialised halves of a packed qkv would be off by whole nats."""
     adapter, rows = big_adapter(world, targets), list(world.materials.job.probe)
     base = world.stages.probe(rows)[0]
-    assert world.stages.push(adapter, 1) == [adapter.digest]
-    found = world.stages.probe(rows)[0]
+    try:
+        assert world.stages.push(adapter, 1) == [adapter.digest]
+        found = world.stages.probe(rows)[0]
+    finally:
+        world.stages.push(None, 0)
     expected = transformers_logps(tiny_model, adapter, rows, tmp_path / "adapter")
-    assert max(abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) < 1e-4
+    # Float32 against float64: such large values amplify rounding to 1.2e-4 nats (seen); the effect is whole nats.
+    assert max(abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) < 1e-3
     assert max(abs(a - b) for x, y in zip(found, base, strict=True) for a, b in zip(x, y, strict=True)) > 1.0
-    world.stages.push(None, 0)
     assert world.stages.probe(rows)[0] == base  # the base did not drift
 
 
