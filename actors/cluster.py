@@ -15,7 +15,7 @@ from actors.sessions import fetch, has_gpus
 from judges.registry import JudgeSpec
 from online_dpo.checks import TokenLogps, check_digests
 from online_dpo.config import RunConfig
-from online_dpo.errors import ActorError, UserError
+from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
 from online_dpo.learning import LearnerSpec
 from online_dpo.stages import LearnerStage, Under
 from online_dpo.types import Adapter, Completion, Prompt, Row, Sampled, SamplingPlan, Shard
@@ -77,7 +77,7 @@ class RayStages:
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
 
         Raises:
-            JudgeError: a judge does not keep its contract.
+            JudgeError: judges cannot be built or do not keep their contract; a line for each.
         """
         for name, spec in specs.items():
             section = spec.section
@@ -86,8 +86,14 @@ class RayStages:
             self._judges[name] = ray.remote(JudgeHost).options(**options).remote(spec, threads=threads)
         chat, metadata = first.messages is not None, dict(first.metadata)
         trials = {name: host.try_it.remote(chat, metadata) for name, host in self._judges.items()}
+        problems = []
         for name, trial in trials.items():
-            fetch(trial, f"judge {name}", timeout_s=self._config.cluster.start_timeout_s)
+            try:
+                fetch(trial, f"judge {name}", timeout_s=self._config.cluster.start_timeout_s)
+            except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
+                problems.append(str(error))
+        if problems:
+            raise JudgeError("\n".join(problems))
 
     def start_engines(self, learner: LearnerSpec) -> None:
         """Start the generators and the learner, side by side, and wait until all are up."""

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from online_dpo.config import ClusterSection
 from online_dpo.errors import ActorError, OnlineDPOError, UserError
@@ -54,13 +55,7 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
             _expect_listener(address, label)
         try:
             with _one_attempt() if address else nullcontext():
-                ray.init(
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    # Every worker imports online_dpo first, so that a user's own `judges` folder does not shadow ours.
-                    runtime_env={"worker_process_setup_hook": "online_dpo._siblings.pin", "env_vars": _QUIET},
-                    **options,
-                )
+                _connect(options)
         except Exception as error:
             raise UserError(_why_no_cluster(label if address else None, error)) from None
         if threading.current_thread() is threading.main_thread():
@@ -127,6 +122,21 @@ def _check_resources(num_cpus_needed: float, *, joined: bool) -> None:
             f"--num-cpus={num_cpus_needed:.0f} or more (they take turns, so it may exceed the cores), add nodes, or "
             f"lower judge.num_cpus or generator.replicas"
         )
+
+
+@retry(retry=retry_if_exception_message(match=r".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
+def _connect(options: dict[str, Any]) -> None:
+    """`ray.init`, again where a local Ray missed its limit of 30 s, as on a busy machine; Ray lets nobody change it.
+
+    What a failed attempt started ends with this process.
+    """
+    ray.init(
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        # Every worker imports online_dpo first, which keeps a user's own `judges` folder from shadowing ours.
+        runtime_env={"worker_process_setup_hook": "online_dpo._siblings.pin", "env_vars": _QUIET},
+        **options,
+    )
 
 
 def _expect_listener(address: str, label: str) -> None:
