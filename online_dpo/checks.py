@@ -83,7 +83,17 @@ def check_gap(what: str, gap: Gap, previous: Gap | None, tolerance: float) -> di
 
 
 def sampler_logps(completions: Sequence[Completion]) -> list[Sequence[float]]:
-    return [completion.sampler_logps for completion in completions]
+    """Each completion's log-probs as its sampler gave them.
+
+    Raises:
+        ValueError: a completion is from a data set; nothing sampled it.
+    """
+    found: list[Sequence[float]] = []
+    for completion in completions:
+        if completion.sampler_logps is None:
+            raise ValueError(f"completion {completion.prompt_id}/{completion.sample_index} was not sampled in this run")
+        found.append(completion.sampler_logps)
+    return found
 
 
 def probe_rows(prompts: Sequence[Sequence[int]], vocab_size: int, run_seed: int) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from online_dpo.checks import sampler_logps
 from online_dpo.types import Completion, Pair, Verdict
 
 
@@ -41,7 +42,7 @@ def describe_completions(completions: Sequence[Completion]) -> dict[str, float |
         "length_mean": mean([len(c.token_ids) for c in completions]),  # tokens, a sampled EOS included
         "eos_rate": mean([float(c.finish_reason == "stop") for c in completions]),
         "distinct_2": distinct([c.text for c in completions], 2),
-        "sampler_logp_mean": mean([logp for c in completions for logp in c.sampler_logps]),
+        "sampler_logp_mean": mean([logp for logps in sampler_logps(completions) for logp in logps]),
     }
 
 
@@ -79,7 +80,7 @@ def describe_pairs(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
     """What the learner is about to train on."""
     return {
         "num_pairs": len(pairs),
-        "margin_mean": mean([pair.margin for pair in pairs]),
+        "margin_mean": mean([pair.margin for pair in pairs if pair.margin is not None]),
         "chosen_length_mean": mean([len(pair.chosen.token_ids) for pair in pairs]),
         "rejected_length_mean": mean([len(pair.rejected.token_ids) for pair in pairs]),
     }

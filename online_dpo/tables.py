@@ -63,7 +63,10 @@ _VERDICT = _schema(
     },
     nullable=("second", "score", "probability", "reason"),
 )
-# Reference log-probs: nats, summed over the completion; null = not computed.
+# How a completion was sampled; null all together in a pair from a data set, and nowhere else.
+_PROVENANCE = ("finish_reason", "sampler_logps", "policy_version", "seed")
+# Margin and probability: null = from a data set. Reference log-probs: nats, summed over the completion; null = not
+# computed.
 _PAIR_NUMBERS = ("margin", "probability", "weight", "chosen_ref_logps", "rejected_ref_logps")
 
 
@@ -81,7 +84,10 @@ def _pair_schema(chat: bool) -> pa.Schema:
             **{f"chosen_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
             **{f"rejected_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
         },
-        nullable=("chosen_ref_logps", "rejected_ref_logps"),
+        nullable=(
+            *(name for name in _PAIR_NUMBERS if name != "weight"),
+            *(f"{side}_{name}" for side in ("chosen", "rejected") for name in _PROVENANCE),
+        ),
     )
 
 
@@ -192,7 +198,10 @@ def _prompt_from(row: Row) -> Prompt:
 
 
 def _completion_from(row: Row) -> Completion:
-    return Completion(**{**row, **{name: tuple(row[name]) for name in ("token_ids", "sampler_logps")}})
+    logps = row["sampler_logps"]
+    return Completion(
+        **{**row, "token_ids": tuple(row["token_ids"]), "sampler_logps": None if logps is None else tuple(logps)}
+    )
 
 
 def _pair_from(row: Row) -> Pair:

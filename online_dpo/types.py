@@ -42,23 +42,33 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled answer. `token_ids` is what training uses; `text` is for judges and people."""
+    """One answer. `token_ids` is what training uses; `text` is for judges and people.
+
+    The last four fields tell how it was sampled. An answer from a data set has none of them: no policy of this run
+    made it, so it has no log-probs of a sampler, and nothing may take its place.
+    """
 
     prompt_id: str
     sample_index: int  # 0 .. K-1 within the prompt
     token_ids: tuple[int, ...]  # [T], the terminating EOS included when it was sampled, nothing appended when not
     text: str
-    finish_reason: FinishReason
-    sampler_logps: tuple[float, ...]  # [T] nats, at temperature 1, as the engine computed them when it sampled
-    policy_version: int  # number of learner pushes before it was sampled; 0 = the initial policy
-    seed: int
+    finish_reason: FinishReason | None
+    sampler_logps: tuple[float, ...] | None  # [T] nats, at temperature 1, as the engine computed them when it sampled
+    policy_version: int | None  # number of learner pushes before it was sampled; 0 = the initial policy
+    seed: int | None
 
     def __post_init__(self) -> None:
-        if len(self.sampler_logps) != len(self.token_ids):
-            raise ValueError(
-                f"completion {self.prompt_id}/{self.sample_index}: {len(self.sampler_logps)} log-probs for "
-                f"{len(self.token_ids)} tokens"
-            )
+        name = f"completion {self.prompt_id}/{self.sample_index}"
+        provenance = (self.finish_reason, self.sampler_logps, self.policy_version, self.seed)
+        if any(value is None for value in provenance) != all(value is None for value in provenance):
+            raise ValueError(f"{name}: only a part of what tells how it was sampled is set")
+        if self.sampler_logps is not None and len(self.sampler_logps) != len(self.token_ids):
+            raise ValueError(f"{name}: {len(self.sampler_logps)} log-probs for {len(self.token_ids)} tokens")
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a policy of this run made it; otherwise it is from a data set."""
+        return self.policy_version is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +110,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two answers to one prompt, of which the judge strictly prefers `chosen` (DESIGN invariant 1)."""
+    """Two answers to one prompt, of which the judge strictly prefers `chosen` (DESIGN invariant 1).
+
+    A data set says which answer is preferred and not by how much: its pairs have neither margin nor probability.
+    """
 
     prompt: Prompt
     chosen: Completion
     rejected: Completion
-    margin: float  # score difference, or the logit of the probability; > 0
-    probability: float  # that chosen beats rejected; > 0.5
+    margin: float | None  # score difference, or the logit of the probability; > 0; None = not judged in this run
+    probability: float | None  # that chosen beats rejected; > 0.5; None with the margin
     weight: float = 1.0
     chosen_ref_logps: float | None = None  # nats, summed over the completion's tokens; None = not computed yet
     rejected_ref_logps: float | None = None
@@ -117,7 +130,10 @@ class Pair:
             raise ValueError(f"{name}: the answers belong to other prompts")
         if self.chosen.token_ids == self.rejected.token_ids:
             raise ValueError(f"{name}: chosen and rejected are the same tokens")
-        if not (self.margin > 0.0 and self.probability > 0.5):
+        if self.margin is None or self.probability is None:
+            if self.margin is not None or self.probability is not None:
+                raise ValueError(f"{name}: margin and probability come together")
+        elif not (self.margin > 0.0 and self.probability > 0.5):
             raise ValueError(f"{name}: margin {self.margin} and probability {self.probability} name no winner")
 
 

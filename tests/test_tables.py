@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_dpo.errors import DataError
+from online_dpo.checks import check_versions, sampler_logps
+from online_dpo.errors import DataError, WeightMismatchError
 from online_dpo.store import RunStore
 from online_dpo.tables import from_parquet, to_parquet
 from online_dpo.types import Completion, Pair, Prompt, Verdict
@@ -53,6 +56,13 @@ def completions(draw: st.DrawFn, prompt_id: str | None = None) -> Completion:
 
 
 @st.composite
+def written_answers(draw: st.DrawFn, prompt_id: str) -> Completion:
+    """From a data set: nothing tells how it was sampled, since it was not."""
+    answer = draw(completions(prompt_id))
+    return replace(answer, finish_reason=None, sampler_logps=None, policy_version=None, seed=None)
+
+
+@st.composite
 def verdicts(draw: st.DrawFn) -> Verdict:
     about: dict[str, Any] = draw(
         st.fixed_dictionaries({"score": st.floats(allow_nan=False, allow_infinity=False)})
@@ -64,18 +74,15 @@ def verdicts(draw: st.DrawFn) -> Verdict:
 
 @st.composite
 def pairs(draw: st.DrawFn, chat: bool) -> Pair:
-    prompt = draw(prompts(chat))
-    chosen, rejected = draw(
-        st.tuples(completions(prompt.prompt_id), completions(prompt.prompt_id)).filter(
-            lambda both: both[0].token_ids != both[1].token_ids
-        )
-    )
+    prompt, judged = draw(prompts(chat)), draw(st.booleans())
+    answers = completions(prompt.prompt_id) if judged else written_answers(prompt.prompt_id)
+    chosen, rejected = draw(st.tuples(answers, answers).filter(lambda both: both[0].token_ids != both[1].token_ids))
     return Pair(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        margin=draw(st.floats(min_value=0, exclude_min=True)),
-        probability=draw(st.floats(0.5, 1, exclude_min=True)),
+        margin=draw(st.floats(min_value=0, exclude_min=True)) if judged else None,
+        probability=draw(st.floats(0.5, 1, exclude_min=True)) if judged else None,
         weight=draw(st.floats(0, 9)),
         chosen_ref_logps=draw(st.none() | st.floats(max_value=0)),
         rejected_ref_logps=draw(st.none() | st.floats(max_value=0)),
@@ -191,6 +198,27 @@ def test_pairs_are_a_preference_data_set_with_provenance(tmp_path: Path) -> None
         "rejected_seed": 2**63 - 2,
     }
     assert (second["chosen_ref_logps"], second["rejected_ref_logps"]) == (-7.5, -8.25)
+
+
+def test_an_answer_from_a_data_set_has_no_numbers_of_a_sampler() -> None:
+    """Would catch zeros or empty lists where there was no sampler, half a provenance, and a committed shard of samples
+    in which an answer has none: the checks of the weights read these columns."""
+    [pair, _] = example_pairs(chat=False)
+    unsampled = {"finish_reason": None, "sampler_logps": None, "policy_version": None, "seed": None}
+    written = replace(pair, margin=None, probability=None, chosen=replace(pair.chosen, **unsampled))
+    [row] = pq.read_table(pa.BufferReader(to_parquet([written, pair]))).to_pylist()[:1]
+    assert {row[f"chosen_{name}"] for name in unsampled} | {row["margin"], row["probability"]} == {None}
+    assert row["rejected_policy_version"] == 3 and row["rejected_sampler_logps"] == [-0.1, -2.0, -1 / 3]
+    with pytest.raises(ValueError, match="only a part"):
+        replace(pair.chosen, sampler_logps=None)
+    with pytest.raises(ValueError, match="margin and probability come together"):
+        replace(pair, margin=None)
+    with pytest.raises(pa.ArrowInvalid, match="non-nullable"):
+        to_parquet([written.chosen])
+    with pytest.raises(ValueError, match="p0/0 was not sampled"):
+        sampler_logps([written.rejected, written.chosen])
+    with pytest.raises(WeightMismatchError, match="policy version None and version 0"):
+        check_versions(0, [written.chosen])
 
 
 def test_what_a_column_cannot_hold_is_refused_not_lost() -> None:
