@@ -9,7 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from online_dpo.control_config import FixedReference, ReferenceSection
+from online_dpo.sections import Section, changeable
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
 
@@ -18,17 +21,6 @@ Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
 Tolerance = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0)]  # of GPUs
-
-
-def changeable(default: Any, **constraints: Any) -> Any:
-    """A field that may differ on resume, because it cannot change what is trained on."""
-    return Field(default, json_schema_extra={"changeable": True}, **constraints)
-
-
-class Section(BaseModel):
-    """Base of every part: strict about keys, immutable once validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class RunSection(Section):
@@ -53,7 +45,7 @@ class PromptsSection(Section):
     field: str = "prompt"
     per_round: int = Field(128, ge=1)
     max_tokens: int = Field(512, ge=1)  # longer prompts are dropped and counted
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class SamplingSection(Section):
@@ -61,7 +53,7 @@ class SamplingSection(Section):
     temperature: float = Field(1.0, gt=0.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_tokens: int = Field(256, ge=1)
-    stop: list[str] = []
+    stop: list[str] = Field(default_factory=list)
     truncated: Literal["keep", "drop", "penalise"] = "keep"
     truncated_penalty: float | None = Field(None, gt=0.0)  # taken off a truncated answer's score; None = 1.0
 
@@ -124,7 +116,7 @@ class PythonJudge(HostedJudge):
 
     type: Literal["python"]
     target: str
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
 
 
 JudgeSection = Annotated[RewardModelJudge | PythonJudge, Field(discriminator="type")]
@@ -141,8 +133,8 @@ class EvaluationSet(Section):
 class EvaluationSection(Section):
     """Fresh samples at temperature 1, top_p 1 from the updated policy: judge scores, KL, entropy, length, diversity."""
 
-    sets: dict[Name, EvaluationSet] = {}
-    judges: dict[Name, JudgeSection] = {}  # besides the training judge
+    sets: dict[Name, EvaluationSet] = Field(default_factory=dict)
+    judges: dict[Name, JudgeSection] = Field(default_factory=dict)  # besides the training judge
     every: int = Field(1, ge=1)  # rounds
 
     @field_validator("judges")
@@ -169,22 +161,6 @@ class IPOObjective(Section):
 
 
 ObjectiveSection = Annotated[SigmoidObjective | IPOObjective, Field(discriminator="type")]
-
-
-class FixedReference(Section):
-    """The initial policy, for the whole run."""
-
-    type: Literal["fixed"]
-
-
-class EveryReference(Section):
-    """The policy as it was after every `rounds`-th round."""
-
-    type: Literal["every"]
-    rounds: int = Field(1, ge=1)
-
-
-ReferenceSection = Annotated[FixedReference | EveryReference, Field(discriminator="type")]
 
 
 class LoraSection(Section):

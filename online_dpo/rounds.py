@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from online_dpo.collecting import Collected, Policy, Pusher, collect
-from online_dpo.config import EveryReference, RunConfig
+from online_dpo.config import RunConfig
+from online_dpo.control_config import EveryReference
 from online_dpo.errors import NoPairsError
 from online_dpo.evaluation import evaluate
 from online_dpo.pairing import build_pairs
