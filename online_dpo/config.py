@@ -11,16 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from online_dpo.config_base import Auto, Count, Name, Section, Share, Tolerance, changeable
 from online_dpo.control_config import FixedReference, ReferenceSection
-from online_dpo.sections import Section, changeable
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1)]
-Tolerance = Annotated[float, Field(gt=0.0)]
-Share = Annotated[float, Field(ge=0.0)]  # of GPUs
 
 
 class RunSection(Section):

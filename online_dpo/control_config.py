@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from online_dpo.sections import Section
+from online_dpo.config_base import Section
 
 
 class FixedReference(Section):

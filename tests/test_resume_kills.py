@@ -23,10 +23,10 @@ from loop_runs import Kill, Run, comparable, tree
 from pydantic import BaseModel
 
 from online_dpo.config import RunConfig
+from online_dpo.config_base import Section
 from online_dpo.config_loading import check_resumable
 from online_dpo.errors import ConfigError
 from online_dpo.files import TEMPORARY
-from online_dpo.sections import Section
 from online_dpo.store import RunStore
 from online_dpo.tables import from_parquet
 from online_dpo.training import newest_checkpoint

@@ -1,0 +1,24 @@
+"""What every part of the config is built from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Tolerance = Annotated[float, Field(gt=0.0)]
+Share = Annotated[float, Field(ge=0.0)]  # of GPUs
+
+
+def changeable(default: Any, **constraints: Any) -> Any:
+    """A field that may differ on resume, because it cannot change what is trained on."""
+    return Field(default, json_schema_extra={"changeable": True}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of every part: strict about keys, immutable once validated, numbers finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
