@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import base64
 import math
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
-from online_dpo.errors import ConfigError, DataError, ModelError
-from online_dpo.prompt_files import Spec, Table, load_table, messages_of, validate_source
-from online_dpo.types import Message, Prompt, derive_seed
+from online_dpo.drawing import Cursor, Deck
+from online_dpo.encoding import PromptEncoder
+from online_dpo.errors import DataError
+from online_dpo.prompt_files import Spec, load_table, messages_of, validate_source
+from online_dpo.row_files import Table, row_ids
+from online_dpo.types import Prompt
 
 __all__ = ["Cursor", "Draw", "PromptEncoder", "PromptSource", "Selection", "validate_source"]
-
-if TYPE_CHECKING:
-    import numpy as np
-
-_TEMPLATE_ARGUMENTS_IN_USE = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message")
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """Where the next round's prompts begin: all that resuming needs."""
-
-    epoch: int = 0
-    position: int = 0  # rows of this epoch's order that were looked at
-    deferred: tuple[int, ...] = ()  # of these, the rows that are still owed, since the last round already had them
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"epoch": self.epoch, "position": self.position, "deferred": list(self.deferred)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Cursor:
-        return cls(epoch=values["epoch"], position=values["position"], deferred=tuple(values["deferred"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,59 +38,6 @@ class Draw(Selection):
     cursor: Cursor
 
 
-class PromptEncoder:
-    """Text or chat messages -> token ids that a completion can follow."""
-
-    def __init__(self, tokenizer: Any, chat_template_kwargs: Mapping[str, Any]) -> None:
-        """Use one tokenizer for all prompts of a run.
-
-        Args:
-            tokenizer: a Transformers tokenizer.
-            chat_template_kwargs: further arguments of its chat template.
-
-        Raises:
-            ConfigError: `chat_template_kwargs` has an argument that is not free.
-        """
-        taken = [name for name in _TEMPLATE_ARGUMENTS_IN_USE if name in chat_template_kwargs]
-        if taken:
-            raise ConfigError(
-                f"prompts.chat_template_kwargs sets {taken[0]}, which is fixed by what a prompt is; remove it"
-            )
-        self.has_chat_template = bool(
-            getattr(tokenizer, "chat_template", None) or "chat_template" in chat_template_kwargs
-        )
-        self._tokenizer = tokenizer
-        self._kwargs = dict(chat_template_kwargs)
-
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        """`[T]` ids of plain text with the tokenizer's special tokens, and not a second BOS if it begins with one."""
-        tokenizer = self._tokenizer
-        body, full = self._tokenize(text), list(tokenizer(text, verbose=False)["input_ids"])
-        # From the right, so that in a text that is nothing but BOS the first of the two counts as the added one.
-        start = next((i for i in range(len(full) - len(body), -1, -1) if full[i : i + len(body)] == body), None)
-        if start is None:
-            raise ModelError(
-                f"the tokenizer {type(tokenizer).__name__} tokenises text differently when it adds special tokens, so "
-                f"that prompts have no fixed meaning; set model.path to a model with another tokenizer"
-            )
-        before, after = full[:start], full[start + len(body) :]
-        if before == [tokenizer.bos_token_id] and text.startswith(tokenizer.bos_token):
-            before = []
-        # An answer cannot follow an end of sequence; some tokenizers append one to whatever they are given.
-        after = [token_id for token_id in after if token_id != tokenizer.eos_token_id]
-        return (*before, *body, *after) if body else ()
-
-    def encode_chat(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """`[T]` ids of a chat up to where the assistant answers; special tokens are the template's alone."""
-        rendered = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True, **self._kwargs
-        )
-        return tuple(self._tokenize(rendered))
-
-    def _tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 class PromptSource:
     """The prompts of one data set. Tokenises at draw, so that a large set costs nothing until it is used."""
 
@@ -117,7 +45,7 @@ class PromptSource:
         self, table: Table, *, column: str, field: str, encoder: PromptEncoder, max_tokens: int, seed: int
     ) -> None:
         """Use `load` instead, unless the rows come from elsewhere."""
-        if table.has_chat and not encoder.has_chat_template:
+        if not encoder.has_chat_template and any(isinstance(value, list) for value in table.column(column)):
             raise DataError(
                 f"{table.label}, whose column {column} holds chat messages, but the tokenizer has no chat template; "
                 f"put one into the model's folder as chat_template.jinja, or use prompts that are plain text"
@@ -128,7 +56,7 @@ class PromptSource:
         self._encoder = encoder
         self._max_tokens = max_tokens
         self._seed = seed
-        self._ids = _prompt_ids(table)
+        self._ids = row_ids(table, "prompt")
 
     @classmethod
     def load(
@@ -176,34 +104,22 @@ class PromptSource:
             DataError: fewer than `n` prompts are usable, or the cursor is of another source.
         """
         self._check(cursor)
-        epoch, position, owed = cursor.epoch, cursor.position, deque(cursor.deferred)
-        order = self._order(epoch)
-        has_seen_all = position == 0
-        taken: dict[int, Prompt] = {}
-        deferred: list[int] = []
-        skipped = {"too long": 0, "empty": 0}
-        while len(taken) < n:
-            if owed:
-                row = owed.popleft()
-            elif position < len(order):
-                row, position = int(order[position]), position + 1
-            elif has_seen_all:
-                raise self._too_few("prompts.per_round", n, len(taken))
-            else:
-                epoch, position, has_seen_all = epoch + 1, 0, True
-                order = self._order(epoch)
-                continue
-            if row in taken:
-                deferred.append(row)
-                continue
+        skipped: Counter[str] = Counter()
+
+        def read(row: int) -> Prompt | None:
             outcome = self._encode(row)
             if isinstance(outcome, Prompt):
-                taken[row] = outcome
-            else:
-                skipped[outcome] += 1
+                return outcome
+            skipped[outcome] += 1
+            return None
+
+        deck = Deck(num_rows=len(self), seed=self._seed, purpose="prompts", read=read)
+        prompts, following, is_enough = deck.draw(cursor, n)
+        if not is_enough:
+            raise self._too_few("prompts.per_round", n, len(prompts))
         return Draw(
-            prompts=tuple(taken.values()),
-            cursor=Cursor(epoch, position, (*owed, *deferred)),
+            prompts=tuple(prompts),
+            cursor=following,
             num_too_long=skipped["too long"],
             num_empty=skipped["empty"],
         )
@@ -228,19 +144,11 @@ class PromptSource:
             raise self._too_few(f"{self._field}.count", count, len(prompts))
         return Selection(prompts=tuple(prompts), num_too_long=skipped["too long"], num_empty=skipped["empty"])
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """`[rows]` the rows of the table in the order of one epoch."""
-        import numpy as np  # not at the top: `validate` has no use for it, and it takes a third of a second
-
-        # Raw PCG64 output: NumPy promises that stream for ever, but not what Generator.permutation makes of it.
-        bits = np.random.PCG64(derive_seed(self._seed, "prompts", epoch)).random_raw(len(self))
-        return np.argsort(bits, kind="stable")
-
     def _check(self, cursor: Cursor) -> None:
-        if not 0 <= cursor.position <= len(self) or not all(0 <= row < len(self) for row in cursor.deferred):
+        if not cursor.fits(len(self)):
             raise DataError(
                 f"{self._table.label}, which has {len(self)} rows, but the run had already reached row "
-                f"{max(cursor.position, *cursor.deferred, 0)} of it; put the source back as it was when the run began"
+                f"{cursor.furthest} of it; put the source back as it was when the run began"
             )
 
     def _encode(self, row: int) -> Prompt | str:
@@ -318,14 +226,3 @@ class PromptSource:
             f"longer than prompts.max_tokens, which is {self._max_tokens}, and {len(lengths) - len(filled)} are "
             f"empty); lower {field} to {num_usable} or add prompts"
         )
-
-
-def _prompt_ids(table: Table) -> list[str]:
-    """The `prompt_id` or `id` column where it names every row differently, otherwise row numbers."""
-    for name in ("prompt_id", "id"):
-        if name not in table.rows[0]:
-            continue
-        ids = [str(value) for value in table.column(name) if isinstance(value, str | int)]
-        if len(set(ids)) == len(table.rows):
-            return ids
-    return [f"{row:06d}" for row in range(len(table.rows))]
