@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 from online_dpo.checks import sampler_logps
 from online_dpo.types import Completion, Pair, Verdict
+
+NUM_BLEU_TEXTS = 32
+"""Texts that self-BLEU compares, each with all others: 0.1 s for answers of 50 words, and four times that for twice as
+many texts."""
 
 
 def kl_per_completion(policy: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
@@ -34,14 +39,38 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
+def self_bleu(texts: Sequence[str]) -> float | None:
+    """Mean BLEU of a text against all others, 0 to 100; higher = less diverse (arXiv:1802.01886).
+
+    Sentence BLEU-4 as sacrebleu computes it (its own tokeniser and smoothing). Of more than `NUM_BLEU_TEXTS` texts a
+    subset is taken, by position and always the same, so that two sets of samples for the same prompts compare.
+
+    Returns:
+        None for fewer than two texts.
+    """
+    if len(texts) < 2:
+        return None
+    from sacrebleu.metrics.bleu import BLEU  # not before it is needed: `status` needs none of it
+
+    chosen = random.Random(0).sample(range(len(texts)), min(NUM_BLEU_TEXTS, len(texts)))
+    some = [texts[index] for index in sorted(chosen)]
+    bleu = BLEU(effective_order=True)  # sentences may be shorter than four words
+    return mean([bleu.sentence_score(text, some[:i] + some[i + 1 :]).score for i, text in enumerate(some)])
+
+
 def describe_completions(completions: Sequence[Completion]) -> dict[str, float | int | None]:
     """Length, truncation and diversity of a set of samples."""
-    num = len(completions)
+    num, texts = len(completions), [completion.text for completion in completions]
     return {
         "num_completions": num,
         "length_mean": mean([len(c.token_ids) for c in completions]),  # tokens, a sampled EOS included
         "eos_rate": mean([float(c.finish_reason == "stop") for c in completions]),
-        "distinct_2": distinct([c.text for c in completions], 2),
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "distinct_3": distinct(texts, 3),
+        "self_bleu": self_bleu(texts),
+        # The share that repeats another sample of the set, whatever the prompt.
+        "duplicate_rate": 1.0 - len({c.token_ids for c in completions}) / num if num else None,
         "sampler_logp_mean": mean([logp for logps in sampler_logps(completions) for logp in logps]),
     }
 

@@ -150,8 +150,9 @@ def test_the_log_has_the_replica_that_is_furthest_off(tmp_path: Path) -> None:
 
 def test_gap_is_over_tokens_not_over_rows() -> None:
     left, right = [[-1.0, -2.0, -3.0], [-4.0]], [[-1.5, -2.0, -3.0], [-3.0]]
-    assert Gap.between(left, right) == Gap(mean=1.5 / 4, max=1.0, num_tokens=4)
-    assert Gap.between([], []) == Gap(mean=0.0, max=0.0, num_tokens=0)
+    assert Gap.between(left, right) == Gap(mean=1.5 / 4, max=1.0, row_max=1.0, num_tokens=4)
+    assert Gap.between([[-1.0, -2.0], []], [[-1.5, -2.0], []]) == Gap(mean=0.25, max=0.5, row_max=0.25, num_tokens=2)
+    assert Gap.between([], []) == Gap(mean=0.0, max=0.0, row_max=0.0, num_tokens=0)
     with pytest.raises(ValueError, match="zip"):
         Gap.between([[-1.0, -2.0]], [[-1.0]])  # a token without a counterpart is never left out in silence
 
@@ -169,10 +170,11 @@ def test_a_gap_that_is_no_number_raises(bad: float, position: int) -> None:
 
 def test_check_gap_at_and_around_the_tolerance() -> None:
     def gap(mean: float) -> Gap:
-        return Gap(mean=mean, max=2 * mean, num_tokens=3)
+        return Gap(mean=mean, max=2 * mean, row_max=1.5 * mean, num_tokens=3)
 
     assert check_gap("probe", gap(0.5), gap(0.75), 0.5) == {
         "probe_gap": 0.5,
+        "probe_gap_row_max": 0.75,
         "probe_gap_max": 1.0,
         "probe_gap_previous": 0.75,
         "probe_has_power": True,
@@ -180,9 +182,23 @@ def test_check_gap_at_and_around_the_tolerance() -> None:
     assert check_gap("sampled", gap(0.0), gap(0.5), 0.5)["sampled_has_power"] is False
     assert check_gap("sampled", gap(0.0), gap(math.nan), 0.5)["sampled_has_power"] is False
     with pytest.raises(
-        WeightMismatchError, match=r"on the probe: 0\.51 nats .* \(max 1\.02, 3 tokens\), tolerance 0\.5"
+        WeightMismatchError, match=r"on the probe: 0\.51 nats .* worst row, max 1\.02, 3 tokens\), tolerance 0\.5 \(5 "
     ):
         check_gap("probe", gap(0.51), None, 0.5)
+
+
+@pytest.mark.parametrize(("stale", "stops"), [(0.0101, True), (0.0099, False)])
+def test_one_stale_row_among_many_stops_the_run(stale: float, stops: bool) -> None:
+    """A hundredth of the rows leaves the mean a tenth of the tolerance: the mean alone would let it pass."""
+    left = [[-1.0] * 4] * 100
+    right = [[-1.0] * 4] * 99 + [[-1.0 - stale] * 4]
+    gap = Gap.between(left, right)
+    assert gap.mean < 0.11 * 1e-3
+    if stops:
+        with pytest.raises(WeightMismatchError, match=r"0\.0101 in the worst row.* \(0\.01 for a row\)"):
+            check_gap("sampled", gap, None, 1e-3)
+    else:
+        assert check_gap("sampled", gap, None, 1e-3)["sampled_gap_row_max"] == pytest.approx(stale)
 
 
 def test_digests_of_all_replicas_count() -> None:

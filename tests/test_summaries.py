@@ -25,6 +25,7 @@ from online_dpo.summaries import (
     mean,
     paired_bootstrap,
     scores_by_prompt,
+    self_bleu,
 )
 from online_dpo.types import Adapter, Completion, Pair, Prompt, Row, Verdict
 
@@ -73,6 +74,29 @@ def test_distinct_by_hand() -> None:
     assert distinct(["a", ""], 2) is None and distinct([], 1) is None
 
 
+def test_self_bleu_against_bleu_by_hand() -> None:
+    """Would catch a text that is compared with itself too, which gives 100 whatever the others are."""
+    same = ["the film was good and long"] * 3
+    assert self_bleu(same) == pytest.approx(100.0)
+    # Seven words of which six, four of six pairs, three of five triples and two of four quadruples are in another text.
+    texts = ["a b c d e f g", "a b c d e x f", "p q r s t u v"]
+    first = (6 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25
+    # Nothing in common: sacrebleu's exponential smoothing gives orders without a match a half, a quarter, ... of one;
+    # without a single common word the effective order is 0.
+    assert self_bleu(texts) == pytest.approx(100.0 * (2 * first + 0.0) / 3)
+    assert self_bleu(["a b"]) is None and self_bleu([]) is None and self_bleu(["", ""]) == 0.0
+
+
+def test_self_bleu_takes_a_fixed_subset_of_positions() -> None:
+    """Would catch a subset that differs from call to call or grows with the samples."""
+    alike = [f"{i} {i} {i} {i}" for i in range(500)]
+    assert self_bleu(alike) == 0.0
+    marked = ["a b c d" if i % 4 else text for i, text in enumerate(alike)]
+    found = self_bleu(marked)
+    assert found == self_bleu(marked)
+    assert found is not None and (found * 32 / 100) == pytest.approx(round(found * 32 / 100)) and 50 < found < 95
+
+
 def test_descriptions_by_hand() -> None:
     """Would catch means over completions where tokens are meant, and the reverse."""
     found = describe_completions([completion(0, 3, "a b a", logp=-1.0), completion(1, 1, "a b", "length", logp=-5.0)])
@@ -80,9 +104,15 @@ def test_descriptions_by_hand() -> None:
         "num_completions": 2,
         "length_mean": 2.0,
         "eos_rate": 0.5,
+        "distinct_1": 2 / 5,
         "distinct_2": 2 / 3,
+        "distinct_3": 1.0,
+        "self_bleu": pytest.approx(100.0 * ((2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3) + math.exp(1 - 3 / 2)) / 2),
+        "duplicate_rate": 0.0,
         "sampler_logp_mean": -2.0,
     }
+    repeated = [completion(i % 2, 1 + i % 2) for i in range(5)]  # two different ones
+    assert describe_completions(repeated)["duplicate_rate"] == 3 / 5
     prompt = Prompt(prompt_id="p", token_ids=(1,), text="")
     halves = [(completion(0, 3), completion(1, 1), 0.5), (completion(0, 2), completion(1, 4), 1.5)]
     pairs = [Pair(prompt=prompt, chosen=c, rejected=r, margin=margin, probability=0.6) for c, r, margin in halves]
