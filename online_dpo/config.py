@@ -1,7 +1,7 @@
 """What a run is made of. Pydantic models: unknown keys are errors, unions are told apart by `type`.
 
 This module imports neither torch nor ray nor vllm: `online-dpo validate` answers at once. Loading from YAML with
-dotted overrides, and the wording of errors, is in `config_loading`.
+dotted overrides, and the wording of errors, is in `config_loading`; the `objective` section in `objective_config`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config_base import Auto, Count, Name, Section, Share, Tolerance, changeable
 from online_dpo.control_config import FixedReference, ReferenceSection
+from online_dpo.objective_config import ObjectiveSection, SigmoidObjective
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
 
@@ -144,19 +145,6 @@ class PairingSection(Section):
     min_margin: float = Field(0.0, ge=0.0)
 
 
-class SigmoidObjective(Section):
-    type: Literal["sigmoid"]
-    beta: float = Field(0.1, gt=0.0)
-
-
-class IPOObjective(Section):
-    type: Literal["ipo"]
-    beta: float = Field(0.1, gt=0.0)
-
-
-ObjectiveSection = Annotated[SigmoidObjective | IPOObjective, Field(discriminator="type")]
-
-
 class LoraSection(Section):
     r: int = Field(16, ge=1, le=512)
     alpha: float = Field(32, gt=0.0)
@@ -184,7 +172,7 @@ class LearnerSection(Section):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0.0)
     lora: LoraSection | None = None  # None = r 16, alpha 32 on all linear layers, or what model.adapter has
-    batch_pairs: int = Field(16, ge=1)
+    batch_pairs: int = Field(16, ge=1)  # of an optimizer step; completions where the objective is unpaired
     micro_batch_tokens: int = Field(8192, ge=1)  # padded tokens of one forward pass; at least one pair is taken
     epochs: int = Field(1, ge=1)
     max_grad_norm: float = Field(1.0, gt=0.0)
@@ -262,5 +250,10 @@ class RunConfig(Section):
             raise ValueError(
                 "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "
                 "remove learner.lora, or merge the adapter into the model first"
+            )
+        if not self.objective.needs_reference and not isinstance(self.reference, FixedReference):
+            raise ValueError(
+                f"reference.type is {self.reference.type} and objective.type is {self.objective.type}, which has no "
+                f"reference to schedule: remove the reference section, or choose another objective"
             )
         return self

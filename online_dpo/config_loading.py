@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from yaml import YAMLError
 
 from online_dpo.config import RunConfig
@@ -90,7 +90,7 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     for key, before, after, free in changes(old, new):
         # The length of the run only matters to schedules that are stretched over it.
         if key == "run.rounds":
-            free = new.learner.schedule == "constant"
+            free = new.learner.schedule == "constant" and not new.objective.depends_on_run_length
         line = f"{key} was {json.dumps(before)} and is now {json.dumps(after)}"
         (allowed if free else refused).append(line)
     if refused:
@@ -194,8 +194,8 @@ def _annotation_at(location: list[str]) -> Any:
             if part not in fields:
                 return None
             current = fields[part].annotation
-        elif typing.get_origin(current) is dict:
-            current = typing.get_args(current)[1]
+        elif typing.get_origin(current) in (dict, list):
+            current = typing.get_args(current)[-1]
         else:
             return None
     return _strip(current)
@@ -210,17 +210,17 @@ def _strip(annotation: Any) -> Any:
     return members[0] if is_union and len(members) == 1 else annotation
 
 
-def _union_tags(annotation: Any) -> dict[str, type[BaseModel]]:
+def _union_tags(annotation: Any) -> dict[str, Any]:
+    """What tells the members of a union apart: the `type` of sections, or the tags that stand beside the members."""
     annotation = _strip(annotation)
-    if typing.get_origin(annotation) not in _UNIONS:
-        return {}
-    members = [m for m in typing.get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
-    return {
-        tag: member
-        for member in members
-        if "type" in member.model_fields
-        for tag in typing.get_args(member.model_fields["type"].annotation)
-    }
+    found: dict[str, Any] = {}
+    for member in typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else ():
+        tags = [extra.tag for extra in typing.get_args(member)[1:] if isinstance(extra, Tag)]
+        plain = _strip(member)
+        if isinstance(plain, type) and issubclass(plain, BaseModel) and "type" in plain.model_fields:
+            tags += typing.get_args(plain.model_fields["type"].annotation)
+        found |= dict.fromkeys(tags, plain)
+    return found
 
 
 def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
@@ -231,6 +231,9 @@ def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, tuple[Any
             yield from _leaves(value, f"{key}.")
         elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
             for entry, item in value.items():
+                yield from _leaves(item, f"{key}.{entry}.")
+        elif isinstance(value, list) and any(isinstance(v, BaseModel) for v in value):
+            for entry, item in enumerate(value):
                 yield from _leaves(item, f"{key}.{entry}.")
         else:
             extra = info.json_schema_extra

@@ -18,13 +18,15 @@ from transformers import AutoModelForCausalLM
 
 from online_dpo import adapters, checkpoints
 from online_dpo.batching import pack_by_tokens, round_batches
-from online_dpo.config import LearnerSection, LoraSection, ObjectiveSection
+from online_dpo.config import LearnerSection, LoraSection
 from online_dpo.errors import ModelError, TrainingError
+from online_dpo.items import lacks_reference, rows_of, with_reference
 from online_dpo.logprobs import batch_rows, completion_token_logps, completion_token_scores, verify_head
 from online_dpo.losses import pair_loss
-from online_dpo.schedules import learning_rate, run_position
+from online_dpo.objective_config import ObjectiveSection
+from online_dpo.schedules import beta_at, learning_rate, run_position
 from online_dpo.stages import Under
-from online_dpo.types import Adapter, Pair, Row, Scores, derive_seed
+from online_dpo.types import Adapter, Item, Items, Pair, Row, Scores, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +65,9 @@ class Learner:
         self._parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         section = spec.learner
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=section.lr, weight_decay=section.weight_decay)
-        self._loss = pair_loss(spec.objective)
         self._initial = None if spec.adapter is None else self.policy(0)
         self._pairs: list[Pair] = []
+        self._beta_factor = 1.0
         self._batches: list[list[int]] = []
         self._position = checkpoints.Position(round_index=-1, next_step=0, global_step=0)
 
@@ -104,36 +106,48 @@ class Learner:
             )
         return results
 
-    def reference_logps(self, pairs: Sequence[Pair], reference: Adapter | None) -> list[Pair]:
-        """The pairs with both halves' log-probs under the reference (None = the base model), summed over tokens."""
-        rows = [Row.of(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        logps = [math.fsum(row) for row in self.score(rows, [reference])[0].token_logps]
-        return [
-            replace(pair, chosen_ref_logps=chosen, rejected_ref_logps=rejected)
-            for pair, chosen, rejected in zip(pairs, logps[::2], logps[1::2], strict=True)
-        ]
+    def reference_logps(self, items: Sequence[Item], references: Sequence[Under]) -> list[Item]:
+        """The items with the log-probs that a reference gives to their completions, summed over tokens.
 
-    def begin_round(self, round_index: int, pairs: Sequence[Pair]) -> int:
-        """Take a round's pairs. After `restore` inside this round, training goes on where the checkpoint stopped.
+        Args:
+            items: of a round.
+            references: whose log-probs are averaged; None = the base model. Without any, the items come back as they
+                are: the objective needs no reference.
+        """
+        if not references:
+            return list(items)
+        rows = [row for item in items for row in rows_of(item)]
+        scores = [score.token_logps for score in self.score(rows, references)]
+        found = iter(zip(*scores, strict=True))  # per row, its token log-probs under every reference
+        return [with_reference(item, [next(found) for _ in rows_of(item)]) for item in items]
+
+    def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int:
+        """Take a round's items. After `restore` inside this round, training goes on where the checkpoint stopped.
 
         Batches are as in `batching.round_batches`: an own permutation per epoch, sizes that differ by at most one.
+
+        Args:
+            round_index: 0-based.
+            items: what the objective trains on: pairs, or labelled answers.
+            beta_factor: of this round; every configured beta is multiplied by it.
 
         Returns:
             Optimizer steps of this round, all epochs together.
 
         Raises:
-            TrainingError: a pair has no reference log-probs.
+            TrainingError: an item has no reference log-probs, and the objective reads them.
         """
-        for pair in pairs:
-            if pair.chosen_ref_logps is None or pair.rejected_ref_logps is None:
+        for item in items if self.spec.objective.needs_reference else ():
+            if lacks_reference(item):
                 raise TrainingError(
-                    f"round {round_index}: a pair of prompt {pair.prompt.prompt_id} has no reference log-probs; "
+                    f"round {round_index}: an item of prompt {item.prompt.prompt_id} has no reference log-probs; "
                     f"call reference_logps first"
                 )
         section = self.spec.learner
-        self._pairs = list(pairs)
+        self._pairs = [item for item in items if isinstance(item, Pair)]
+        self._beta_factor = beta_factor
         self._batches = round_batches(
-            len(pairs),
+            len(items),
             section.batch_pairs,
             epochs=section.epochs,
             seed=self.spec.seed,
@@ -176,13 +190,14 @@ class Learner:
             position=run_position(position.round_index, step, num_steps=len(self._batches), rounds=self.spec.rounds),
             global_step=position.global_step,
         )
+        beta, summary = self._beta, self._summary(values, pairs)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._position = replace(position, next_step=step + 1, global_step=position.global_step + 1)
         clipped = float(norm > section.max_grad_norm)
-        return {**self._summary(values, pairs), "grad_norm": norm, "clipped": clipped, "lr": lr}
+        return {**summary, "grad_norm": norm, "clipped": clipped, "lr": lr, "beta": beta}
 
     def checkpoint(self) -> dict[str, bytes]:
         """File name -> content: the adapter, the optimizer's moments and the position. Safetensors and JSON only."""
@@ -228,7 +243,9 @@ class Learner:
         chosen, rejected = torch.stack([row.sum(dtype=torch.float64) for row in token_logps]).chunk(2)
         chosen_gain = chosen - chosen.new_tensor([pair.chosen_ref_logps for pair in pairs])
         rejected_gain = rejected - rejected.new_tensor([pair.rejected_ref_logps for pair in pairs])
-        loss = self._loss(chosen_gain, rejected_gain) * chosen.new_tensor([pair.weight for pair in pairs])
+        loss = pair_loss(self.spec.objective, self._beta)(chosen_gain, rejected_gain) * chosen.new_tensor(
+            [pair.weight for pair in pairs]
+        )
         return {
             "loss": loss,
             "chosen_logps": chosen,
@@ -242,7 +259,7 @@ class Learner:
         return {
             **{name: value.double().mean().item() for name, value in values.items()},
             "implicit_accuracy": (gap > 0).double().mean().item(),
-            "implicit_margin": self.spec.objective.beta * gap.double().mean().item(),
+            "implicit_margin": self._beta * gap.double().mean().item(),
             "num_pairs": float(len(pairs)),
             "num_tokens": float(sum(len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs)),
         }
@@ -272,6 +289,14 @@ class Learner:
             f"round {self._position.round_index}, step {step}: the {what} is not finite for pairs of prompt {ids}; "
             f"the weights are those before this step: lower learner.lr, or look at these pairs"
         )
+
+    @property
+    def _beta(self) -> float:
+        position = self._position
+        place = run_position(
+            position.round_index, position.next_step, num_steps=len(self._batches), rounds=self.spec.rounds
+        )
+        return beta_at(self.spec.objective.betas[0], place) * self._beta_factor
 
     @property
     def _dropout(self) -> float:

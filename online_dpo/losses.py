@@ -13,8 +13,8 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-from online_dpo.config import ObjectiveSection
 from online_dpo.errors import ShapeError
+from online_dpo.objective_config import ObjectiveSection
 
 PairLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`(chosen_gain [P], rejected_gain [P]) -> [P]`."""
@@ -58,9 +58,9 @@ def ipo_loss(chosen_gain: Tensor, rejected_gain: Tensor, *, beta: float) -> Tens
     return (chosen_gain - rejected_gain - 1.0 / (2.0 * beta)).square()
 
 
-def pair_loss(objective: ObjectiveSection) -> PairLoss:
+def pair_loss(objective: ObjectiveSection, beta: float) -> PairLoss:
     """The loss that a config's `objective` section names, its parameters bound."""
-    return partial(_LOSSES[objective.type], beta=objective.beta)
+    return partial(_LOSSES[objective.type], beta=beta)
 
 
 def expect_same_shape(**tensors: Tensor) -> None:

@@ -31,6 +31,7 @@ OUTCOMES = (
     "paired",
     "too_few_completions",  # fewer than two were sampled
     "truncated",  # fewer than two left without those cut by the length limit (truncated: drop)
+    "empty_completions",  # fewer than two left that have tokens
     "duplicates",  # fewer than two different ones
     "judge_failed",  # no two were judged, and the judge failed on some
     "abstained",  # no two were judged
@@ -192,13 +193,16 @@ def _eligible(
     if len(group) < 2:
         return [], "too_few_completions"
     kept = [c for c in group if not (drop_truncated and c.finish_reason == "length")]
+    said = [c for c in kept if c.token_ids]  # nothing could be learned from the others
     first_of: dict[tuple[int, ...], Completion] = {}
-    for completion in kept:
+    for completion in said:
         first_of.setdefault(completion.token_ids, completion)
     different = list(first_of.values())
-    counts["num_duplicate_completions"] += len(kept) - len(different)
+    counts["num_duplicate_completions"] += len(said) - len(different)
     if len(kept) < 2:
         return [], "truncated"
+    if len(said) < 2:
+        return [], "empty_completions"
     if len(different) < 2:
         return [], "duplicates"
     return different, None
@@ -259,6 +263,7 @@ def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Ver
     return Counter(
         num_completions=len(completions),
         num_truncated_completions=sum(c.finish_reason == "length" for c in completions),
+        num_empty_completions=sum(not c.token_ids for c in completions),
         num_duplicate_completions=0,
         num_failed_completions=len({(v.prompt_id, v.first) for v in silent if v.failed}),
         num_abstained_completions=len({(v.prompt_id, v.first) for v in silent if not v.failed}),

@@ -171,7 +171,7 @@ class Rounds:
             raise NoPairsError(_explain_no_pairs(index, len(prompts), pairing.outcomes))
         if not store.has("pairs"):
             yield Event(kind="stage", round_index=index, data={"stage": "reference"})
-            store.put_records("pairs", self.stages.learner.reference_logps(pairing.pairs, position.reference))
+            store.put_records("pairs", self.stages.learner.reference_logps(pairing.pairs, [position.reference]))
         pairs = store.get_records("pairs", Pair)
         return pairs, {**figures, **describe_pairs(pairs)}
 

@@ -1,4 +1,4 @@
-"""The learning rate over the whole run: pure functions of where the run stands."""
+"""Learning rate and beta over the whole run: pure functions of where the run stands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from online_dpo.config import LearnerSection
+from online_dpo.objective_config import AdaptiveBeta, BetaSection, CosineBeta, LinearBeta
 
 _FACTORS: dict[str, Callable[[float], float]] = {
     "constant": lambda position: 1.0,
@@ -40,3 +41,18 @@ def learning_rate(section: LearnerSection, *, position: float, global_step: int)
     """
     warmup = min(1.0, (global_step + 1) / section.warmup_steps) if section.warmup_steps else 1.0
     return section.lr * _FACTORS[section.schedule](position) * warmup
+
+
+def beta_at(section: BetaSection, position: float) -> float:
+    """Beta of one optimizer step, before the round's factor.
+
+    Args:
+        section: a number, a schedule, or the start of an adaptive beta, whose changes are in the factor.
+        position: of the run, from `run_position`.
+    """
+    match section:
+        case LinearBeta() | CosineBeta():
+            return section.end + (section.start - section.end) * _FACTORS[section.type](position)
+        case AdaptiveBeta():
+            return section.start
+    return float(section)

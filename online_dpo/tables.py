@@ -2,7 +2,8 @@
 
 `pairs.parquet` is a preference data set as `datasets` and TRL's `DPOTrainer` take it: `prompt`, `chosen` and
 `rejected` are text, or lists of `{role, content}` messages for chat prompts; `chosen` and `rejected` hold the answer
-alone. The other columns carry what text cannot: the token ids that were sampled, and where each answer came from.
+alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`. The other columns carry
+what text cannot: the token ids that were sampled, and where each answer came from.
 
 The same records give the same bytes (with the same pyarrow), and reading gives equal records back: floats are
 float64, seeds int64. Metadata is a column of JSON, since its keys differ from source to source.
@@ -18,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from online_dpo.errors import DataError
-from online_dpo.types import Completion, Pair, Prompt, Verdict
+from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict
 
-Record: TypeAlias = Prompt | Completion | Verdict | Pair
+Record: TypeAlias = Prompt | Completion | Verdict | Pair | Labelled
 R = TypeVar("R", bound=Record)
 Row: TypeAlias = dict[str, Any]
 
@@ -63,11 +64,15 @@ _VERDICT = _schema(
     },
     nullable=("second", "score", "probability", "reason"),
 )
-# How a completion was sampled; null all together in a pair from a data set, and nowhere else.
+# How a completion was sampled; null all together in an answer from a data set, and nowhere else.
 _PROVENANCE = ("finish_reason", "sampler_logps", "policy_version", "seed")
 # Margin and probability: null = from a data set. Reference log-probs: nats, summed over the completion; null = not
 # computed.
-_PAIR_NUMBERS = ("margin", "probability", "weight", "chosen_ref_logps", "rejected_ref_logps")
+_PAIR_LOGPS = ("chosen_ref_logps", "rejected_ref_logps", "chosen_ref_tail_logps", "rejected_ref_tail_logps")
+_PAIR_NUMBERS = ("margin", "probability", "weight", *_PAIR_LOGPS)
+_LABELLED_LOGPS = ("ref_logps", "kl_ref_logps")
+_LABELLED_NUMBERS = ("weight", *_LABELLED_LOGPS)
+_OF_PROMPT = {"prompt_id": pa.string(), "prompt_token_ids": _TOKENS, "prompt_metadata": pa.string()}  # JSON
 
 
 def _pair_schema(chat: bool) -> pa.Schema:
@@ -78,9 +83,7 @@ def _pair_schema(chat: bool) -> pa.Schema:
             "chosen": content,
             "rejected": content,
             **dict.fromkeys(_PAIR_NUMBERS, pa.float64()),
-            "prompt_id": pa.string(),
-            "prompt_token_ids": _TOKENS,
-            "prompt_metadata": pa.string(),  # JSON
+            **_OF_PROMPT,
             **{f"chosen_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
             **{f"rejected_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
         },
@@ -88,6 +91,22 @@ def _pair_schema(chat: bool) -> pa.Schema:
             *(name for name in _PAIR_NUMBERS if name != "weight"),
             *(f"{side}_{name}" for side in ("chosen", "rejected") for name in _PROVENANCE),
         ),
+    )
+
+
+def _labelled_schema(chat: bool) -> pa.Schema:
+    content = _MESSAGES if chat else pa.string()
+    return _schema(
+        {
+            "prompt": content,
+            "completion": content,
+            "label": pa.bool_(),
+            **dict.fromkeys(_LABELLED_NUMBERS, pa.float64()),
+            **_OF_PROMPT,
+            **{f"completion_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
+            "kl_completion_ids": _TOKENS,
+        },
+        nullable=(*_LABELLED_LOGPS, *(f"completion_{name}" for name in _PROVENANCE)),
     )
 
 
@@ -124,11 +143,12 @@ def _schema_of(records: Sequence[Record]) -> pa.Schema:
             return _COMPLETION
         case Verdict():
             return _VERDICT
-        case Pair():
-            chat = {record.prompt.messages is not None for record in records if isinstance(record, Pair)}
+        case Pair() | Labelled():
+            chat = {record.prompt.messages is not None for record in records if isinstance(record, Pair | Labelled)}
             if len(chat) > 1:
-                raise ValueError("one table of pairs cannot hold both plain and chat prompts")
-            return _pair_schema(chat.pop())
+                raise ValueError("one table of pairs or labelled answers cannot hold both plain and chat prompts")
+            schema = _pair_schema if isinstance(records[0], Pair) else _labelled_schema
+            return schema(chat.pop())
 
 
 def _to_row(record: Record) -> Row:
@@ -147,21 +167,41 @@ def _to_row(record: Record) -> Row:
             return {name: getattr(record, name) for name in _VERDICT.names}
         case Pair():
             return _pair_row(record)
+        case Labelled():
+            return _labelled_row(record)
 
 
 def _pair_row(pair: Pair) -> Row:
-    prompt = pair.prompt
-    row = {
-        "prompt": prompt.text if prompt.messages is None else _messages(prompt),
+    return {
         **{name: getattr(pair, name) for name in _PAIR_NUMBERS},
+        **_prompt_columns(pair.prompt),
+        **_answer_columns("chosen", pair.prompt, pair.chosen),
+        **_answer_columns("rejected", pair.prompt, pair.rejected),
+    }
+
+
+def _labelled_row(item: Labelled) -> Row:
+    return {
+        **{name: getattr(item, name) for name in _LABELLED_NUMBERS},
+        **_prompt_columns(item.prompt),
+        **_answer_columns("completion", item.prompt, item.completion),
+        "label": item.desirable,
+        "kl_completion_ids": item.kl_completion_ids,
+    }
+
+
+def _prompt_columns(prompt: Prompt) -> Row:
+    return {
+        "prompt": prompt.text if prompt.messages is None else _messages(prompt),
         "prompt_id": prompt.prompt_id,
         "prompt_token_ids": prompt.token_ids,
         "prompt_metadata": _metadata(prompt),
     }
-    for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        row[side] = answer.text if prompt.messages is None else [{"role": "assistant", "content": answer.text}]
-        row |= {f"{side}_{name}": value for name, value in _completion_columns(answer).items()}
-    return row
+
+
+def _answer_columns(name: str, prompt: Prompt, answer: Completion) -> Row:
+    content = answer.text if prompt.messages is None else [{"role": "assistant", "content": answer.text}]
+    return {name: content, **{f"{name}_{column}": value for column, value in _completion_columns(answer).items()}}
 
 
 def _completion_columns(completion: Completion) -> Row:
@@ -205,8 +245,26 @@ def _completion_from(row: Row) -> Completion:
 
 
 def _pair_from(row: Row) -> Pair:
+    numbers = {name: row[name] for name in _PAIR_NUMBERS}
+    return Pair(
+        prompt=_prompt_of(row), chosen=_answer_from(row, "chosen"), rejected=_answer_from(row, "rejected"), **numbers
+    )
+
+
+def _labelled_from(row: Row) -> Labelled:
+    return Labelled(
+        prompt=_prompt_of(row),
+        completion=_answer_from(row, "completion"),
+        desirable=row["label"],
+        kl_completion_ids=tuple(row["kl_completion_ids"]),
+        **{name: row[name] for name in _LABELLED_NUMBERS},
+    )
+
+
+def _prompt_of(row: Row) -> Prompt:
+    """The prompt of a row of pairs or labelled answers."""
     chat = not isinstance(row["prompt"], str)
-    prompt = Prompt(
+    return Prompt(
         prompt_id=row["prompt_id"],
         token_ids=tuple(row["prompt_token_ids"]),
         text=None if chat else row["prompt"],
@@ -214,13 +272,17 @@ def _pair_from(row: Row) -> Pair:
         metadata=json.loads(row["prompt_metadata"]),
     )
 
-    def answer(side: str) -> Completion:
-        text = row[side][0]["content"] if chat else row[side]
-        columns = {name: row[f"{side}_{name}"] for name in _COMPLETION_COLUMNS}
-        return _completion_from({"prompt_id": row["prompt_id"], "text": text, **columns})
 
-    numbers = {name: row[name] for name in _PAIR_NUMBERS}
-    return Pair(prompt=prompt, chosen=answer("chosen"), rejected=answer("rejected"), **numbers)
+def _answer_from(row: Row, name: str) -> Completion:
+    text = row[name] if isinstance(row[name], str) else row[name][0]["content"]
+    columns = {column: row[f"{name}_{column}"] for column in _COMPLETION_COLUMNS}
+    return _completion_from({"prompt_id": row["prompt_id"], "text": text, **columns})
 
 
-_FROM_ROW = {Prompt: _prompt_from, Completion: _completion_from, Verdict: lambda row: Verdict(**row), Pair: _pair_from}
+_FROM_ROW = {
+    Prompt: _prompt_from,
+    Completion: _completion_from,
+    Verdict: lambda row: Verdict(**row),
+    Pair: _pair_from,
+    Labelled: _labelled_from,
+}

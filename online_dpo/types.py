@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Message: TypeAlias = dict[str, str]
@@ -121,8 +121,12 @@ class Pair:
     margin: float | None  # score difference, or the logit of the probability; > 0; None = not judged in this run
     probability: float | None  # that chosen beats rejected; > 0.5; None with the margin
     weight: float = 1.0
-    chosen_ref_logps: float | None = None  # nats, summed over the completion's tokens; None = not computed yet
+    # Under the reference, nats, summed over the completion's tokens; None = not computed. The tail is the part of the
+    # sum that lies beyond the length of the pair's shorter answer: 0 for the shorter one itself.
+    chosen_ref_logps: float | None = None
     rejected_ref_logps: float | None = None
+    chosen_ref_tail_logps: float | None = None
+    rejected_ref_tail_logps: float | None = None
 
     def __post_init__(self) -> None:
         name = f"pair {self.prompt.prompt_id}/{self.chosen.sample_index}>{self.rejected.sample_index}"
@@ -130,11 +134,47 @@ class Pair:
             raise ValueError(f"{name}: the answers belong to other prompts")
         if self.chosen.token_ids == self.rejected.token_ids:
             raise ValueError(f"{name}: chosen and rejected are the same tokens")
+        if not (self.chosen.token_ids and self.rejected.token_ids):
+            raise ValueError(f"{name}: an answer has no tokens")
         if self.margin is None or self.probability is None:
             if self.margin is not None or self.probability is not None:
                 raise ValueError(f"{name}: margin and probability come together")
         elif not (self.margin > 0.0 and self.probability > 0.5):
             raise ValueError(f"{name}: margin {self.margin} and probability {self.probability} name no winner")
+
+    @property
+    def shared_length(self) -> int:
+        """Tokens of the shorter answer."""
+        return min(len(self.chosen.token_ids), len(self.rejected.token_ids))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """One answer with a verdict of its own, as KTO takes it.
+
+    `kl_completion_ids` answers another prompt of the same round: together with `prompt` it is one sample for the KL
+    estimate. It is settled with the item, so that nothing about batches can change it; empty = the item has none.
+    """
+
+    prompt: Prompt
+    completion: Completion
+    desirable: bool
+    weight: float = 1.0
+    kl_completion_ids: tuple[int, ...] = ()
+    ref_logps: float | None = None  # under the reference, nats, summed over tokens; None = not computed
+    kl_ref_logps: float | None = None  # of `kl_completion_ids` after `prompt`; None also where there are none
+
+    def __post_init__(self) -> None:
+        name = f"labelled answer {self.prompt.prompt_id}/{self.completion.sample_index}"
+        if self.prompt.prompt_id != self.completion.prompt_id:
+            raise ValueError(f"{name}: the answer belongs to another prompt")
+        if not self.completion.token_ids:
+            raise ValueError(f"{name}: the answer has no tokens")
+
+
+Item = TypeVar("Item", Pair, Labelled)
+Items: TypeAlias = Sequence[Pair] | Sequence[Labelled]
+"""What a round trains on: pairs, or labelled answers where the objective is unpaired."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,11 +18,15 @@ from safetensors.numpy import load, save
 
 from online_dpo.batching import round_batches
 from online_dpo.config import RunConfig
-from online_dpo.stages import REWARD
+from online_dpo.items import rows_of, with_reference
+from online_dpo.stages import REWARD, Under
 from online_dpo.types import (
     Adapter,
     Completion,
+    Item,
+    Items,
     Judged,
+    Labelled,
     Pair,
     Row,
     Sampled,
@@ -84,7 +88,7 @@ class FakeLearner:
         self.tape, self.config, self._initial = tape, config, initial
         self.weights, self.momentum = weights_of(initial), 0.0
         self.round, self.next_step = -1, 0
-        self.references: list[tuple[int, Adapter | None]] = []  # (policy version of the pairs, what was handed in)
+        self.references: list[tuple[int, *tuple[Under, ...]]] = []  # (policy version of the pairs, what was handed in)
         self.scored_under: list[Sequence[Any]] = []
 
     def initial_adapter(self) -> Adapter | None:
@@ -107,24 +111,21 @@ class FakeLearner:
             found.append(Scores(token_logps=logps, entropies=entropies))
         return found
 
-    def reference_logps(self, pairs: Sequence[Pair], reference: Adapter | None) -> list[Pair]:
-        self.tape.call("reference_logps", len(pairs), label(reference))
-        self.references.append((pairs[0].chosen.policy_version, reference))
-        weights = weights_of(reference)
+    def reference_logps(self, items: Sequence[Item], references: Sequence[Under]) -> list[Item]:
+        self.tape.call("reference_logps", len(items), *map(label, references))
+        self.references.append((versions_of(items[0])[0], *references))
+        weights = [weights_of(reference) for reference in references]
+        if not references:
+            return list(items)
         return [
-            replace(
-                pair,
-                chosen_ref_logps=sum(token_logps(Row.of(pair.prompt, pair.chosen), weights)),
-                rejected_ref_logps=sum(token_logps(Row.of(pair.prompt, pair.rejected), weights)),
-            )
-            for pair in pairs
+            with_reference(item, [[token_logps(row, w) for w in weights] for row in rows_of(item)]) for item in items
         ]
 
-    def begin_round(self, round_index: int, pairs: Sequence[Pair]) -> int:
+    def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int:
         section, run = self.config.learner, self.config.run
-        self.pairs = list(pairs)
+        self.items, self.beta_factor = list(items), beta_factor
         self.batches = round_batches(
-            len(pairs), section.batch_pairs, epochs=section.epochs, seed=run.seed, round_index=round_index
+            len(items), section.batch_pairs, epochs=section.epochs, seed=run.seed, round_index=round_index
         )
         if round_index != self.round:
             self.round, self.next_step = round_index, 0
@@ -134,16 +135,13 @@ class FakeLearner:
     def step(self, step: int) -> dict[str, float]:
         self.tape.call("step", self.round, step)
         assert step == self.next_step, "a step was repeated or left out"
-        batch = [self.pairs[i] for i in self.batches[step]]
-        gains = []
-        for pair in batch:
-            assert pair.chosen_ref_logps is not None and pair.rejected_ref_logps is not None
-            chosen = sum(token_logps(Row.of(pair.prompt, pair.chosen), self.weights)) - pair.chosen_ref_logps
-            rejected = sum(token_logps(Row.of(pair.prompt, pair.rejected), self.weights)) - pair.rejected_ref_logps
-            gains.append(chosen - rejected)
+        batch = [self.items[i] for i in self.batches[step]]
+        gains = [self.gap(item) for item in batch]
         seed = derive_seed(self.config.run.seed, "dropout", self.round, step)
-        self.momentum = 0.5 * self.momentum + 1.0 - 0.1 * sum(gains) / len(gains)
-        moves = [uniform("move", i, seed, *(pair.chosen.token_ids for pair in batch)) for i in range(len(BASE))]
+        self.momentum = 0.5 * self.momentum + self.beta_factor - 0.1 * sum(gains) / len(gains)
+        moves = [
+            uniform("move", i, seed, *(rows_of(item)[0].completion_ids for item in batch)) for i in range(len(BASE))
+        ]
         self.weights = tuple(w + self.momentum * (m - 0.3) for w, m in zip(self.weights, moves, strict=True))
         self.next_step = step + 1
         return {
@@ -151,6 +149,15 @@ class FakeLearner:
             "implicit_accuracy": sum(gain > 0 for gain in gains) / len(gains),
             "num_pairs": float(len(batch)),
         }
+
+    def gap(self, item: Pair | Labelled) -> float:
+        """By how much the policy prefers the chosen answer, or what was labelled desirable, to the reference."""
+        logps = [sum(token_logps(row, self.weights)) for row in rows_of(item)]
+        if isinstance(item, Pair):
+            assert item.chosen_ref_logps is not None and item.rejected_ref_logps is not None
+            return logps[0] - item.chosen_ref_logps - (logps[1] - item.rejected_ref_logps)
+        assert item.ref_logps is not None
+        return (logps[0] - item.ref_logps) * (1 if item.desirable else -1)
 
     def checkpoint(self) -> dict[str, bytes]:
         self.tape.call("checkpoint", self.round, self.next_step)
@@ -302,3 +309,9 @@ def label(weights: Any) -> str:
     if weights is None or isinstance(weights, str):
         return weights or "base"
     return f"v{weights.version}"
+
+
+def versions_of(item: Pair | Labelled) -> list[int]:
+    """Policy versions that an item's completions were sampled from."""
+    answers = [item.chosen, item.rejected] if isinstance(item, Pair) else [item.completion]
+    return [answer.policy_version for answer in answers]

@@ -33,7 +33,7 @@ def test_the_initial_policy_is_the_adapter_that_is_continued(tiny, given):
     assert policy.token_logps == same.token_logps
     gaps = (torch.tensor(p) - torch.tensor(q) for p, q in zip(policy.token_logps, base.token_logps, strict=True))
     assert torch.cat(list(gaps)).abs().max() > 0.1
-    train(learner, learner.reference_logps(make_pairs(4), initial))
+    train(learner, learner.reference_logps(make_pairs(4), [initial]))
     assert learner.initial_adapter() == initial != learner.policy(0)
 
 
@@ -61,10 +61,10 @@ def test_adapter_files_name_no_machine_and_are_sorted(tiny, given):
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(tiny, given):
     learner = Learner(make_spec(tiny, given))
-    train(learner, learner.reference_logps(make_pairs(4), given))
+    train(learner, learner.reference_logps(make_pairs(4), [given]))
     good = learner.checkpoint()
     narrow = Learner(make_spec(tiny, lora={"r": 2, "alpha": 4}))
-    train(narrow, narrow.reference_logps(make_pairs(4), None))
+    train(narrow, narrow.reference_logps(make_pairs(4), [None]))
     for files, error, message in [
         (narrow.checkpoint(), RunDirectoryError, "which is no parameter of this learner"),
         ({k: v for k, v in good.items() if k != "state.json"}, RunDirectoryError, "lacks state.json"),

@@ -10,6 +10,7 @@ import pytest
 
 from online_dpo.config_loading import dump_config, load_config
 from online_dpo.errors import ConfigError
+from online_dpo.objective_config import SigmoidObjective
 from online_dpo.quickstart import CONFIG
 
 BASE: dict[str, Any] = {
@@ -64,7 +65,7 @@ def test_an_override_of_type_starts_the_section_afresh() -> None:
     """Otherwise the fields of the file's member of the union would be unknown keys of the new one."""
     config = load_config(BASE, ["judge.type=reward_model", "judge.path=embedded:reward"])
     assert config.judge.type == "reward_model" and config.judge.path == "embedded:reward"
-    assert load_config(BASE, ["objective.beta=0.3"]).objective.model_dump() == {"type": "sigmoid", "beta": 0.3}
+    assert load_config(BASE, ["objective.beta=0.3"]).objective == SigmoidObjective(type="sigmoid", beta=0.3)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from learner_kit import (
     with_dropout,
 )
 
-from online_dpo.config import IPOObjective
 from online_dpo.errors import TrainingError
 from online_dpo.learning import Learner
+from online_dpo.objective_config import IPOObjective
 from online_dpo.types import Adapter
 
 
@@ -58,7 +58,7 @@ def captured_gradients(learner: Learner, pairs) -> dict[str, torch.Tensor]:
 def test_first_step_against_the_policy_itself_has_loss_ln_2(tiny, given, start):
     """DESIGN invariant 4, float32."""
     learner = Learner(make_spec(tiny, given if start == "adapter" else None, batch_pairs=8))
-    pairs = learner.reference_logps(make_pairs(8), learner.initial_adapter())
+    pairs = learner.reference_logps(make_pairs(8), [learner.initial_adapter()])
     (metrics,) = train(learner, pairs)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert metrics["grad_norm"] > 1e-2
@@ -69,7 +69,7 @@ def test_first_step_has_loss_ln_2_within_a_measured_bound_in_bf16(tiny, given):
     whole = Learner(make_spec(tiny, given, dtype="bfloat16", batch_pairs=8))
     small = Learner(make_spec(tiny, given, dtype="bfloat16", batch_pairs=8, micro_batch_tokens=40))
     for seed in range(3):
-        (metrics,) = train(small, whole.reference_logps(make_pairs(8, seed=seed), given), steps=range(1))
+        (metrics,) = train(small, whole.reference_logps(make_pairs(8, seed=seed), [given]), steps=range(1))
         assert metrics["loss"] == pytest.approx(math.log(2), abs=2e-3)
         small = Learner(small.spec)
     assert {p.dtype for n, p in small.model.named_parameters() if "lora_" in n} == {torch.float32}
@@ -106,7 +106,7 @@ def test_loss_gradients_and_metrics_match_an_independent_float64_computation(tin
     learner.optimizer.register_step_pre_hook(
         lambda *_: found.update({n: p.grad.clone() for n, p in learner.model.named_parameters() if p.requires_grad})
     )
-    (metrics,) = train(learner, learner.reference_logps(pairs, other))
+    (metrics,) = train(learner, learner.reference_logps(pairs, [other]))
 
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():  # clipped to half their norm
@@ -129,7 +129,7 @@ def test_micro_batches_average_and_change_no_gradient(tiny, given, other):
     for budget in (10_000, 100, 1):
         learner = Learner(make_spec(tiny, given, batch_pairs=7, micro_batch_tokens=budget))
         learner.model.double()
-        results.append(captured_gradients(learner, learner.reference_logps(make_pairs(7), other)))
+        results.append(captured_gradients(learner, learner.reference_logps(make_pairs(7), [other])))
     for gradients in results[1:]:
         assert gradients.keys() == results[0].keys()
         for name, gradient in gradients.items():
@@ -138,7 +138,7 @@ def test_micro_batches_average_and_change_no_gradient(tiny, given, other):
 
 def test_micro_batches_stay_within_their_token_budget(tiny, given, monkeypatch):
     learner = Learner(make_spec(tiny, given, batch_pairs=7, micro_batch_tokens=100))
-    pairs = learner.reference_logps(make_pairs(7), given)
+    pairs = learner.reference_logps(make_pairs(7), [given])
     sizes: list[tuple[int, int]] = []
     decoder = learner.model.get_base_model().get_decoder()
     hook = decoder.register_forward_pre_hook(
@@ -158,7 +158,7 @@ def test_a_new_learner_continues_from_a_checkpoint_bit_for_bit(tiny, given):
     )
 
     def ready(learner: Learner):
-        return learner.reference_logps(make_pairs(8), learner.initial_adapter())
+        return learner.reference_logps(make_pairs(8), [learner.initial_adapter()])
 
     straight = Learner(spec)
     pairs = ready(straight)
@@ -189,7 +189,7 @@ def test_dropout_is_on_in_steps_and_off_in_scores(tiny, given):
     runs = {}
     for dropout in (0.0, 0.5):
         learner = Learner(make_spec(tiny, with_dropout(given, dropout), batch_pairs=8))
-        pairs = learner.reference_logps(make_pairs(8), given)
+        pairs = learner.reference_logps(make_pairs(8), [given])
         runs[dropout] = (pairs, train(learner, pairs)[0]["loss"])
     assert runs[0.0][0] == runs[0.5][0]
     assert abs(runs[0.5][1] - runs[0.0][1]) > 1e-3
@@ -198,7 +198,7 @@ def test_dropout_is_on_in_steps_and_off_in_scores(tiny, given):
 def test_scores_under_every_kind_of_weights_match_plain_peft(tiny, given, other, tmp_path):
     learner = Learner(make_spec(tiny, given, micro_batch_tokens=60))
     pairs = make_pairs(5)
-    train(learner, learner.reference_logps(pairs, given))
+    train(learner, learner.reference_logps(pairs, [given]))
     rows = rows_of(pairs)
     scores = learner.score(rows, ["policy", None, other, given])
 
@@ -220,7 +220,7 @@ def test_scores_under_every_kind_of_weights_match_plain_peft(tiny, given, other,
 def test_scoring_leaves_training_bitwise_alone(tiny, given, other):
     pairs = make_pairs(9)
     plain, scoring = (Learner(make_spec(tiny, with_dropout(given, 0.1))) for _ in range(2))
-    pairs = plain.reference_logps(pairs, other)
+    pairs = plain.reference_logps(pairs, [other])
     expected = train(plain, pairs)
     trainable = {n for n, p in scoring.model.named_parameters() if p.requires_grad}
     scoring.begin_round(0, pairs)
@@ -236,7 +236,7 @@ def test_scoring_leaves_training_bitwise_alone(tiny, given, other):
 def test_the_policy_slot_trains_and_nothing_else(tiny, given):
     learner = Learner(make_spec(tiny, given))
     before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
-    gradients = captured_gradients(learner, learner.reference_logps(make_pairs(4), given))
+    gradients = captured_gradients(learner, learner.reference_logps(make_pairs(4), [given]))
     after = dict(learner.model.named_parameters())
     policy = {n for n in before if ".default." in n}
     assert gradients.keys() == policy
@@ -251,7 +251,7 @@ def test_weight_decay_and_schedule_reach_the_optimizer(tiny, given):
     """One AdamW step by hand: decay, then lr * g / (|g| + eps), since both moments are of one gradient."""
     learner = Learner(make_spec(tiny, given, weight_decay=0.5, schedule="linear", warmup_steps=4, max_grad_norm=1e9))
     before = weights(learner.policy(0))
-    pairs = learner.reference_logps(make_pairs(4), given)
+    pairs = learner.reference_logps(make_pairs(4), [given])
     gradients = captured_gradients(learner, pairs)
     lr = 1e-2 / 4  # the first of four warm-up steps, at the very start of the run
     for name, found in weights(learner.policy(1)).items():
@@ -265,7 +265,7 @@ def test_weight_decay_and_schedule_reach_the_optimizer(tiny, given):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_value_that_is_not_finite_stops_before_the_optimizer(tiny, given, what):
     learner = Learner(make_spec(tiny, given, batch_pairs=4, micro_batch_tokens=64))
-    pairs = learner.reference_logps(make_pairs(8), given)
+    pairs = learner.reference_logps(make_pairs(8), [given])
     learner.begin_round(3, pairs)
     bad = 5
     # Or: a finite loss whose gradient's norm overflows float32.
@@ -289,8 +289,8 @@ def test_a_value_that_is_not_finite_stops_before_the_optimizer(tiny, given, what
 
 def test_steps_are_taken_in_order_and_need_a_reference(tiny, given):
     learner = Learner(make_spec(tiny, given))
-    with pytest.raises(TrainingError, match="prompt p0 has no reference log-probs"):
+    with pytest.raises(TrainingError, match="an item of prompt p0 has no reference log-probs"):
         learner.begin_round(0, make_pairs(2))
-    assert learner.begin_round(0, learner.reference_logps(make_pairs(9), given)) == 3
+    assert learner.begin_round(0, learner.reference_logps(make_pairs(9), [given])) == 3
     with pytest.raises(TrainingError, match="step 1 was asked for, but step 0 of 3 is next"):
         learner.step(1)

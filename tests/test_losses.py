@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from online_dpo.config import IPOObjective, RunConfig, SigmoidObjective
 from online_dpo.errors import ShapeError
-from online_dpo.losses import ipo_loss, pair_loss, sigmoid_loss
+from online_dpo.losses import ipo_loss, sigmoid_loss
 
 
 def evaluate(loss, chosen: list[float], rejected: list[float], dtype=torch.float64):
@@ -76,20 +75,3 @@ def test_sigmoid_tails_are_linear_on_the_losing_side_and_zero_on_the_winning_one
 def test_gains_of_different_shapes_are_refused_rather_than_broadcast(loss):
     with pytest.raises(ShapeError, match=r"chosen_gain is \[3\], rejected_gain is \[1\]"):
         loss(torch.zeros(3), torch.zeros(1), beta=0.1)
-
-
-def test_the_config_names_the_loss_and_its_beta():
-    gains = torch.tensor([0.3, -1.0]), torch.tensor([0.1, 0.4])
-    for objective, expected in [
-        (SigmoidObjective(type="sigmoid", beta=0.3), sigmoid_loss(*gains, beta=0.3)),
-        (IPOObjective(type="ipo", beta=0.7), ipo_loss(*gains, beta=0.7)),
-    ]:
-        assert pair_loss(objective)(*gains).tolist() == expected.tolist()
-
-
-def test_every_objective_of_the_config_has_a_loss():
-    names = RunConfig.model_json_schema()["properties"]["objective"]["discriminator"]["mapping"]
-    sections = {"sigmoid": SigmoidObjective, "ipo": IPOObjective}
-    assert sections.keys() == names.keys()
-    for name, section in sections.items():
-        assert pair_loss(section(type=name))(torch.zeros(2), torch.zeros(2)).shape == (2,)

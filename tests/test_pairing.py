@@ -108,6 +108,9 @@ OUTCOME_CASES = [
     ("too_few_completions", [], [], {}),
     ("too_few_completions", FOUR[:1], scores(1.0), {}),
     ("truncated", [completion(0), completion(1, cut=True)], scores(1.0, 0.0), {"truncated": "drop"}),
+    ("empty_completions", [completion(0), completion(1, tokens=())], scores(1.0, 0.0), {}),
+    ("empty_completions", [completion(i, tokens=()) for i in range(2)], scores(1.0, 0.0), {}),
+    ("paired", [completion(0), completion(1, tokens=()), completion(2)], scores(1.0, 9.0, 0.0), {}),
     ("duplicates", [completion(0), completion(1, tokens=(10,))], scores(1.0, 0.0), {}),
     (
         "duplicates",
@@ -176,11 +179,12 @@ def test_counts_and_order_over_several_prompts() -> None:
         completion(3, name="a", tokens=(12,)),  # a copy of sample 2
         completion(0, name="b", cut=True),
         completion(1, name="b"),
+        completion(2, name="b", tokens=()),
         *(completion(i, name="c") for i in range(2)),
     ]
     verdicts = [
         *scores(1.0, 2.0, 2.0, 9.0, name="a"),
-        *scores(0.0, 1.0, name="b"),
+        *scores(0.0, 1.0, 9.0, name="b"),
         *scores(FAILED, "cannot tell", name="c"),
     ]
     result = pair_up(completions, verdicts, prompts=prompts, strategy="all_pairs", min_margin=1.0)
@@ -191,8 +195,9 @@ def test_counts_and_order_over_several_prompts() -> None:
     ]
     assert result.outcomes == {**dict.fromkeys(OUTCOMES, 0), "paired": 2, "judge_failed": 1}
     assert result.counts == {
-        "num_completions": 8,
+        "num_completions": 9,
         "num_truncated_completions": 1,
+        "num_empty_completions": 1,
         "num_duplicate_completions": 1,
         "num_failed_completions": 1,
         "num_abstained_completions": 1,
@@ -251,7 +256,7 @@ def rounds(draw: st.DrawFn) -> tuple[list[Prompt], list[Completion], list[Verdic
     for p in prompts:
         count = draw(st.integers(0, 4))
         for i in range(count):
-            tokens = tuple(draw(st.lists(st.integers(0, 1), min_size=1, max_size=2)))
+            tokens = tuple(draw(st.lists(st.integers(0, 1), max_size=2)))
             completions.append(completion(i, name=p.prompt_id, tokens=tokens, cut=draw(st.booleans())))
             said = {"reason": draw(REASONS)} if draw(st.integers(0, 4)) == 0 else {"score": draw(NUMBERS)}
             verdicts.append(Verdict(prompt_id=p.prompt_id, first=i, **said))  # type: ignore[arg-type]
@@ -294,7 +299,7 @@ def test_invariant_1_for_any_verdicts(
     for pair in result.pairs:
         name, chosen, rejected = pair.prompt.prompt_id, pair.chosen, pair.rejected
         assert name == chosen.prompt_id == rejected.prompt_id
-        assert chosen.token_ids != rejected.token_ids
+        assert chosen.token_ids != rejected.token_ids and chosen.token_ids and rejected.token_ids
         assert pair.margin > 0.0 and pair.margin >= min_margin and math.isfinite(pair.margin)
         assert 0.5 < pair.probability <= 1.0
         assert pair.probability == pytest.approx(1.0 / (1.0 + math.exp(-pair.margin)), abs=1e-9)

@@ -27,6 +27,7 @@ from online_dpo.config_base import Section
 from online_dpo.config_loading import check_resumable
 from online_dpo.errors import ConfigError
 from online_dpo.files import TEMPORARY
+from online_dpo.objective_config import MEMBERS, PairObjective
 from online_dpo.store import RunStore
 from online_dpo.tables import from_parquet
 from online_dpo.training import newest_checkpoint
@@ -227,15 +228,24 @@ COMMON: dict[str, Any] = {
     "prompts": {"source": "p"},
     "evaluation": {"sets": {"heldout": {"source": "h"}}, "judges": GOLD},
 }
+PAIRWISE = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "learner": {"lora": {"r": 8}}}),
     RunConfig.model_validate(
         {
             **COMMON,
             "judge": {"type": "reward_model", "path": "j"},
-            "objective": {"type": "ipo"},
+            "objective": {"type": "sum", "terms": [{"objective": {"type": name}} for name in PAIRWISE]},
             "reference": {"type": "every"},
         }
+    ),
+    *(
+        RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "objective": objective})
+        for objective in (
+            {"type": "kto", "beta": {"type": "adaptive", "start": 0.1, "target_kl": 5.0}},
+            {"type": "sigmoid", "beta": {"type": "linear", "start": 0.1, "end": 0.2}},
+            {"type": "ipo", "beta": {"type": "cosine", "start": 0.1, "end": 0.2}},
+        )
     ),
 ]
 
@@ -245,6 +255,8 @@ def sections_of(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Bas
     for name in type(section).model_fields:
         value = getattr(section, name)
         entries = value.items() if isinstance(value, dict) else [("", value)]
+        if isinstance(value, list):
+            entries = [(str(index), entry) for index, entry in enumerate(value)]
         for key, entry in entries:
             if isinstance(entry, BaseModel):
                 yield from sections_of(entry, f"{prefix}{name}.{key}." if key else f"{prefix}{name}.")
@@ -264,11 +276,13 @@ def with_other_value(section: Any, path: str) -> Any:
     name, _, rest = path.partition(".")
     if isinstance(section, dict):
         return {**section, name: with_other_value(section[name], rest)}
+    if isinstance(section, list):
+        return [with_other_value(entry, rest) if str(i) == name else entry for i, entry in enumerate(section)]
     value = with_other_value(getattr(section, name), rest) if rest else "another value"
     return section.model_copy(update={name: value})
 
 
-LEAVES = {name: config for config in CONFIGS for name in leaves_of(config)}
+LEAVES = {name: config for config in reversed(CONFIGS) for name in leaves_of(config)}
 
 
 def test_the_leaves_are_all_there_are() -> None:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from online_dpo.checks import check_versions, sampler_logps
 from online_dpo.errors import DataError, WeightMismatchError
+from online_dpo.labelling import unpair
 from online_dpo.store import RunStore
 from online_dpo.tables import from_parquet, to_parquet
-from online_dpo.types import Completion, Pair, Prompt, Verdict
+from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -27,6 +28,7 @@ JSON = st.recursive(
     max_leaves=4,
 )
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple)
+LOGPS = st.none() | st.floats(max_value=0)
 MESSAGES = st.lists(
     st.tuples(st.text(), st.text()).map(lambda both: {"role": both[0], "content": both[1]}), max_size=3
 ).map(tuple)
@@ -72,10 +74,14 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     return Verdict(prompt_id=draw(st.text()), first=draw(st.integers(0, 9)), **about)
 
 
+def has_tokens(answer: Completion) -> bool:
+    return bool(answer.token_ids)
+
+
 @st.composite
 def pairs(draw: st.DrawFn, chat: bool) -> Pair:
     prompt, judged = draw(prompts(chat)), draw(st.booleans())
-    answers = completions(prompt.prompt_id) if judged else written_answers(prompt.prompt_id)
+    answers = (completions if judged else written_answers)(prompt.prompt_id).filter(has_tokens)
     chosen, rejected = draw(st.tuples(answers, answers).filter(lambda both: both[0].token_ids != both[1].token_ids))
     return Pair(
         prompt=prompt,
@@ -84,8 +90,26 @@ def pairs(draw: st.DrawFn, chat: bool) -> Pair:
         margin=draw(st.floats(min_value=0, exclude_min=True)) if judged else None,
         probability=draw(st.floats(0.5, 1, exclude_min=True)) if judged else None,
         weight=draw(st.floats(0, 9)),
-        chosen_ref_logps=draw(st.none() | st.floats(max_value=0)),
-        rejected_ref_logps=draw(st.none() | st.floats(max_value=0)),
+        chosen_ref_logps=draw(LOGPS),
+        rejected_ref_logps=draw(LOGPS),
+        chosen_ref_tail_logps=draw(LOGPS),
+        rejected_ref_tail_logps=draw(LOGPS),
+    )
+
+
+@st.composite
+def labelled(draw: st.DrawFn, chat: bool) -> Labelled:
+    prompt = draw(prompts(chat))
+    return Labelled(
+        prompt=prompt,
+        completion=draw(
+            st.one_of(some(prompt.prompt_id) for some in (completions, written_answers)).filter(has_tokens)
+        ),
+        desirable=draw(st.booleans()),
+        weight=draw(st.floats(0, 9)),
+        kl_completion_ids=draw(TOKENS),
+        ref_logps=draw(LOGPS),
+        kl_ref_logps=draw(LOGPS),
     )
 
 
@@ -100,6 +124,8 @@ def test_records_come_back_exactly(data: st.DataObject) -> None:
                 (Verdict, verdicts()),
                 (Pair, pairs(chat=False)),
                 (Pair, pairs(chat=True)),
+                (Labelled, labelled(chat=False)),
+                (Labelled, labelled(chat=True)),
             ]
         )
     )
@@ -181,6 +207,8 @@ def test_pairs_are_a_preference_data_set_with_provenance(tmp_path: Path) -> None
         "weight": 1.0,
         "chosen_ref_logps": None,
         "rejected_ref_logps": None,
+        "chosen_ref_tail_logps": None,
+        "rejected_ref_tail_logps": None,
         "prompt_id": "p0",
         "prompt_token_ids": [1, 5, 6],
         "prompt_metadata": '{"stars": 4, "größe": [1.5, null]}',
@@ -306,3 +334,32 @@ def test_committed_pairs_train_in_trl_as_they_are(tmp_path: Path, tiny_model: Pa
     first = trainer.state.log_history[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert any(not weight.equal(before[name]) for name, weight in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_committed_labels_are_trl_s_unpaired_preferences(tmp_path: Path, tiny_model: Path, chat: bool) -> None:
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import KTOConfig, KTOTrainer
+
+    with RunStore.create(tmp_path / "run", config_yaml="", info={}) as store:
+        store.round(0).put_records("labelled", unpair(example_pairs(chat)))
+    file = tmp_path / "run/rounds/00000/labelled.parquet"
+    data = load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    trainer = KTOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=KTOConfig(
+            output_dir=str(tmp_path / "trl"), per_device_train_batch_size=4, report_to="none", use_cpu=True, bf16=False
+        ),
+        processing_class=tokenizer,
+        train_dataset=data,
+    )
+    end = "<eos>|" if chat else "<eos>"
+    prompt = "system:Be brief.|user:The film was|assistant:" if chat else "The film was"
+    found = [
+        (tokenizer.decode(row["prompt_ids"]), tokenizer.decode(row["completion_ids"]), row["label"])
+        for row in trainer.train_dataset
+    ]
+    texts = [(" a fine film", True), (" a bore", False), (" it moved me", True), (" I left early", False)]
+    assert found == [(prompt, text + end, label) for text, label in texts]

@@ -114,7 +114,7 @@ def both(tmp_path_factory):
         base, adapter, lr=LR, weight_decay=DECAY, max_grad_norm=CLIP, batch_pairs=6, epochs=STEPS, micro_batch_tokens=90
     )
     learner = Learner(replace(spec, objective=spec.objective.model_copy(update={"beta": BETA})))
-    count = learner.begin_round(0, learner.reference_logps(pairs, adapter))
+    count = learner.begin_round(0, learner.reference_logps(pairs, [adapter]))
     ours = [learner.step(step) for step in range(count)], learner.policy(1)
     return adapter, theirs, ours
 

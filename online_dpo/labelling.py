@@ -1,0 +1,41 @@
+"""Pairs -> labelled answers, and the mismatched completions that KTO estimates its KL from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from online_dpo.types import Labelled, Pair
+
+
+def unpair(pairs: Sequence[Pair]) -> list[Labelled]:
+    """Two labelled answers of every pair, chosen and rejected in turn, mismatched."""
+    return with_mismatches(
+        [
+            Labelled(prompt=pair.prompt, completion=answer, desirable=answer is pair.chosen, weight=pair.weight)
+            for pair in pairs
+            for answer in (pair.chosen, pair.rejected)
+        ]
+    )
+
+
+def with_mismatches(items: Sequence[Labelled]) -> list[Labelled]:
+    """Give every item the completion of another prompt, by the smallest cyclic shift that leaves no item its own.
+
+    One shift for all uses every completion exactly once, so that the mismatched completions are the same set as the
+    matched ones (arXiv:2402.01306, section 4.1). Where none will do, because one prompt has more than half of the
+    items, each item takes the next one of another prompt; without another prompt it has none.
+    """
+    prompts = [item.prompt.prompt_id for item in items]
+    count = len(items)
+
+    def differ(index: int, shift: int) -> bool:
+        return prompts[index] != prompts[(index + shift) % count]
+
+    common = next((shift for shift in range(1, count) if all(differ(i, shift) for i in range(count))), None)
+    found = []
+    for index, item in enumerate(items):
+        shift = common or next((shift for shift in range(1, count) if differ(index, shift)), None)
+        other = () if shift is None else items[(index + shift) % count].completion.token_ids
+        found.append(replace(item, kl_completion_ids=other))
+    return found
