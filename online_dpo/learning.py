@@ -21,7 +21,7 @@ from online_dpo.batching import pack_by_tokens, round_batches
 from online_dpo.config import LearnerSection, LoraSection
 from online_dpo.errors import ModelError, TrainingError
 from online_dpo.items import lacks_reference, rows_of, with_reference
-from online_dpo.logprobs import batch_rows, completion_token_logps, completion_token_scores, verify_head
+from online_dpo.logprobs import TokenLogps, batch_rows, completion_token_logps, completion_token_scores, verify_head
 from online_dpo.losses import pair_loss
 from online_dpo.objective_config import ObjectiveSection
 from online_dpo.schedules import beta_at, learning_rate, run_position
@@ -237,8 +237,7 @@ class Learner:
         """Forward pass over both halves of some pairs: `[P]` tensors by name, `loss` weighted."""
         answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         rows = [Row.of(pair.prompt, answer) for pair, answer in zip([*pairs, *pairs], answers, strict=True)]
-        with self._training_mode():
-            token_logps = completion_token_logps(self.model, batch_rows(rows).to(self.device))
+        token_logps = self._token_logps(rows).logps
         # The gain is a small difference of large sums: summed in float64, it keeps what the tokens' float32 has.
         chosen, rejected = torch.stack([row.sum(dtype=torch.float64) for row in token_logps]).chunk(2)
         chosen_gain = chosen - chosen.new_tensor([pair.chosen_ref_logps for pair in pairs])
@@ -253,6 +252,11 @@ class Learner:
             "chosen_gain": chosen_gain,
             "rejected_gain": rejected_gain,
         }
+
+    def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> TokenLogps:
+        """Differentiable token log-probs of rows under the policy as it trains; the only place that asks for them."""
+        with self._training_mode():
+            return completion_token_logps(self.model, batch_rows(rows).to(self.device), with_collision=with_collision)
 
     def _summary(self, values: dict[str, Tensor], pairs: Sequence[Pair]) -> dict[str, float]:
         gap = values["chosen_gain"] - values["rejected_gain"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -73,15 +73,24 @@ def batch_rows(rows: Sequence[Row], pad_id: int = 0) -> TokenBatch:
     return TokenBatch(input_ids, attention_mask, completion_mask)
 
 
-def completion_token_logps(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, ...]:
+class TokenLogps(NamedTuple):
+    """One tensor per row, each `[T of the row's completion]` nats, float32 (float64 for a float64 model)."""
+
+    logps: tuple[Tensor, ...]
+    collisions: tuple[Tensor, ...] | None  # log of the sum over the vocabulary of squared probabilities; no gradient
+
+
+def completion_token_logps(model: nn.Module, batch: TokenBatch, *, with_collision: bool = False) -> TokenLogps:
     """Log-probs of every completion token at temperature 1, differentiable in the hidden states (not in the head).
 
     Args:
         model: a causal language model of transformers, or PEFT around one; its head must be frozen.
         batch: on the model's device.
+        with_collision: also give, at every position, the log-probability that two draws from the distribution there
+            are the same token, which is the log of what a sampled token's probability is on average.
 
     Returns:
-        `B` tensors, one per row, each `[T of the row's completion]` nats, float32 (float64 for a float64 model).
+        One tensor per row.
 
     Raises:
         ModelError: the head is not a frozen linear layer.
@@ -90,7 +99,9 @@ def completion_token_logps(model: nn.Module, batch: TokenBatch) -> tuple[Tensor,
     if head.linear.weight.requires_grad and torch.is_grad_enabled():
         raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
     hidden, targets = _predicting_states(model, batch)
-    return _TokenLogps.apply(hidden, targets, head).split(batch.lengths)
+    logps, collisions = _TokenLogps.apply(hidden, targets, head, with_collision)
+    lengths = batch.lengths
+    return TokenLogps(logps.split(lengths), collisions.split(lengths) if with_collision else None)
 
 
 @torch.no_grad()
@@ -212,24 +223,30 @@ class _TokenLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-        logps, gradients = [], []
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, with_collision: bool) -> tuple[Tensor, Tensor]:
+        logps, collisions, gradients = [], [], []
         for part, target in head.chunks(hidden, targets):
             logits, slope = head.logits(part)
             logp = logits.log_softmax(dim=-1)
             logps.append(logp.gather(-1, target[:, None])[:, 0])
+            if with_collision or ctx.needs_input_grad[0]:
+                probs = logp.exp_()
+            if with_collision:
+                collisions.append(2.0 * torch.linalg.vector_norm(probs, dim=-1).log())
             if ctx.needs_input_grad[0]:
-                delta = logp.exp_().neg_()
+                delta = probs.neg_()
                 delta.scatter_add_(-1, target[:, None], torch.ones_like(delta[:, :1]))
                 if slope is not None:
                     delta *= slope
                 gradients.append((delta * head.scale).to(head.linear.weight.dtype) @ head.linear.weight)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(logps)
+        collision = torch.cat(collisions) if with_collision else hidden.new_empty(0)
+        ctx.mark_non_differentiable(collision)
+        return torch.cat(logps), collision
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         (gradients,) = ctx.saved_tensors
-        return (upstream[:, None] * gradients).to(gradients.dtype), None, None
+        return (upstream[:, None] * gradients).to(gradients.dtype), None, None, None

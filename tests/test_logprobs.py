@@ -70,17 +70,20 @@ def test_values_entropies_and_lora_gradients_match_the_definition(model, monkeyp
     expected_gradients = lora_gradients(model, sum((w * e).sum() for w, e in zip(weights, expected, strict=True)))
 
     batch = PADDINGS[side](ROWS, EOS)
-    found = completion_token_logps(model, batch)
+    found, collisions = completion_token_logps(model, batch, with_collision=True)
     gradients = lora_gradients(model, sum((w * f).sum() for w, f in zip(weights, found, strict=True)))
     scored, entropies = completion_token_scores(model, batch)
 
-    for row, f, s, h, e in zip(ROWS, found, scored, entropies, expected, strict=True):
+    for row, f, c, s, h, e in zip(ROWS, found, collisions, scored, entropies, expected, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
         torch.testing.assert_close(s, e.detach(), rtol=0, atol=1e-12)
         with torch.no_grad():
             logits = model(torch.tensor([[*row.prompt_ids, *row.completion_ids]])).logits[0]
         by_torch = torch.distributions.Categorical(logits=logits[len(row.prompt_ids) - 1 : -1]).entropy()
         torch.testing.assert_close(h, by_torch, rtol=0, atol=1e-12)
+        same_twice = logits[len(row.prompt_ids) - 1 : -1].softmax(dim=-1).square().sum(dim=-1).log()
+        torch.testing.assert_close(c, same_twice, rtol=0, atol=1e-12)
+        assert not c.requires_grad
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
         assert gradient.abs().max() > 1e-3
@@ -89,7 +92,7 @@ def test_values_entropies_and_lora_gradients_match_the_definition(model, monkeyp
 
 @pytest.mark.parametrize("side", PADDINGS)
 def test_what_stands_on_padding_changes_nothing_at_all(model, side):
-    first, second = (completion_token_logps(model, PADDINGS[side](ROWS, pad)) for pad in (EOS, 33))
+    first, second = (completion_token_logps(model, PADDINGS[side](ROWS, pad)).logps for pad in (EOS, 33))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
@@ -99,7 +102,7 @@ def test_the_head_sees_completion_positions_only_and_a_chunk_at_a_time(model, mo
     seen: list[int] = []
     hook = model.get_base_model().lm_head.register_forward_hook(lambda m, args, out: seen.append(out.shape[0]))
     try:
-        logps = completion_token_logps(model, batch_rows(ROWS))
+        logps = completion_token_logps(model, batch_rows(ROWS)).logps
         torch.cat(logps).sum().backward()
     finally:
         hook.remove()
@@ -110,7 +113,7 @@ def test_the_head_sees_completion_positions_only_and_a_chunk_at_a_time(model, mo
 def test_float32_stays_close_to_float64(tiny, model):
     single = AutoModelForCausalLM.from_pretrained(tiny).requires_grad_(False)
     with model.disable_adapter():
-        for row, found in zip(ROWS, completion_token_logps(single, batch_rows(ROWS)), strict=True):
+        for row, found in zip(ROWS, completion_token_logps(single, batch_rows(ROWS)).logps, strict=True):
             assert found.dtype == torch.float32
             expected = slow_token_logps(model, row.prompt_ids, row.completion_ids)
             torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
@@ -151,7 +154,7 @@ def test_other_architectures_heads_match_the_definition(family):
 
     expected = torch.cat([slow_token_logps(model, row.prompt_ids, row.completion_ids) for row in ROWS])
     expected_gradients = lora_gradients(model, expected.sum())
-    found = torch.cat(completion_token_logps(model, batch_rows(ROWS)))
+    found = torch.cat(completion_token_logps(model, batch_rows(ROWS)).logps)
     gradients = lora_gradients(model, found.sum())
 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -177,4 +180,6 @@ def test_an_unknown_transformation_of_the_logits_is_refused(tiny):
 def test_lora_on_the_head_is_refused(tiny):
     config = LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM")
     with pytest.raises(ModelError, match="head of LlamaForCausalLM is Linear; it must be"):
-        completion_token_logps(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config), batch_rows(ROWS))
+        completion_token_logps(
+            get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config), batch_rows(ROWS)
+        ).logps
