@@ -180,6 +180,4 @@ def test_an_unknown_transformation_of_the_logits_is_refused(tiny):
 def test_lora_on_the_head_is_refused(tiny):
     config = LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM")
     with pytest.raises(ModelError, match="head of LlamaForCausalLM is Linear; it must be"):
-        completion_token_logps(
-            get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config), batch_rows(ROWS)
-        ).logps
+        completion_token_logps(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config), batch_rows(ROWS))
