@@ -35,23 +35,27 @@ def round_batches(num_pairs: int, batch_pairs: int, *, epochs: int, seed: int, r
     return batches
 
 
-def pack_by_tokens(lengths: Sequence[int], *, rows_per_item: int, budget: int) -> list[list[int]]:
-    """Group items of similar length so that a padded group stays within a token budget.
+def pack_by_tokens(
+    longest: Sequence[int], tokens: Sequence[int], *, budget: int, padded: bool = False
+) -> list[list[int]]:
+    """Group items, such as the two rows of a pair, of similar length within a token budget.
 
     Args:
-        lengths: tokens of each item's longest row.
-        rows_per_item: rows that an item brings: 2 for a pair, whose halves stay together.
-        budget: padded tokens of a group, `rows * longest`. An item that exceeds it alone is a group of its own.
+        longest: tokens of each item's longest row.
+        tokens: that each item brings to a group.
+        budget: of a group. An item that exceeds it alone is a group of its own.
+        padded: every item of a group costs as much as its largest one.
 
     Returns:
-        Indices into `lengths`, longest group first, so that a run that does not fit in memory fails at once.
+        Indices of the items, longest group first, so that a run that does not fit in memory fails at once.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    order = sorted(range(len(longest)), key=lambda index: (-longest[index], -tokens[index]))
     groups: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        longest = max(lengths[order[start]], 1)
-        size = max(budget // (rows_per_item * longest), 1)
-        groups.append(order[start : start + size])
-        start += size
+    for index in order:
+        if groups:
+            costs = [tokens[i] for i in (*groups[-1], index)]
+            if (max(costs) * len(costs) if padded else sum(costs)) <= budget:
+                groups[-1].append(index)
+                continue
+        groups.append([index])
     return groups

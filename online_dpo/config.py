@@ -173,7 +173,10 @@ class LearnerSection(Section):
     weight_decay: float = Field(0.0, ge=0.0)
     lora: LoraSection | None = None  # None = r 16, alpha 32 on all linear layers, or what model.adapter has
     batch_pairs: int = Field(16, ge=1)  # of an optimizer step; completions where the objective is unpaired
-    micro_batch_tokens: int = Field(8192, ge=1)  # padded tokens of one forward pass; at least one pair is taken
+    micro_batch_tokens: int = Field(8192, ge=1)  # of one forward pass; at least one pair is taken
+    layout: Literal["auto", "shared", "separate"] = "auto"  # do a prompt's answers share it; auto = where it pays
+    autocast: Literal["auto", "bfloat16", "off"] = "auto"  # of matrix products; auto = bfloat16 on GPU, off on CPU
+    activation_checkpointing: bool = False  # less memory for about a third more time
     epochs: int = Field(1, ge=1)
     max_grad_norm: float = Field(1.0, gt=0.0)
     checkpoint_steps: int = changeable(25, ge=0)  # a mid-round checkpoint every so many steps; 0 = none

@@ -144,6 +144,8 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
     _tell(listeners, "starting the generators and the learner")
     stages.start_engines(learner_spec(materials))
+    for line in stages.learner.notices():
+        _tell(listeners, line)
     play(materials, stages, store, listeners)
     return _result(store)
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from online_dpo import adapters, checkpoints
-from online_dpo.batching import pack_by_tokens, round_batches
+from online_dpo.batching import round_batches
 from online_dpo.config import LearnerSection, LoraSection
 from online_dpo.errors import ModelError, TrainingError
+from online_dpo.forward import Forward
 from online_dpo.items import lacks_reference, rows_of, with_reference
-from online_dpo.logprobs import TokenLogps, batch_rows, completion_token_logps, completion_token_scores, verify_head
+from online_dpo.logprobs import TokenLogps, verify_head
 from online_dpo.losses import pair_loss
 from online_dpo.objective_config import ObjectiveSection
 from online_dpo.schedules import beta_at, learning_rate, run_position
@@ -62,6 +61,7 @@ class Learner:
         base = _load_base(spec).to(self.device)
         verify_head(base)
         self.model = adapters.attach(base, spec.lora, spec.adapter, seed=spec.seed)
+        self._forward = Forward(self.model, spec.learner)
         self._parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         section = spec.learner
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=section.lr, weight_decay=section.weight_decay)
@@ -70,6 +70,10 @@ class Learner:
         self._beta_factor = 1.0
         self._batches: list[list[int]] = []
         self._position = checkpoints.Position(round_index=-1, next_step=0, global_step=0)
+
+    def notices(self) -> list[str]:
+        """What the config asks for and this model or machine cannot give, one line each."""
+        return self._forward.notices
 
     def initial_adapter(self) -> Adapter | None:
         """Version 0: the adapter that the run continues, or None when the initial policy is the base model."""
@@ -89,16 +93,13 @@ class Learner:
         Returns:
             One `Scores` per entry of `under`, rows in the order given; entropies for `"policy"` only.
         """
-        lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
-        groups = pack_by_tokens(lengths, rows_per_item=1, budget=self.spec.learner.micro_batch_tokens)
-        batches = [batch_rows([rows[i] for i in group]) for group in groups]
         results = []
         for weights in under:
             logps: list[tuple[float, ...]] = [()] * len(rows)
             entropies: list[tuple[float, ...]] = [()] * len(rows)
             with adapters.weights_of(self.model, weights):
-                for group, batch in zip(groups, batches, strict=True):
-                    scored = completion_token_scores(self.model, batch.to(self.device))
+                for group in self._forward.row_groups(rows):
+                    scored = self._forward.scores([rows[i] for i in group])
                     for i, row_logps, row_entropies in zip(group, *scored, strict=True):
                         logps[i], entropies[i] = tuple(row_logps.tolist()), tuple(row_entropies.tolist())
             results.append(
@@ -117,9 +118,20 @@ class Learner:
         if not references:
             return list(items)
         rows = [row for item in items for row in rows_of(item)]
-        scores = [score.token_logps for score in self.score(rows, references)]
-        found = iter(zip(*scores, strict=True))  # per row, its token log-probs under every reference
+        logps = [self._training_logps(rows, reference) for reference in references]
+        found = iter(zip(*logps, strict=True))  # per row, its token log-probs under every reference
         return [with_reference(item, [next(found) for _ in rows_of(item)]) for item in items]
+
+    @torch.no_grad()
+    def _training_logps(self, rows: Sequence[Row], under: Under) -> list[list[float]]:
+        """Token log-probs computed exactly as training computes them: a policy equal to its reference gains nothing."""
+        logps: list[list[float]] = [[]] * len(rows)
+        with adapters.weights_of(self.model, under):
+            for group in self._forward.row_groups(rows):
+                found = self._forward.token_logps([rows[i] for i in group], training=False).logps
+                for i, row in zip(group, found, strict=True):
+                    logps[i] = row.tolist()
+        return logps
 
     def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int:
         """Take a round's items. After `restore` inside this round, training goes on where the checkpoint stopped.
@@ -255,8 +267,7 @@ class Learner:
 
     def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> TokenLogps:
         """Differentiable token log-probs of rows under the policy as it trains; the only place that asks for them."""
-        with self._training_mode():
-            return completion_token_logps(self.model, batch_rows(rows).to(self.device), with_collision=with_collision)
+        return self._forward.token_logps(rows, training=True, with_collision=with_collision)
 
     def _summary(self, values: dict[str, Tensor], pairs: Sequence[Pair]) -> dict[str, float]:
         gap = values["chosen_gain"] - values["rejected_gain"]
@@ -269,10 +280,7 @@ class Learner:
         }
 
     def _micro_batches(self, pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
-        lengths = [
-            len(pair.prompt.token_ids) + max(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs
-        ]
-        for group in pack_by_tokens(lengths, rows_per_item=2, budget=self.spec.learner.micro_batch_tokens):
+        for group in self._forward.groups([rows_of(pair) for pair in pairs]):
             yield [pairs[i] for i in group]
 
     def _with_bad_gradients(self, pairs: Sequence[Pair]) -> list[Pair]:
@@ -306,18 +314,6 @@ class Learner:
     def _dropout(self) -> float:
         config: Any = self.model.peft_config[adapters.POLICY]
         return float(config.lora_dropout)
-
-    @contextmanager
-    def _training_mode(self) -> Iterator[None]:
-        """Turn LoRA's dropout on. The base's own dropout stays off: the reference was scored without it."""
-        layers = [module.lora_dropout for module in self.model.modules() if isinstance(module, LoraLayer)]
-        for layer in layers:
-            layer.train()
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.eval()
 
 
 def _load_base(spec: LearnerSpec) -> Any:

@@ -8,20 +8,26 @@ Shapes: `B` rows, `T` tokens of the padded batch, `N` completion tokens of all r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from online_dpo.errors import DataError, ModelError
 from online_dpo.types import Row
 
 HEAD_CHUNK_ELEMENTS = 2**22
-"""Logits alive at a time (16 MiB in fp32): large enough for full matmul speed, small enough to stay near the cache."""
+"""Logits of a chunk (16 MiB in fp32): small enough to stay near the cache. With a large vocabulary that is few tokens,
+and each chunk reads the head's whole weight: no fewer than `HEAD_CHUNK_TOKENS` are taken, or the product starves."""
+
+HEAD_CHUNK_TOKENS = 128
+
+Matrix: TypeAlias = Callable[[nn.Linear], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +101,52 @@ def completion_token_logps(model: nn.Module, batch: TokenBatch, *, with_collisio
     Raises:
         ModelError: the head is not a frozen linear layer.
     """
-    head = Head.of(model)
-    if head.linear.weight.requires_grad and torch.is_grad_enabled():
-        raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
-    hidden, targets = _predicting_states(model, batch)
-    logps, collisions = _TokenLogps.apply(hidden, targets, head, with_collision)
-    lengths = batch.lengths
-    return TokenLogps(logps.split(lengths), collisions.split(lengths) if with_collision else None)
+    return token_logps(Head.of(model), padded_states(model, batch), with_collision=with_collision)
 
 
 @torch.no_grad()
 def completion_token_scores(model: nn.Module, batch: TokenBatch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Log-probs and entropies of every completion position, without gradients, as `token_scores`."""
+    return token_scores(Head.of(model), padded_states(model, batch))
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Hidden states from which completion tokens are predicted, row after row."""
+
+    hidden: Tensor  # [N, H]
+    targets: Tensor  # [N] int64: those tokens
+    lengths: Sequence[int]  # [B] completion tokens of each row
+
+
+def token_logps(head: Head, states: States, *, with_collision: bool = False) -> TokenLogps:
+    """Log-probs of every completion token, as `completion_token_logps`.
+
+    Raises:
+        ModelError: the head is not frozen.
+    """
+    if head.weight.requires_grad and torch.is_grad_enabled():
+        raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
+    logps, collisions = _TokenLogps.apply(states.hidden, states.targets, head, with_collision)
+    lengths = list(states.lengths)
+    return TokenLogps(logps.split(lengths), collisions.split(lengths) if with_collision else None)
+
+
+@torch.no_grad()
+def token_scores(head: Head, states: States) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Log-probs and entropies of every completion position, without gradients.
 
     Returns:
         `(token_logps, token_entropies)`, each `B` tensors as in `completion_token_logps`; nats. The entropy is that
         of the distribution from which the token at this position was drawn, at temperature 1.
     """
-    head = Head.of(model)
-    hidden, targets = _predicting_states(model, batch)
     logps, entropies = [], []
-    for part, target in head.chunks(hidden, targets):
+    for part, target in head.chunks(states.hidden, states.targets):
         logits, _ = head.logits(part)
         norm = logits.logsumexp(dim=-1)
         logps.append(logits.gather(-1, target[:, None])[:, 0] - norm)
         entropies.append(norm - ((logits - norm[:, None]).exp_() * logits).sum(dim=-1))
-    lengths = batch.lengths
+    lengths = list(states.lengths)
     return torch.cat(logps).split(lengths), torch.cat(entropies).split(lengths)
 
 
@@ -128,32 +154,38 @@ def completion_token_scores(model: nn.Module, batch: TokenBatch) -> tuple[tuple[
 class Head:
     """What turns hidden states into logits: `cap * tanh(scale * linear(h) / cap)`, most models with scale 1, no cap."""
 
-    linear: nn.Linear
+    weight: Tensor  # [V, H]; the product with it is taken in its dtype
+    bias: Tensor | None  # [V]
     scale: float
     softcap: float | None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Head:
+    def of(cls, model: nn.Module, matrix: Matrix | None = None) -> Head:
         """Read a model's head.
+
+        Args:
+            model: a causal language model.
+            matrix: weight and bias to compute with, from the linear layer; None = its own.
 
         Raises:
             ModelError: it is not a plain linear layer (LoRA on the head, a quantised head).
         """
         base = base_model(model)
-        linear = base.get_output_embeddings()
-        if not isinstance(linear, nn.Linear):
+        layer = base.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
             raise ModelError(
-                f"the head of {type(base).__name__} is {type(linear).__name__}; it must be a plain linear layer "
+                f"the head of {type(base).__name__} is {type(layer).__name__}; it must be a plain linear layer "
                 f"without LoRA: train linear layers of the decoder only"
             )
         config = base.config.get_text_config()
         # Cohere multiplies by logit_scale, Granite divides by logits_scaling; `verify_head` finds any other way.
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        return cls(linear=linear, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+        weight, bias = (layer.weight, layer.bias) if matrix is None else matrix(layer)
+        return cls(weight=weight, bias=bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
 
     def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """`[C, H]` -> logits `[C, V]`, at least float32, and the slope of the cap (None without one)."""
-        logits = self.linear(hidden)
+        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -163,8 +195,8 @@ class Head:
         return self.softcap * squashed, 1.0 - squashed.square()
 
     def chunks(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Views of at most `HEAD_CHUNK_ELEMENTS / V` tokens."""
-        size = max(HEAD_CHUNK_ELEMENTS // self.linear.out_features, 1)
+        """Views of at most `HEAD_CHUNK_ELEMENTS / V` tokens, or `HEAD_CHUNK_TOKENS` if that is more."""
+        size = max(HEAD_CHUNK_ELEMENTS // self.weight.shape[0], HEAD_CHUNK_TOKENS)
         return list(zip(hidden.split(size), targets.split(size), strict=True))
 
 
@@ -178,12 +210,12 @@ def verify_head(model: nn.Module) -> None:
         ModelError: they differ.
     """
     base, head = base_model(model), Head.of(model)
-    rows = 1 + torch.arange(16, device=head.linear.weight.device).reshape(2, 8) * 7919 % (head.linear.out_features - 1)
+    rows = 1 + torch.arange(16, device=head.weight.device).reshape(2, 8) * 7919 % (head.weight.shape[0] - 1)
     expected = base(input_ids=rows, use_cache=False).logits.double().log_softmax(dim=-1)
     found = head.logits(_decode(model, input_ids=rows))[0].double().log_softmax(dim=-1)
     # Relative to the spread of the log-probs, since a freshly initialised model has nearly flat ones.
     gap = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
-    bound = 0.05 if head.linear.weight.dtype == torch.bfloat16 else 1e-4
+    bound = 0.05 if head.weight.dtype == torch.bfloat16 else 1e-4
     if not gap <= bound:
         raise ModelError(
             f"{type(base).__name__} transforms its logits in a way that is not known here (relative gap {gap:.2g}); "
@@ -201,8 +233,8 @@ def _decode(model: nn.Module, **inputs: Tensor) -> Tensor:
     return base_model(model).get_decoder()(**inputs, use_cache=False).last_hidden_state
 
 
-def _predicting_states(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Hidden states `[N, H]` from which the completion tokens are predicted, and those tokens `[N]`; row after row."""
+def padded_states(model: nn.Module, batch: TokenBatch) -> States:
+    """Run the decoder over padded rows."""
     inputs = {"input_ids": batch.input_ids}
     if not bool(batch.attention_mask[:, 0].all()):
         inputs |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
@@ -211,7 +243,7 @@ def _predicting_states(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Ten
     hidden = _decode(model, **inputs)
     # The state at position t predicts the token at t + 1.
     wanted = batch.completion_mask[:, 1:]
-    return hidden[:, :-1][wanted], batch.input_ids[:, 1:][wanted]
+    return States(hidden[:, :-1][wanted], batch.input_ids[:, 1:][wanted], batch.lengths)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -227,20 +259,23 @@ class _TokenLogps(torch.autograd.Function):
         logps, collisions, gradients = [], [], []
         for part, target in head.chunks(hidden, targets):
             logits, slope = head.logits(part)
-            logp = logits.log_softmax(dim=-1)
-            logps.append(logp.gather(-1, target[:, None])[:, 0])
+            table = logits.log_softmax(dim=-1)
+            del logits  # at most two tensors of a chunk's size are alive at any time
+            logps.append(table.gather(-1, target[:, None])[:, 0])
             if with_collision or ctx.needs_input_grad[0]:
-                probs = logp.exp_()
+                table.exp_()
             if with_collision:
-                collisions.append(2.0 * torch.linalg.vector_norm(probs, dim=-1).log())
+                collisions.append(2.0 * torch.linalg.vector_norm(table, dim=-1).log())
             if ctx.needs_input_grad[0]:
-                delta = probs.neg_()
-                delta.scatter_add_(-1, target[:, None], torch.ones_like(delta[:, :1]))
+                # softmax - onehot, in the same memory
+                table.scatter_add_(-1, target[:, None], table.new_full((len(target), 1), -1.0))
                 if slope is not None:
-                    delta *= slope
-                gradients.append((delta * head.scale).to(head.linear.weight.dtype) @ head.linear.weight)
+                    table *= slope
+                gradients.append((table.to(head.weight.dtype) @ head.weight).mul_(-head.scale))
+            del table, slope
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
+            ctx.dtype = hidden.dtype
         collision = torch.cat(collisions) if with_collision else hidden.new_empty(0)
         ctx.mark_non_differentiable(collision)
         return torch.cat(logps), collision
@@ -249,4 +284,4 @@ class _TokenLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         (gradients,) = ctx.saved_tensors
-        return (upstream[:, None] * gradients).to(gradients.dtype), None, None, None
+        return (upstream[:, None] * gradients).to(ctx.dtype), None, None, None

@@ -55,6 +55,10 @@ def test_batches_derive_from_seed_and_round():
 
 def test_packing_groups_by_length_within_the_budget():
     lengths = [3, 10, 4, 9, 30, 3]
-    groups = pack_by_tokens(lengths, rows_per_item=2, budget=40)
+    tokens = [2 * length for length in lengths]
+    groups = pack_by_tokens(lengths, tokens, budget=40, padded=True)
     assert groups == [[4], [1, 3], [2, 0, 5]]  # 30 exceeds the budget alone; 2 * 2 * 10 = 40; 3 * 2 * 4 = 24
     assert Counter(i for group in groups for i in group) == Counter(range(6))
+    # Without padding a short item costs its own tokens only: 20 + 18 and then 8 + 6 + 6.
+    assert pack_by_tokens(lengths, tokens, budget=38) == [[4], [1, 3], [2, 0, 5]]
+    assert pack_by_tokens(lengths, tokens, budget=38, padded=True) == [[4], [1], [3, 2], [0, 5]]
