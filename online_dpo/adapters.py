@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from online_dpo.config import LoraSection
 from online_dpo.errors import ModelError
@@ -75,6 +76,36 @@ def attach(model: nn.Module, lora: LoraSection | None, adapter: Adapter | None, 
     if adapter is not None:
         fill(peft_model, POLICY, adapter)
     return peft_model.eval()
+
+
+def load_base(folder: str, *, name: str, dtype: str, trust_remote_code: bool) -> Any:
+    """A causal language model, without adapters.
+
+    Args:
+        folder: where it lies on this machine.
+        name: what the config calls it.
+        dtype: torch's name of its precision.
+        trust_remote_code: as in the config.
+
+    Raises:
+        ModelError: it does not load.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.path {name} does not load as a causal language model: {first}; give a folder with config.json and "
+            f"safetensors weights, or a hub id"
+        ) from None
+
+
+def dropout_of(model: PeftModel) -> float:
+    """The share of LoRA's inputs that is dropped in training."""
+    config: Any = model.peft_config[POLICY]
+    return float(config.lora_dropout)
 
 
 def snapshot(model: PeftModel, *, version: int, base_name: str) -> Adapter:

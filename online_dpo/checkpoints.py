@@ -13,17 +13,20 @@ from safetensors.torch import save as write_safetensors
 from torch import Tensor
 
 from online_dpo.errors import RunDirectoryError
+from online_dpo.losses import RunningMean
+from online_dpo.objectives import State
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where training stands. Learning rate, batches and dropout masks all derive from it."""
+    """Where training stands. Learning rate, beta, batches and dropout masks all derive from it."""
 
     round_index: int  # -1 before the first round
     next_step: int  # within the round
-    global_step: int  # optimizer steps of the run so far
+    global_step: int  # optimizer steps of the run so far; skipped ones are none
+    state: State = ()  # of the objective, within the round
 
 
 def pack(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, position: Position) -> dict[str, bytes]:
@@ -61,8 +64,9 @@ def unpack(
         raise RunDirectoryError(f"the learner's checkpoint lacks {', '.join(missing)}; resume from an earlier one")
     try:
         tensors = parse_safetensors(files[OPTIMIZER_FILE])
-        position = Position(**json.loads(files[STATE_FILE]))
-    except (SafetensorError, ValueError, TypeError) as error:
+        fields = json.loads(files[STATE_FILE])
+        position = Position(**{**fields, "state": tuple(RunningMean(**mean) for mean in fields["state"])})
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise RunDirectoryError(
             f"the learner's checkpoint is not readable ({error}); resume from an earlier one"
         ) from None

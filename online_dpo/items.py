@@ -23,6 +23,11 @@ def rows_of(item: Pair | Labelled) -> list[Row]:
     return rows
 
 
+def trained_rows(item: Pair | Labelled) -> list[Row]:
+    """Those of `rows_of(item)` that the loss has a gradient for: all but the mismatched one."""
+    return rows_of(item)[:2] if isinstance(item, Pair) else rows_of(item)[:1]
+
+
 def with_reference(item: Item, logps: Sequence[RowLogps]) -> Item:
     """The item with its reference log-probs: the mean over several references of each one's sum over tokens.
 

@@ -6,26 +6,30 @@ A Ray actor hosts it by calling exactly these methods, so all arguments and resu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from online_dpo import adapters, checkpoints
 from online_dpo.batching import round_batches
 from online_dpo.config import LearnerSection, LoraSection
-from online_dpo.errors import ModelError, TrainingError
+from online_dpo.errors import TrainingError
 from online_dpo.forward import Forward
-from online_dpo.items import lacks_reference, rows_of, with_reference
+from online_dpo.gradients import Accumulation, NotFinite
+from online_dpo.items import lacks_reference, rows_of, trained_rows, with_reference
 from online_dpo.logprobs import TokenLogps, verify_head
-from online_dpo.losses import pair_loss
+from online_dpo.losses import kl_estimate
 from online_dpo.objective_config import ObjectiveSection
+from online_dpo.objectives import make_objective
 from online_dpo.schedules import beta_at, learning_rate, run_position
 from online_dpo.stages import Under
-from online_dpo.types import Adapter, Item, Items, Pair, Row, Scores, derive_seed
+from online_dpo.step_figures import describe
+from online_dpo.tensors import Batch, labelled_batch, pair_batch
+from online_dpo.types import Adapter, Item, Items, Labelled, Pair, Row, Scores, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,9 @@ class Learner:
             torch.set_num_threads(spec.threads)
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = _load_base(spec).to(self.device)
+        base = adapters.load_base(
+            spec.model_folder, name=spec.model_name, dtype=spec.dtype, trust_remote_code=spec.trust_remote_code
+        ).to(self.device)
         verify_head(base)
         self.model = adapters.attach(base, spec.lora, spec.adapter, seed=spec.seed)
         self._forward = Forward(self.model, spec.learner)
@@ -66,7 +72,8 @@ class Learner:
         section = spec.learner
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=section.lr, weight_decay=section.weight_decay)
         self._initial = None if spec.adapter is None else self.policy(0)
-        self._pairs: list[Pair] = []
+        self._objective = make_objective(spec.objective)
+        self._items: list[Pair | Labelled] = []
         self._beta_factor = 1.0
         self._batches: list[list[int]] = []
         self._position = checkpoints.Position(round_index=-1, next_step=0, global_step=0)
@@ -149,14 +156,21 @@ class Learner:
         Raises:
             TrainingError: an item has no reference log-probs, and the objective reads them.
         """
-        for item in items if self.spec.objective.needs_reference else ():
-            if lacks_reference(item):
+        kind = Labelled if self.spec.objective.is_unpaired else Pair
+        for item in items:
+            if not isinstance(item, kind):
+                raise TrainingError(
+                    f"round {round_index}: objective.type is {self.spec.objective.type}, which does not train on a "
+                    f"{type(item).__name__}; see online_dpo.labelling"
+                )
+            if self.spec.objective.needs_reference and lacks_reference(item):
                 raise TrainingError(
                     f"round {round_index}: an item of prompt {item.prompt.prompt_id} has no reference log-probs; "
                     f"call reference_logps first"
                 )
+        self._objective.begin_round(cast(Any, items))
         section = self.spec.learner
-        self._pairs = [item for item in items if isinstance(item, Pair)]
+        self._items = list(items)
         self._beta_factor = beta_factor
         self._batches = round_batches(
             len(items),
@@ -166,23 +180,31 @@ class Learner:
             round_index=round_index,
         )
         if round_index != self._position.round_index:
-            self._position = replace(self._position, round_index=round_index, next_step=0)
+            fresh = self._objective.fresh_state
+            self._position = replace(self._position, round_index=round_index, next_step=0, state=fresh)
         return len(self._batches)
 
-    def step(self, step: int) -> dict[str, float]:
-        """One optimizer step on the global batch `step` of the round; gradients average over its pairs.
+    def step(self, step: int) -> dict[str, Any]:
+        """One optimizer step on the global batch `step` of the round; gradients average over its items.
+
+        A step whose loss or gradient is not finite is skipped: weights, optimizer and the objective's state stay as
+        they are, and the next step is that of the next batch.
 
         Args:
             step: 0-based within the round; steps come in order.
 
         Returns:
-            Means over the batch: `loss` (weighted, as optimised), `implicit_accuracy` (share of pairs whose chosen
-            gain is larger), `implicit_margin` (beta times the gap of the gains), `chosen_logps`, `rejected_logps`,
-            `chosen_gain`, `rejected_gain` (nats per completion); and of the step: `grad_norm` (before clipping),
-            `clipped` (0 or 1), `lr`, `num_pairs`, `num_tokens` (completion tokens of both halves).
+            Finite numbers, means over the batch: `loss` (weighted, as optimised), `implicit_accuracy` (share of pairs
+            whose chosen gain is larger, of labelled answers on their side of the KL estimate), `implicit_margin`
+            (beta times the gap of the gains, as the objective normalises them), `chosen_logps`, `rejected_logps`, and
+            with a reference `chosen_gain`, `rejected_gain` (nats per completion); and of the step: `grad_norm`
+            (before clipping), `clipped` and `skipped` (0 or 1), `lr`, `beta`, `num_pairs` or `num_items`,
+            `num_tokens` (completion tokens), and what the objective adds: `kl`, `bco_shift`. A skipped step has
+            `skipped`, `lr`, `beta`, `bad_value` (`loss`, `KL estimate` or `gradient`) and `bad_ids`, the
+            prompts of the items at fault.
 
         Raises:
-            TrainingError: a loss or a gradient is not finite. Weights and optimizer are as before the call.
+            TrainingError: the step is not the next one.
         """
         position = self._position
         if step != position.next_step or step >= len(self._batches):
@@ -190,26 +212,17 @@ class Learner:
                 f"round {position.round_index}: step {step} was asked for, but step {position.next_step} of "
                 f"{len(self._batches)} is next; steps are taken in order, once each"
             )
-        pairs = [self._pairs[i] for i in self._batches[step]]
+        items = [self._items[i] for i in self._batches[step]]
         self.optimizer.zero_grad(set_to_none=True)
-        values = self._accumulate(pairs, step)
-        section = self.spec.learner
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), section.max_grad_norm).item()
-        if not math.isfinite(norm):
-            self._refuse("gradient", step, self._with_bad_gradients(pairs))
-        lr = learning_rate(
-            section,
-            position=run_position(position.round_index, step, num_steps=len(self._batches), rounds=self.spec.rounds),
-            global_step=position.global_step,
-        )
-        beta, summary = self._beta, self._summary(values, pairs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._position = replace(position, next_step=step + 1, global_step=position.global_step + 1)
-        clipped = float(norm > section.max_grad_norm)
-        return {**summary, "grad_norm": norm, "clipped": clipped, "lr": lr, "beta": beta}
+        try:
+            return self._update(items)
+        except NotFinite as fault:
+            ids = list(dict.fromkeys(item.prompt.prompt_id for item in fault.items))
+            figures = {"skipped": 1.0, "lr": self._lr, "beta": self._beta, "bad_value": fault.what, "bad_ids": ids}
+            self._position = replace(position, next_step=step + 1)
+            return figures
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def checkpoint(self) -> dict[str, bytes]:
         """File name -> content: the adapter, the optimizer's moments and the position. Safetensors and JSON only."""
@@ -228,104 +241,98 @@ class Learner:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._position = position
 
-    def _accumulate(self, pairs: Sequence[Pair], step: int) -> dict[str, Tensor]:
-        """Gradients of the batch's mean loss; returns each value of `_pair_values` for all pairs, detached, on CPU."""
-        collected: list[dict[str, Tensor]] = []
-        for micro, group in enumerate(self._micro_batches(pairs)):
-            if self._dropout > 0.0:
-                # A seed per micro-batch, rather than one stream, leaves no random state to save or to restore.
-                seed = derive_seed(self.spec.seed, "dropout", self._position.round_index, step, micro)
-                torch.manual_seed(seed)
-            values = self._pair_values(group)
-            if not bool(values["loss"].isfinite().all()):
-                finite = values["loss"].isfinite().tolist()
-                self._refuse("loss", step, [pair for pair, good in zip(group, finite, strict=True) if not good])
-            # Each micro-batch adds its share of the mean over the global batch (DESIGN invariant 7).
-            (values["loss"].sum() / len(pairs)).backward()
-            collected.append({name: value.detach().cpu() for name, value in values.items()})
-        return {name: torch.cat([values[name] for values in collected]) for name in collected[0]}
+    def _update(self, items: list[Any]) -> dict[str, float]:
+        """Take a step on a batch.
 
-    def _pair_values(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """Forward pass over both halves of some pairs: `[P]` tensors by name, `loss` weighted."""
-        answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-        rows = [Row.of(pair.prompt, answer) for pair, answer in zip([*pairs, *pairs], answers, strict=True)]
-        token_logps = self._token_logps(rows).logps
-        # The gain is a small difference of large sums: summed in float64, it keeps what the tokens' float32 has.
-        chosen, rejected = torch.stack([row.sum(dtype=torch.float64) for row in token_logps]).chunk(2)
-        chosen_gain = chosen - chosen.new_tensor([pair.chosen_ref_logps for pair in pairs])
-        rejected_gain = rejected - rejected.new_tensor([pair.rejected_ref_logps for pair in pairs])
-        loss = pair_loss(self.spec.objective, self._beta)(chosen_gain, rejected_gain) * chosen.new_tensor(
-            [pair.weight for pair in pairs]
+        Raises:
+            NotFinite: nothing was updated.
+        """
+        position, section = self._position, self.spec.learner
+        kl = self._kl_estimate(items) if self.spec.objective.is_unpaired else None
+        values, outcome = self._accumulation(kl).run(self._micro_batches(items))
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), section.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise NotFinite("gradient", self._with_bad_gradients(items, kl))
+        lr = self._lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self._position = replace(
+            position,
+            next_step=position.next_step + 1,
+            global_step=position.global_step + 1,
+            state=outcome.state,
         )
         return {
-            "loss": loss,
-            "chosen_logps": chosen,
-            "rejected_logps": rejected,
-            "chosen_gain": chosen_gain,
-            "rejected_gain": rejected_gain,
+            **describe(values, outcome, with_gains=self.spec.objective.needs_reference),
+            "grad_norm": norm,
+            "clipped": float(norm > section.max_grad_norm),
+            "skipped": 0.0,
+            "lr": lr,
+            "beta": outcome.beta,
+            "num_tokens": float(sum(len(row.completion_ids) for item in items for row in trained_rows(item))),
         }
+
+    def _accumulation(self, kl: Tensor | None) -> Accumulation:
+        """Losses and gradients of the step that is next."""
+        position = self._position
+        given: dict[str, Any] = {"position": self._place, "beta_factor": self._beta_factor}
+        given |= {"state": position.state} if kl is None else {"kl": kl}
+
+        def forward(micro: int, items: Sequence[Any]) -> Batch:
+            if adapters.dropout_of(self.model) > 0.0:
+                # A seed per micro-batch, rather than one stream, leaves no random state to save or to restore, and
+                # gives the same masks to a second pass.
+                parts = ("dropout", position.round_index, position.next_step, micro)
+                torch.manual_seed(derive_seed(self.spec.seed, *parts))
+            rows = [row for item in items for row in trained_rows(item)]
+            scored = self._token_logps(rows, with_collision=self._objective.with_collision)
+            return labelled_batch(items, scored.logps) if kl is not None else pair_batch(items, scored)
+
+        return Accumulation(forward, partial(self._objective, **given), is_coupled=self._objective.is_coupled)
+
+    def _kl_estimate(self, items: Sequence[Labelled]) -> Tensor:
+        """KTO's z of a whole batch. Without dropout, so that micro-batches cannot matter.
+
+        Raises:
+            NotFinite: a mismatched completion's gain is not finite.
+        """
+        items = [item for item in items if item.kl_ref_logps is not None]
+        logps = self._training_logps([rows_of(item)[1] for item in items], "policy")
+        gains = [sum(row) - (item.kl_ref_logps or 0.0) for row, item in zip(logps, items, strict=True)]
+        if bad := [item for item, gain in zip(items, gains, strict=True) if not math.isfinite(gain)]:
+            raise NotFinite("KL estimate", bad)
+        return kl_estimate(torch.tensor(gains, dtype=torch.float64, device=self.device))
 
     def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> TokenLogps:
         """Differentiable token log-probs of rows under the policy as it trains; the only place that asks for them."""
         return self._forward.token_logps(rows, training=True, with_collision=with_collision)
 
-    def _summary(self, values: dict[str, Tensor], pairs: Sequence[Pair]) -> dict[str, float]:
-        gap = values["chosen_gain"] - values["rejected_gain"]
-        return {
-            **{name: value.double().mean().item() for name, value in values.items()},
-            "implicit_accuracy": (gap > 0).double().mean().item(),
-            "implicit_margin": self._beta * gap.double().mean().item(),
-            "num_pairs": float(len(pairs)),
-            "num_tokens": float(sum(len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs)),
-        }
+    def _micro_batches(self, items: Sequence[Any]) -> list[list[Any]]:
+        """Items that go through the model together; the halves of a pair are never parted."""
+        return [[items[i] for i in group] for group in self._forward.groups([trained_rows(item) for item in items])]
 
-    def _micro_batches(self, pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
-        for group in self._forward.groups([rows_of(pair) for pair in pairs]):
-            yield [pairs[i] for i in group]
-
-    def _with_bad_gradients(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """The pairs whose own gradient is not finite; all of them if only their sum overflows."""
+    def _with_bad_gradients(self, items: Sequence[Any], kl: Tensor | None) -> list[Any]:
+        """The items whose own gradient is not finite; all of them if only their sum overflows."""
         bad = []
-        for pair in pairs:
+        for item in items:
             self.optimizer.zero_grad(set_to_none=True)
-            self._pair_values([pair])["loss"].sum().backward()
+            self._accumulation(kl).run([[item]])
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
             if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
-                bad.append(pair)
-        return bad or list(pairs)
+                bad.append(item)
+        return bad or list(items)
 
-    def _refuse(self, what: str, step: int, pairs: Sequence[Pair]) -> NoReturn:
-        self.optimizer.zero_grad(set_to_none=True)
-        ids = ", ".join(pair.prompt.prompt_id for pair in pairs)
-        raise TrainingError(
-            f"round {self._position.round_index}, step {step}: the {what} is not finite for pairs of prompt {ids}; "
-            f"the weights are those before this step: lower learner.lr, or look at these pairs"
-        )
+    @property
+    def _place(self) -> float:
+        """How much of the run lies before the next step."""
+        at = self._position
+        return run_position(at.round_index, at.next_step, num_steps=len(self._batches), rounds=self.spec.rounds)
+
+    @property
+    def _lr(self) -> float:
+        return learning_rate(self.spec.learner, position=self._place, global_step=self._position.global_step)
 
     @property
     def _beta(self) -> float:
-        position = self._position
-        place = run_position(
-            position.round_index, position.next_step, num_steps=len(self._batches), rounds=self.spec.rounds
-        )
-        return beta_at(self.spec.objective.betas[0], place) * self._beta_factor
-
-    @property
-    def _dropout(self) -> float:
-        config: Any = self.model.peft_config[adapters.POLICY]
-        return float(config.lora_dropout)
-
-
-def _load_base(spec: LearnerSpec) -> Any:
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            spec.model_folder,
-            dtype=getattr(torch, spec.dtype),
-            trust_remote_code=spec.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model.path {spec.model_name} does not load as a causal language model: {first}; give a folder with "
-            f"config.json and safetensors weights, or a hub id"
-        ) from None
+        return beta_at(self.spec.objective.betas[0], self._place) * self._beta_factor

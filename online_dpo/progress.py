@@ -81,6 +81,12 @@ class Progress:
 
     def _on_step(self, data: Mapping[str, Any]) -> None:
         self._status["step"] = f"{data['step'] + 1}/{data['num_steps']}"
+        if data.get("skipped"):
+            self._console.print(
+                Text(f"step {data['step'] + 1} was skipped: its {data['bad_value']} is not finite for prompts ")
+                + Text(", ".join(data["bad_ids"]))
+            )
+            return
         self._status["loss"] = f"{data['loss']:.4f}"
 
     def _on_evaluated(self, data: Mapping[str, Any]) -> None:
@@ -102,9 +108,13 @@ def describe_round(data: Mapping[str, Any]) -> str:
     dropped = {**data.get("outcomes", {}), "too_long": data["num_prompts_too_long"], "empty": data["num_prompts_empty"]}
     lost = ", ".join(f"{name} {count}" for name, count in dropped.items() if count and name != "paired")
     reward = "" if data.get(REWARD) is None else f", reward {data[REWARD]:.3f}"
+    training = ""
+    if "loss" in data:  # a round all of whose steps were skipped has none
+        training = f", loss {data['loss']:.4f}, accuracy {data['implicit_accuracy']:.2f}"
+    skipped = f", {data['num_skipped_steps']} steps skipped" if data.get("num_skipped_steps") else ""
     return (
         f"{data['num_pairs']} pairs from {data['num_prompts']} prompts" + (f" (no pair: {lost})" if lost else "")
-    ) + f", loss {data['loss']:.4f}, accuracy {data['implicit_accuracy']:.2f}{reward}"
+    ) + f"{training}{skipped}{reward}"
 
 
 def describe_evaluation(data: Mapping[str, Any]) -> str:

@@ -15,13 +15,14 @@ from online_dpo.config import RunConfig
 from online_dpo.control_config import EveryReference
 from online_dpo.errors import NoPairsError
 from online_dpo.evaluation import evaluate
+from online_dpo.labelling import unpair
 from online_dpo.pairing import build_pairs
 from online_dpo.prompts import Cursor, PromptSource
 from online_dpo.stages import REWARD, Event, Stages
 from online_dpo.store import RoundStore, RunStore
-from online_dpo.summaries import describe_completions, describe_pairs, mean
+from online_dpo.summaries import describe_completions, describe_items, mean
 from online_dpo.training import newest_checkpoint, restore_learner, train
-from online_dpo.types import Adapter, Pair, Prompt, Row, SamplingPlan
+from online_dpo.types import Adapter, Items, Labelled, Pair, Prompt, Row, SamplingPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +115,8 @@ class Rounds:
             plan=training_plan(self.config, index),
             judges=[REWARD],
         )
-        pairs, figures = yield from self.pair(store, prompts, collected, position)
-        learned = yield from train(self.config, self.stages, self.store, index, pairs)
+        items, figures = yield from self.pair(store, prompts, collected, position)
+        learned = yield from train(self.config, self.stages, self.store, index, items)
         # What is pushed is what a reader of the run directory gets.
         policy = _committed_policy(store, index + 1)
         evaluations: Mapping[str, Any] = {}
@@ -145,8 +146,8 @@ class Rounds:
 
     def pair(
         self, store: RoundStore, prompts: Sequence[Prompt], collected: Collected, position: Position
-    ) -> Generator[Event, None, tuple[list[Pair], dict[str, Any]]]:
-        """Pairs with their reference log-probs, committed, and the round's counts."""
+    ) -> Generator[Event, None, tuple[Items, dict[str, Any]]]:
+        """What the round trains on, with reference log-probs, committed; and the round's counts."""
         config, index, verdicts = self.config, position.round_index, collected.verdicts[REWARD]
         pairing = build_pairs(
             prompts,
@@ -169,11 +170,15 @@ class Rounds:
         yield Event(kind="paired", round_index=index, data={"num_pairs": len(pairing.pairs), **figures})
         if not pairing.pairs:
             raise NoPairsError(_explain_no_pairs(index, len(prompts), pairing.outcomes))
-        if not store.has("pairs"):
+        unpaired = config.objective.is_unpaired
+        name = "labelled" if unpaired else "pairs"
+        if not store.has(name):
             yield Event(kind="stage", round_index=index, data={"stage": "reference"})
-            store.put_records("pairs", self.stages.learner.reference_logps(pairing.pairs, [position.reference]))
-        pairs = store.get_records("pairs", Pair)
-        return pairs, {**figures, **describe_pairs(pairs)}
+            references = [position.reference] if config.objective.needs_reference else []
+            made: Any = unpair(pairing.pairs) if unpaired else pairing.pairs
+            store.put_records(name, self.stages.learner.reference_logps(made, references))
+        items: Items = store.get_records(name, Labelled) if unpaired else store.get_records(name, Pair)
+        return items, {**figures, **describe_items(items)}
 
     def evaluate(
         self, policy: Policy, reference: Adapter | None, index: int, base: str

@@ -35,7 +35,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
                 "round": len(finished),
                 "num_shards_sampled": sum(name.startswith("completions/") for name in commits),
                 "num_shards_judged": sum(name.startswith("verdicts/") for name in commits),
-                "has_pairs": "pairs" in commits,
+                "has_pairs": "pairs" in commits or "labelled" in commits,
                 "num_steps": sum(r["kind"] == "step" and r["round"] == len(finished) for r in records),
             }
     return {

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from online_dpo.checks import sampler_logps
-from online_dpo.types import Completion, Pair, Verdict
+from online_dpo.types import Completion, Items, Labelled, Pair, Verdict
 
 NUM_BLEU_TEXTS = 32
 """Texts that self-BLEU compares, each with all others: 0.1 s for answers of 50 words, and four times that for twice as
@@ -105,11 +105,16 @@ def paired_bootstrap(
     return float(gains.mean()), float(low), float(high)
 
 
-def describe_pairs(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
-    """What the learner is about to train on."""
+def describe_items(items: Items) -> dict[str, float | int | None]:
+    """What the learner is about to train on; of labelled answers, chosen are the desirable ones."""
+    pairs = [item for item in items if isinstance(item, Pair)]
+    labelled = [item for item in items if isinstance(item, Labelled)]
+    chosen = [pair.chosen for pair in pairs] + [item.completion for item in labelled if item.desirable]
+    rejected = [pair.rejected for pair in pairs] + [item.completion for item in labelled if not item.desirable]
+    counts = {"num_pairs": len(pairs)} if pairs else {"num_desirable": len(chosen), "num_undesirable": len(rejected)}
     return {
-        "num_pairs": len(pairs),
+        **counts,
         "margin_mean": mean([pair.margin for pair in pairs if pair.margin is not None]),
-        "chosen_length_mean": mean([len(pair.chosen.token_ids) for pair in pairs]),
-        "rejected_length_mean": mean([len(pair.rejected.token_ids) for pair in pairs]),
+        "chosen_length_mean": mean([len(answer.token_ids) for answer in chosen]),
+        "rejected_length_mean": mean([len(answer.token_ids) for answer in rejected]),
     }

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from online_dpo.config import RunConfig
+from online_dpo.errors import TrainingError
 from online_dpo.stages import Event, Stages
 from online_dpo.store import RoundStore, RunStore
-from online_dpo.types import Pair
+from online_dpo.types import Items
 
 FINAL = "learner/final"
+MAX_SKIPPED = 3
+"""Steps in a row whose values are not finite, after which a run stops: more would only burn pairs."""
+
 _PROGRESS = "progress.json"  # beside the learner's own files in every checkpoint
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a round's steps have reported so far; JSON, so that an interrupted round reports the same."""
+
+    num_steps: int = 0  # taken or skipped
+    num_skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    sums: dict[str, list[float]] = field(default_factory=dict)  # figure -> its sum, and the steps that reported it
+
+    def add(self, figures: Mapping[str, Any]) -> None:
+        """Count one step. A skipped one has nothing to average."""
+        self.num_steps += 1
+        if figures.get("skipped"):
+            self.num_skipped_steps += 1
+            self.skipped_in_a_row += 1
+            return
+        self.skipped_in_a_row = 0
+        for name, value in figures.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + value, count + 1]
+
+    def summary(self) -> dict[str, float]:
+        """The mean of each figure over the steps that reported it; counts (`num_...`) as totals, `num_trained_...`."""
+        found: dict[str, float] = {"num_steps": self.num_steps, "num_skipped_steps": self.num_skipped_steps}
+        for name, (total, count) in self.sums.items():
+            if name.startswith("num_"):
+                found[f"num_trained_{name.removeprefix('num_')}"] = total
+            elif name != "skipped":
+                found[name] = total / count
+        return found
 
 
 def train(
@@ -20,40 +57,45 @@ def train(
     stages: Stages,
     run_store: RunStore,
     index: int,
-    pairs: Sequence[Pair],
+    items: Items,
 ) -> Generator[Event, None, dict[str, float]]:
     """Take the round's steps from the newest checkpoint on, and commit learner state and adapter.
 
     Returns (as the generator's value):
-        The mean of each step metric over the round, interruptions or not; counts (`num_...`) as totals over all
-        epochs, under `num_trained_...`.
+        `Tally.summary` of the round, interruptions or not.
+
+    Raises:
+        TrainingError: too many steps in a row were skipped; what was good before them is committed.
     """
     store = run_store.round(index)
     if not store.has(FINAL):
         yield Event(kind="stage", round_index=index, data={"stage": "learning"})
-        num_steps = stages.learner.begin_round(index, pairs)
-        done, sums = _progress_so_far(store)
-        for step in range(done, num_steps):
+        num_steps = stages.learner.begin_round(index, items)
+        tally = _tally_so_far(store)
+        for step in range(tally.num_steps, num_steps):
             figures = stages.learner.step(step)
-            sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
+            tally.add(figures)
             yield Event(kind="step", round_index=index, data={"step": step, "num_steps": num_steps, **figures})
+            stops = tally.skipped_in_a_row == MAX_SKIPPED
+            if stops:
+                tally.skipped_in_a_row = 0  # whoever resumes has decided to go on
             every = config.learner.checkpoint_steps
-            if every and (step + 1) % every == 0 and step + 1 < num_steps:
+            if stops or (every and (step + 1) % every == 0 and step + 1 < num_steps):
                 name = f"learner/step-{step + 1:06d}"
-                store.put_files(name, _checkpoint(stages, run_store, step + 1, sums))
+                store.put_files(name, _checkpoint(stages, run_store, tally))
                 store.prune_checkpoints()
-        store.put_files(FINAL, _checkpoint(stages, run_store, num_steps, sums))
+            if stops:
+                raise TrainingError(
+                    f"round {index + 1}, step {step + 1} of {num_steps}: the {figures['bad_value']} was not finite for "
+                    f"prompts {', '.join(figures['bad_ids'])}, and {MAX_SKIPPED} steps in a row were skipped for such "
+                    f"reasons; the weights before them are committed. Look at these answers, or start a new run with "
+                    f"a lower learner.lr; resuming goes on after the skipped steps"
+                )
+        store.put_files(FINAL, _checkpoint(stages, run_store, tally))
     store.prune_checkpoints(keep=0)
     if not store.has("adapter"):
         store.put_files("adapter", stages.learner.policy(index + 1).files())
-    progress = json.loads(store.get_files(FINAL)[_PROGRESS])
-    figures = {"num_steps": progress["num_steps"]}
-    for name, total in progress["sums"].items():
-        if name.startswith("num_"):
-            figures[f"num_trained_{name.removeprefix('num_')}"] = total
-        else:
-            figures[name] = total / progress["num_steps"]
-    return figures
+    return _tally_so_far(store).summary()
 
 
 def restore_learner(stages: Stages, store: RunStore, index: int) -> None:
@@ -81,14 +123,11 @@ def newest_checkpoint(store: RoundStore) -> str | None:
     return max((name for name in store.names("learner/") if name.startswith("learner/step-")), default=None)
 
 
-def _progress_so_far(store: RoundStore) -> tuple[int, dict[str, float]]:
+def _tally_so_far(store: RoundStore) -> Tally:
     name = newest_checkpoint(store)
-    if name is None:
-        return 0, {}
-    progress = json.loads(store.get_files(name)[_PROGRESS])
-    return progress["num_steps"], progress["sums"]
+    return Tally() if name is None else Tally(**json.loads(store.get_files(name)[_PROGRESS])["tally"])
 
 
-def _checkpoint(stages: Stages, run_store: RunStore, num_steps: int, sums: Mapping[str, float]) -> dict[str, bytes]:
-    progress = {"num_steps": num_steps, "sums": dict(sums), "metrics": run_store.metrics_position()}
+def _checkpoint(stages: Stages, run_store: RunStore, tally: Tally) -> dict[str, bytes]:
+    progress = {"tally": asdict(tally), "metrics": run_store.metrics_position()}
     return {**stages.learner.checkpoint(), _PROGRESS: json.dumps(progress, sort_keys=True).encode()}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -21,7 +22,7 @@ from learner_kit import (
 
 from online_dpo.errors import TrainingError
 from online_dpo.learning import Learner
-from online_dpo.objective_config import IPOObjective
+from online_dpo.objective_config import MEMBERS, IPOObjective
 from online_dpo.types import Adapter
 
 
@@ -263,29 +264,32 @@ def test_weight_decay_and_schedule_reach_the_optimizer(tiny, given):
     assert metrics[0]["lr"] == pytest.approx(1e-2 * (1 - 2 / 4) * 2 / 4)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_value_that_is_not_finite_stops_before_the_optimizer(tiny, given, what):
-    learner = Learner(make_spec(tiny, given, batch_pairs=4, micro_batch_tokens=64))
-    pairs = learner.reference_logps(make_pairs(8), [given])
-    learner.begin_round(3, pairs)
+@pytest.mark.parametrize("micro", [64, 10_000])
+@pytest.mark.parametrize(("what", "objective"), [("loss", "sigmoid"), ("gradient", "sigmoid"), ("loss", "aot")])
+def test_a_step_whose_values_are_not_finite_is_skipped_and_names_the_pairs(tiny, given, what, objective, micro):
+    """In a coupled loss one bad pair spoils the whole batch's, and is still told from the others."""
+    section = MEMBERS[objective](type=objective)
+    learner = Learner(make_spec(tiny, given, batch_pairs=4, micro_batch_tokens=micro, objective=section))
+    pairs = learner.reference_logps(make_pairs(12), [given])
     bad = 5
     # Or: a finite loss whose gradient's norm overflows float32.
     poison = {"chosen_ref_logps": math.nan} if what == "loss" else {"weight": 1e38}
-    poisoned = replace(pairs[bad], **poison)
-    pairs[bad] = poisoned
-    learner.begin_round(3, pairs)
+    poisoned = [*pairs[:bad], replace(pairs[bad], **poison), *pairs[bad + 1 :]]
+    learner.begin_round(3, poisoned)
     fails = next(i for i, batch in enumerate(learner._batches) if bad in batch)
     for step in range(fails):
-        learner.step(step)
+        assert learner.step(step)["skipped"] == 0.0
     good = learner.checkpoint()
-    with pytest.raises(
-        TrainingError, match=rf"round 3, step {fails}: the {what} is not finite for pairs of prompt p5;"
-    ):
-        learner.step(fails)
-    assert learner.checkpoint() == good
-    pairs[bad] = replace(poisoned, weight=1.0, chosen_ref_logps=-1.0)
-    learner.begin_round(3, pairs)
-    assert math.isfinite(learner.step(fails)["grad_norm"])
+    figures = learner.step(fails)
+    assert figures == {
+        "skipped": 1.0, "bad_value": what, "bad_ids": ["p5"], "lr": pytest.approx(1e-2), "beta": pytest.approx(0.1)
+    }  # fmt: skip
+    after = learner.checkpoint()
+    assert {n for n in good if good[n] != after[n]} == {"state.json"}
+    before, now = (json.loads(files["state.json"]) for files in (good, after))
+    assert now == {**before, "next_step": fails + 1}, "a skipped step is no optimizer step"
+    for step in range(fails + 1, 3):
+        assert math.isfinite(learner.step(step)["grad_norm"])
 
 
 def test_steps_are_taken_in_order_and_need_a_reference(tiny, given):

@@ -100,7 +100,7 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
                 left[references[part.index]] -= 1
             num_steps = 0
             if (checkpoint := newest_checkpoint(part)) is not None:
-                num_steps = json.loads(part.get_files(checkpoint)["progress.json"])["num_steps"]
+                num_steps = json.loads(part.get_files(checkpoint)["progress.json"])["tally"]["num_steps"]
             for call in [call for call in left if call.startswith(f"step {part.index} ")]:
                 if part.index < num_finished or int(call.split()[-1]) < num_steps:
                     del left[call]

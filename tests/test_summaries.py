@@ -19,7 +19,7 @@ from online_dpo.status import read_status, show_status
 from online_dpo.store import RunStore
 from online_dpo.summaries import (
     describe_completions,
-    describe_pairs,
+    describe_items,
     distinct,
     kl_per_completion,
     mean,
@@ -27,7 +27,7 @@ from online_dpo.summaries import (
     scores_by_prompt,
     self_bleu,
 )
-from online_dpo.types import Adapter, Completion, Pair, Prompt, Row, Verdict
+from online_dpo.types import Adapter, Completion, Labelled, Pair, Prompt, Row, Verdict
 
 
 def completion(index: int, tokens: int, text: str = "", reason: Any = "stop", logp: float = -1.0) -> Completion:
@@ -116,7 +116,7 @@ def test_descriptions_by_hand() -> None:
     prompt = Prompt(prompt_id="p", token_ids=(1,), text="")
     halves = [(completion(0, 3), completion(1, 1), 0.5), (completion(0, 2), completion(1, 4), 1.5)]
     pairs = [Pair(prompt=prompt, chosen=c, rejected=r, margin=margin, probability=0.6) for c, r, margin in halves]
-    assert describe_pairs(pairs) == {
+    assert describe_items(pairs) == {
         "num_pairs": 2,
         "margin_mean": 1.0,
         "chosen_length_mean": 2.5,
@@ -265,3 +265,15 @@ def test_seconds_belong_to_the_stage_that_was_announced_before() -> None:
     assert clock.seconds == {"preparing": 2.0, "sampling": 3.0 + 5.0, "learning": 4.0}
     clock.hear(Event(kind="round_started", round_index=1))
     assert clock.seconds == {}
+
+
+def test_labelled_answers_are_counted_by_their_label() -> None:
+    prompt = Prompt(prompt_id="p", token_ids=(1,), text="")
+    items = [Labelled(prompt=prompt, completion=completion(i, 1 + i), desirable=i < 1) for i in range(3)]
+    assert describe_items(items) == {
+        "num_desirable": 1,
+        "num_undesirable": 2,
+        "margin_mean": None,
+        "chosen_length_mean": 1.0,
+        "rejected_length_mean": 2.5,
+    }
