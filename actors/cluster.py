@@ -96,11 +96,12 @@ class RayStages:
             raise JudgeError("\n".join(problems))
 
     def start_engines(self, learner: LearnerSpec) -> None:
-        """Start the generators and the learner, side by side, and wait until all are up."""
+        """Start the generators (where anything is sampled) and the learner, side by side; wait until all are up."""
         num_gpus = self._learner_gpus()
         options = _actor_options(LEARNER_CPUS, num_gpus, cast(int, self._config.learner.threads))
         actor: Any = ray.remote(LearnerHost).options(**options).remote(learner)
-        self._generators = [self._new_generator() for _ in range(self._config.generator.replicas)]
+        num_generators = self._config.generator.replicas if self._config.needs_generators else 0
+        self._generators = [self._new_generator() for _ in range(num_generators)]
         self._load = [0] * len(self._generators)
         timeout_s = self._config.cluster.start_timeout_s
         self._learner = RemoteLearner(actor, fetch(actor.ready.remote(), "the learner", timeout_s=timeout_s))
@@ -209,6 +210,8 @@ class RayStages:
             return 0.0
         generator = self._config.generator
         taken = generator.num_gpus if generator.num_gpus != "auto" else generator.tensor_parallel
+        if not self._config.needs_generators:
+            taken = 0
         total = ray.cluster_resources()["GPU"]
         if taken * generator.replicas + 1 > total:
             raise UserError(
@@ -221,8 +224,9 @@ class RayStages:
 
 def cpus_needed(config: RunConfig) -> float:
     """Logical CPUs that a run's actors reserve."""
-    judges = [config.judge, *config.evaluation.judges.values()]
-    return GENERATOR_CPUS * config.generator.replicas + LEARNER_CPUS + sum(judge.num_cpus for judge in judges)
+    judges = [*([] if config.judge is None else [config.judge]), *config.evaluation.judges.values()]
+    num_generators = config.generator.replicas if config.needs_generators else 0
+    return GENERATOR_CPUS * num_generators + LEARNER_CPUS + sum(judge.num_cpus for judge in judges)
 
 
 def _actor_options(num_cpus: float, num_gpus: float, threads: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from online_dpo.config_base import Auto, Count, Name, Section, Share, Tolerance, changeable
 from online_dpo.control_config import FixedReference, ReferenceSection
 from online_dpo.objective_config import ObjectiveSection, SigmoidObjective
+from online_dpo.pair_config import DEFAULT_MAX_TOKENS, EvaluationPairs, PairsSection, check_pairs
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
 
@@ -126,10 +127,14 @@ class EvaluationSet(Section):
 
 
 class EvaluationSection(Section):
-    """Fresh samples at temperature 1, top_p 1 from the updated policy: judge scores, KL, entropy, length, diversity."""
+    """Fresh samples at temperature 1, top_p 1 from the updated policy: judge scores, KL, entropy, length, diversity.
+
+    And held-out pairs: whether the policy prefers what people preferred, which takes no samples.
+    """
 
     sets: dict[Name, EvaluationSet] = Field(default_factory=dict)
     judges: dict[Name, JudgeSection] = Field(default_factory=dict)  # besides the training judge
+    pairs: dict[Name, EvaluationPairs] = Field(default_factory=dict)
     every: int = Field(1, ge=1)  # rounds
 
     @field_validator("judges")
@@ -199,10 +204,11 @@ class RunConfig(Section):
 
     run: RunSection = RunSection()
     model: ModelSection
-    prompts: PromptsSection
+    prompts: PromptsSection | None = None  # None = every round trains on `pairs` alone
+    pairs: PairsSection | None = None
     sampling: SamplingSection = SamplingSection()
     generator: GeneratorSection = GeneratorSection()
-    judge: JudgeSection
+    judge: JudgeSection | None = None  # None as for prompts
     evaluation: EvaluationSection = EvaluationSection()
     pairing: PairingSection = PairingSection()
     objective: ObjectiveSection = SigmoidObjective(type="sigmoid")
@@ -223,9 +229,27 @@ class RunConfig(Section):
         return "merge" if self.model.dtype == "float32" else "lora"
 
     @property
+    def needs_generators(self) -> bool:
+        """Whether anything is ever sampled."""
+        return self.prompts is not None or bool(self.evaluation.sets)
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Further arguments of the chat template, of all prompts and answers of the run."""
+        section = self.prompts or self.pairs
+        return {} if section is None else section.chat_template_kwargs
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of the longest prompt that is sampled from."""
+        if self.prompts is not None:
+            return self.prompts.max_tokens
+        return DEFAULT_MAX_TOKENS if self.pairs is None else self.pairs.max_prompt_tokens
+
+    @property
     def max_model_len(self) -> int:
-        """Tokens of the longest prompt and completion together."""
-        return self.prompts.max_tokens + self.sampling.max_tokens
+        """Tokens of the longest prompt and sampled completion together."""
+        return self.max_prompt_tokens + self.sampling.max_tokens
 
     @property
     def tolerance(self) -> float:
@@ -244,6 +268,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> RunConfig:
+        check_pairs(self)
         if self.generator.weight_push == "merge" and self.model.dtype == "bfloat16":
             raise ValueError(
                 "generator.weight_push is merge and model.dtype is bfloat16; rounding W + dW to bfloat16 swallows "

@@ -207,7 +207,7 @@ def _strip(annotation: Any) -> Any:
         annotation = typing.get_args(annotation)[0]
     members = [m for m in typing.get_args(annotation) if m is not type(None)]
     is_union = typing.get_origin(annotation) in _UNIONS
-    return members[0] if is_union and len(members) == 1 else annotation
+    return _strip(members[0]) if is_union and len(members) == 1 else annotation
 
 
 def _union_tags(annotation: Any) -> dict[str, Any]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from online_dpo.errors import ConfigError, ModelError
 from online_dpo.types import Message
 
 _TEMPLATE_ARGUMENTS_IN_USE = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedAnswer:
+    """A written answer as a model would have to sample it after its prompt."""
+
+    token_ids: tuple[int, ...]  # [T]
+    is_split: bool  # the tokenizer would have joined the prompt's end and the answer's beginning
 
 
 class PromptEncoder:
@@ -55,10 +64,90 @@ class PromptEncoder:
 
     def encode_chat(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """`[T]` ids of a chat up to where the assistant answers; special tokens are the template's alone."""
-        rendered = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True, **self._kwargs
+        return tuple(self._tokenize(self._render(messages, add_generation_prompt=True)))
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        rendered: str = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **self._kwargs,
         )
-        return tuple(self._tokenize(rendered))
+        return rendered
 
     def _tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+class AnswerEncoder(PromptEncoder):
+    """Written answers, besides prompts -> token ids.
+
+    A prompt's ids never depend on its answer: they are those that a policy would be asked with. Where the ids of
+    prompt and answer together begin with them, the answer is the rest, so that both are what the tokenizer gives for
+    the whole. Where a token would reach across the boundary, the answer is tokenised alone.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template_kwargs: Mapping[str, Any],
+        *,
+        eos_token_ids: Sequence[int],
+        append_eos: bool,
+    ) -> None:
+        """Use one tokenizer for all answers of a source.
+
+        Args:
+            tokenizer: a Transformers tokenizer.
+            chat_template_kwargs: further arguments of its chat template.
+            eos_token_ids: all that end an answer of the model.
+            append_eos: end every answer that does not end with one of them with the tokenizer's own.
+
+        Raises:
+            ConfigError: as for prompts.
+        """
+        super().__init__(tokenizer, chat_template_kwargs)
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._append_eos = append_eos
+
+    def encode_text_answer(self, prompt: str, prompt_ids: tuple[int, ...], answer: str) -> EncodedAnswer:
+        """`[T]` ids of what follows a plain prompt; nothing is put between the two, and nothing behind."""
+        return self._ended(self._answer(prompt_ids, self.encode_text(prompt + answer), answer))
+
+    def encode_chat_answer(
+        self, messages: tuple[Message, ...], prompt_ids: tuple[int, ...], answer: str
+    ) -> EncodedAnswer:
+        """`[T]` ids of an assistant's message as the chat template writes it, up to its end of sequence.
+
+        What a template puts behind that, such as the line feed of ChatML, no policy would sample.
+
+        Raises:
+            ValueError: the template writes the prompt differently when an answer follows.
+        """
+        prompt = self._render(messages, add_generation_prompt=True)
+        turn: Message = {"role": "assistant", "content": answer}
+        whole = self._render([*messages, turn], add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            raise ValueError("it does not begin a conversation with an answer as it begins the same one without")
+        encoded = self._answer(prompt_ids, tuple(self._tokenize(whole)), whole[len(prompt) :])
+        ids = encoded.token_ids
+        ends = [i for i, token_id in enumerate(ids) if token_id in self._eos_token_ids]
+        if ends and not self.decode(ids[ends[-1] + 1 :]).strip():
+            ids = ids[: ends[-1] + 1]
+        return self._ended(replace(encoded, token_ids=ids))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of tokens."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def _answer(self, prompt_ids: tuple[int, ...], whole_ids: tuple[int, ...], answer: str) -> EncodedAnswer:
+        is_split = whole_ids[: len(prompt_ids)] != prompt_ids
+        ids = tuple(self._tokenize(answer)) if is_split else whole_ids[len(prompt_ids) :]
+        return EncodedAnswer(token_ids=ids, is_split=is_split)
+
+    def _ended(self, answer: EncodedAnswer) -> EncodedAnswer:
+        ids = answer.token_ids
+        if not self._append_eos or not ids or ids[-1] in self._eos_token_ids:
+            return answer
+        return replace(answer, token_ids=(*ids, self._tokenizer.eos_token_id))

@@ -59,7 +59,7 @@ def evaluate(
                 prompts=prompts,
                 shard_prompts=config.generator.shard_prompts,
                 plan=plan,
-                judges=[REWARD, *config.evaluation.judges],
+                judges=[*([] if config.judge is None else [REWARD]), *config.evaluation.judges],
                 base=f"{base}{name}/",
             )
             divergences = _divergences(stages, prompts, collected, references)

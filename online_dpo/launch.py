@@ -134,7 +134,7 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     from actors.sessions import ray_session
 
     config = materials.config
-    _tell(listeners, "starting Ray and the judges")
+    _tell(listeners, "starting Ray and the judges" if materials.judges else "starting Ray")
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))
     stack.callback(stages.close)
@@ -142,7 +142,7 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     if store is None:
         info = run_info(materials)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
-    _tell(listeners, "starting the generators and the learner")
+    _tell(listeners, f"starting {'the generators and ' if config.needs_generators else ''}the learner")
     stages.start_engines(learner_spec(materials))
     for line in stages.learner.notices():
         _tell(listeners, line)

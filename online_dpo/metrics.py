@@ -12,7 +12,7 @@ from typing import Any
 from online_dpo.stages import Event
 from online_dpo.store import RunStore
 
-RECORDED = ("pushed", "rescored", "step", "evaluated", "round_done")
+RECORDED = ("pushed", "rescored", "step", "evaluated", "evaluated_pairs", "round_done")
 
 
 def check_metrics(store: RunStore) -> None:

@@ -13,9 +13,13 @@ from typing import Any
 
 from judges.registry import JudgeSpec, make_spec
 from online_dpo.checks import NUM_PROBE_ROWS, probe_rows
-from online_dpo.config import RunConfig
+from online_dpo.config import JudgeSection, RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.models import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
+from online_dpo.offline import check_one_form, first_written
+from online_dpo.pair_config import PairColumns
+from online_dpo.preference_files import peek_preferences
+from online_dpo.preferences import evaluation_limits, load_evaluation_pairs, load_pairs
 from online_dpo.prompts import Cursor, PromptSource, validate_source
 from online_dpo.rounds import Job
 from online_dpo.stages import REWARD
@@ -62,16 +66,43 @@ def inspect_inputs(config: RunConfig) -> Inputs:
     """
     config = resolve_threads(config)
     check_optional_packages(config)
-    judges = {REWARD: make_spec(config.judge, field="judge", base_dir=Path.cwd())}
-    for name, judge in config.evaluation.judges.items():
-        judges[name] = make_spec(judge, field=f"evaluation.judges.{name}", base_dir=Path.cwd())
-    validate_source(config.prompts, field="prompts")
-    for name, section in config.evaluation.sets.items():
-        validate_source(section, field=f"evaluation.sets.{name}")
+    judges = {
+        REWARD if field == "judge" else field.removeprefix("evaluation.judges."): make_spec(
+            section, field=field, base_dir=Path.cwd()
+        )
+        for field, section in judge_sections(config).items()
+    }
+    peek_sources(config)
     model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, base=model)
     check_lengths(config, model)
     return Inputs(config=config, model=model, adapter=adapter, judges=judges)
+
+
+def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
+    """Field -> judge, the training judge first."""
+    training = {} if config.judge is None else {"judge": config.judge}
+    return training | {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}
+
+
+def peek_sources(config: RunConfig) -> None:
+    """Look at the beginning of every local data set.
+
+    Raises:
+        DataError: one is missing, malformed there, or lacks a column.
+    """
+    if config.prompts is not None:
+        validate_source(config.prompts, field="prompts")
+    for name, section in config.evaluation.sets.items():
+        validate_source(section, field=f"evaluation.sets.{name}")
+    for field, pairs in pair_sections(config).items():
+        peek_preferences(pairs, field=field)
+
+
+def pair_sections(config: RunConfig) -> dict[str, PairColumns]:
+    """Field -> data set of preferences."""
+    training = {} if config.pairs is None else {"pairs": config.pairs}
+    return training | {f"evaluation.pairs.{name}": section for name, section in config.evaluation.pairs.items()}
 
 
 def load_inputs(inputs: Inputs) -> Materials:
@@ -82,29 +113,47 @@ def load_inputs(inputs: Inputs) -> Materials:
     """
     config, model = inputs.config, inputs.model
     tokenizer = load_tokenizer(model.folder, trust_remote_code=config.model.trust_remote_code)
+    job, first = load_job(config, model, tokenizer)
+    return Materials(config=config, model=model, adapter=inputs.adapter, judges=inputs.judges, job=job, first=first)
+
+
+def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
+    """Load every data set; the job, and the prompt in whose form judges are tried.
+
+    Raises:
+        UserError: a data set is malformed, or has not enough usable rows.
+    """
     common: dict[str, Any] = {
         "tokenizer": tokenizer,
-        "max_tokens": config.prompts.max_tokens,
-        "chat_template_kwargs": config.prompts.chat_template_kwargs,
+        "max_tokens": config.max_prompt_tokens,
+        "chat_template_kwargs": config.chat_template_kwargs,
         "seed": config.run.seed,
     }
-    prompts = PromptSource.load(config.prompts, field="prompts", **common)
     sets = {
         name: PromptSource.load(section, field=f"evaluation.sets.{name}", **common).head(section.count).prompts
         for name, section in config.evaluation.sets.items()
     }
-    # The first round's first prompts; too small or too long a source is reported here, before any engine starts.
-    first = prompts.draw(Cursor(), config.prompts.per_round).prompts[:NUM_PROBE_ROWS]
+    prompts, sampled = None, [prompt for found in sets.values() for prompt in found]
+    if config.prompts is not None:
+        prompts = PromptSource.load(config.prompts, field="prompts", **common)
+        # The first round's first prompts; too small or too long a source is reported here, before any engine starts.
+        sampled = list(prompts.draw(Cursor(), config.prompts.per_round).prompts)
+    pairs = load_pairs(config, tokenizer, model)
+    if pairs is not None:
+        written = first_written(config, pairs)
+        check_one_form(config, sampled, written)
+        sampled = sampled or [written]
+    first = sampled[:NUM_PROBE_ROWS]
     vocab_size = model.vocab_size or len(tokenizer)
-    probe = probe_rows([p.token_ids for p in first], min(vocab_size, len(tokenizer)), config.run.seed)
-    return Materials(
+    job = Job(
         config=config,
-        model=model,
-        adapter=inputs.adapter,
-        judges=inputs.judges,
-        job=Job(config=config, prompts=prompts, evaluation_sets=sets, probe=probe),
-        first=first[0],
+        prompts=prompts,
+        evaluation_sets=sets,
+        probe=probe_rows([p.token_ids for p in first], min(vocab_size, len(tokenizer)), config.run.seed),
+        pairs=pairs,
+        evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
     )
+    return job, first[0]
 
 
 def run_info(inputs: Inputs) -> dict[str, Any]:
@@ -153,10 +202,10 @@ def check_same_inputs(recorded: Mapping[str, Any], inputs: Inputs) -> list[str]:
 
 def source_files(config: RunConfig) -> dict[str, str]:
     """Field -> what it names, of each source and judge that may be a local file."""
-    files = {"prompts.source": config.prompts.source}
+    files = {} if config.prompts is None else {"prompts.source": config.prompts.source}
     files |= {f"evaluation.sets.{name}.source": section.source for name, section in config.evaluation.sets.items()}
-    judges = {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}
-    for field, judge in {"judge": config.judge, **judges}.items():
+    files |= {f"{field}.source": section.source for field, section in pair_sections(config).items()}
+    for field, judge in judge_sections(config).items():
         if judge.type == "python" and ".py:" in judge.target:
             files[f"{field}.target"] = judge.target.rsplit(":", 1)[0]
     return files
@@ -187,7 +236,7 @@ def resolve_threads(config: RunConfig) -> RunConfig:
         update={
             "generator": settled(config.generator, cores),
             "learner": settled(config.learner, cores),
-            "judge": settled(config.judge, half),
+            "judge": None if config.judge is None else settled(config.judge, half),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }
     )
@@ -207,7 +256,7 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
         update={
             "generator": kept(config.generator, recorded.generator),
             "learner": kept(config.learner, recorded.learner),
-            "judge": kept(config.judge, recorded.judge),
+            "judge": config.judge and kept(config.judge, recorded.judge or config.judge),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }
     )
@@ -215,12 +264,23 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
 
 def check_lengths(config: RunConfig, model: ModelInfo) -> None:
     """Raises ConfigError when the longest prompt and completion do not fit into the model's context."""
-    if model.max_model_len is not None and config.max_model_len > model.max_model_len:
-        raise ConfigError(
-            f"prompts.max_tokens is {config.prompts.max_tokens} and sampling.max_tokens is "
-            f"{config.sampling.max_tokens}, together {config.max_model_len}; the context of {config.model.path} is "
-            f"{model.max_model_len} tokens: lower either"
-        )
+    section = "prompts.max_tokens" if config.prompts is not None else "pairs.max_prompt_tokens"
+    lengths = []
+    if config.needs_generators:
+        lengths.append((section, config.max_prompt_tokens, "sampling.max_tokens", config.sampling.max_tokens))
+    if config.pairs is not None:
+        limits = (config.pairs.max_prompt_tokens, config.pairs.max_completion_tokens)
+        lengths.append(("pairs.max_prompt_tokens", limits[0], "pairs.max_completion_tokens", limits[1]))
+    for name, held_out in config.evaluation.pairs.items():
+        of_set, field = evaluation_limits(config, held_out), f"evaluation.pairs.{name}"
+        prompt, completion = of_set.max_prompt_tokens, of_set.max_completion_tokens
+        lengths.append((f"{field}.max_prompt_tokens", prompt, f"{field}.max_completion_tokens", completion))
+    for first, num_first, second, num_second in lengths:
+        if model.max_model_len is not None and num_first + num_second > model.max_model_len:
+            raise ConfigError(
+                f"{first} is {num_first} and {second} is {num_second}, together {num_first + num_second}; the context "
+                f"of {config.model.path} is {model.max_model_len} tokens: lower either"
+            )
     if model.quantised and config.generator.weight_push != "lora":
         raise ConfigError(
             f"generator.weight_push is {config.generator.weight_push} and {config.model.path} is quantised; merging "

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from online_dpo.pair_words import num_items, offline_outcomes, show_preferences
 from online_dpo.stages import REWARD, Event
 from online_dpo.types import Verdict
 
@@ -92,6 +93,9 @@ class Progress:
     def _on_evaluated(self, data: Mapping[str, Any]) -> None:
         self._console.print(Text(f"policy {data['policy_version']} on {data['set']}: {describe_evaluation(data)}"))
 
+    def _on_evaluated_pairs(self, data: Mapping[str, Any]) -> None:
+        self._console.print(Text(f"policy {data['policy_version']} on {data['set']}: {show_preferences(data)}"))
+
     def _on_round_done(self, data: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self._began
         version = data["policy_version"]
@@ -104,17 +108,27 @@ class Progress:
 
 
 def describe_round(data: Mapping[str, Any]) -> str:
-    """One line: yield, loss and reward of a round's summary, and every reason for which prompts gave no pair."""
-    dropped = {**data.get("outcomes", {}), "too_long": data["num_prompts_too_long"], "empty": data["num_prompts_empty"]}
-    lost = ", ".join(f"{name} {count}" for name, count in dropped.items() if count and name != "paired")
+    """One line: yield, loss and reward of a round's summary, and every reason for which something gave no pair."""
+    items = f"{num_items(data)} {'pairs' if 'num_pairs' in data else 'labelled answers'}"
+    if "num_prompts" in data:
+        too_many = {"too_long": data["num_prompts_too_long"], "empty": data["num_prompts_empty"]}
+        lost = _reasons({**data["outcomes"], **too_many}, without="paired")
+        items += f" from {data['num_prompts']} prompts" + (f" (no pair: {lost})" if lost else "")
+    if "num_offline_rows" in data:
+        lost = _reasons(offline_outcomes(data), without="kept")
+        items += f", {data['num_offline_kept']} rows of the data set" + (f" (dropped: {lost})" if lost else "")
+        cut = data["num_offline_truncated_answers"]
+        items += f", {cut} answers cut" if cut else ""
     reward = "" if data.get(REWARD) is None else f", reward {data[REWARD]:.3f}"
     training = ""
     if "loss" in data:  # a round all of whose steps were skipped has none
         training = f", loss {data['loss']:.4f}, accuracy {data['implicit_accuracy']:.2f}"
     skipped = f", {data['num_skipped_steps']} steps skipped" if data.get("num_skipped_steps") else ""
-    return (
-        f"{data['num_pairs']} pairs from {data['num_prompts']} prompts" + (f" (no pair: {lost})" if lost else "")
-    ) + f"{training}{skipped}{reward}"
+    return f"{items}{training}{skipped}{reward}"
+
+
+def _reasons(outcomes: Mapping[str, int], *, without: str) -> str:
+    return ", ".join(f"{name} {count}" for name, count in outcomes.items() if count and name != without)
 
 
 def describe_evaluation(data: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ def load_table(spec: Spec, *, field: str) -> Table:
     Raises:
         DataError: the source cannot be read, is empty, or has a row without a usable prompt.
     """
-    check = partial(check_row, column=spec.field, field=field, label=label_of(spec, field))
+    check = partial(check_row, column=spec.field, setting=f"{field}.field", label=label_of(spec, field))
     return read_table(spec, field=field, columns=[spec.field], check=check, item="prompt")
 
 
@@ -43,19 +43,26 @@ def validate_source(spec: Spec, field: str) -> None:
         DataError: the file is missing, unreadable, empty or without the prompt's column. Of a hub id only its form
             is checked.
     """
-    check = partial(check_row, column=spec.field, field=field, label=label_of(spec, field))
+    check = partial(check_row, column=spec.field, setting=f"{field}.field", label=label_of(spec, field))
     peek(spec, field=field, check=check, item="prompt")
 
 
-def check_row(place: str, row: Mapping[str, Any], *, column: str, field: str, label: str) -> None:
+def check_row(place: str, row: Mapping[str, Any], *, column: str, setting: str, label: str) -> None:
     """Refuse a row whose prompt is missing or neither text nor chat messages.
+
+    Args:
+        place: of the row.
+        row: of the source.
+        column: that holds the prompt.
+        setting: the field of the config that names the column.
+        label: the start of errors.
 
     Raises:
         DataError: names the place, what was found there, and what to do.
     """
     if column not in row:
         raise DataError(
-            f"{label}; {place} has no column {column}, it has {', '.join(row) or 'none at all'}: set {field}.field to "
+            f"{label}; {place} has no column {column}, it has {', '.join(row) or 'none at all'}: set {setting} to "
             f"the column that holds the prompts"
         )
     value = row[column]
@@ -64,7 +71,7 @@ def check_row(place: str, row: Mapping[str, Any], *, column: str, field: str, la
     if not isinstance(value, list):
         raise DataError(
             f"{label}; {column} of {place} is {kind(value)}, but a prompt is text or a list of chat messages: mend or "
-            f"remove the row, or set {field}.field to another column"
+            f"remove the row, or set {setting} to another column"
         )
     check_messages(value, place, column=column, label=label)
     if value and value[-1]["role"] == "assistant":

@@ -7,22 +7,24 @@ everything that a person or a log may want to know. Whatever is committed in the
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from online_dpo import offline
 from online_dpo.collecting import Collected, Policy, Pusher, collect
 from online_dpo.config import RunConfig
 from online_dpo.control_config import EveryReference
 from online_dpo.errors import NoPairsError
 from online_dpo.evaluation import evaluate
-from online_dpo.labelling import unpair
+from online_dpo.pair_evaluation import evaluate_pairs
 from online_dpo.pairing import build_pairs
+from online_dpo.preferences import PairDraw, PairSource
 from online_dpo.prompts import Cursor, PromptSource
 from online_dpo.stages import REWARD, Event, Stages
 from online_dpo.store import RoundStore, RunStore
 from online_dpo.summaries import describe_completions, describe_items, mean
 from online_dpo.training import newest_checkpoint, restore_learner, train
-from online_dpo.types import Adapter, Items, Labelled, Pair, Prompt, Row, SamplingPlan
+from online_dpo.types import Adapter, Items, Pair, Prompt, Row, SamplingPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +32,11 @@ class Job:
     """What a run works on, besides its config."""
 
     config: RunConfig
-    prompts: PromptSource
+    prompts: PromptSource | None  # None = nothing is sampled to train on
     evaluation_sets: Mapping[str, Sequence[Prompt]]
     probe: Sequence[Row]
+    pairs: PairSource | None = None
+    evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +44,22 @@ class Position:
     """Where a run stands between two rounds; the next round starts from this and nothing else."""
 
     round_index: int  # of the next round; also the version of `policy`
-    cursor: Cursor
+    cursor: Cursor  # of the prompts
+    pairs_cursor: Cursor
     policy: Adapter | None  # None = the base model, which a fresh adapter leaves unchanged
     previous: Adapter | None
     reference: Adapter | None
     reference_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """What a round trains on, and where the next round's begins."""
+
+    items: Items
+    figures: dict[str, Any]  # of the round's summary
+    cursor: Cursor
+    pairs_cursor: Cursor
 
 
 def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
@@ -72,7 +87,13 @@ def restore_position(store: RunStore, initial: Adapter | None) -> Position:
     index = len(store.finished_rounds())
     if index == 0:
         return Position(
-            round_index=0, cursor=Cursor(), policy=initial, previous=None, reference=initial, reference_version=0
+            round_index=0,
+            cursor=Cursor(),
+            pairs_cursor=Cursor(),
+            policy=initial,
+            previous=None,
+            reference=initial,
+            reference_version=0,
         )
     last = store.round(index - 1)
     state = last.state()
@@ -80,6 +101,7 @@ def restore_position(store: RunStore, initial: Adapter | None) -> Position:
     return Position(
         round_index=index,
         cursor=Cursor.from_dict(state["cursor"]),
+        pairs_cursor=Cursor.from_dict(state["pairs_cursor"]),
         policy=_committed_policy(last, index),
         previous=initial if index == 1 else _committed_policy(store.round(index - 2), index - 1),
         reference=Adapter.from_files(version, last.get_files("reference")) if last.has("reference") else None,
@@ -103,6 +125,48 @@ class Rounds:
         if index == 0 and newest_checkpoint(store) is None:
             start = Policy(version=0, adapter=self.initial, previous=None)
             yield from self.evaluate(start, self.initial, 0, "evaluation-initial/")
+            yield from self.evaluate_pairs(0, 0)
+        gathered = yield from self.gather(store, position)
+        learned = yield from train(self.config, self.stages, self.store, index, gathered.items)
+        # What is pushed is what a reader of the run directory gets.
+        policy = _committed_policy(store, index + 1)
+        evaluations: Mapping[str, Any] = {}
+        preferences: Mapping[str, Any] = {}
+        if (index + 1) % self.config.evaluation.every == 0 or index + 1 == self.config.run.rounds:
+            updated = Policy(version=index + 1, adapter=policy, previous=position.policy)
+            evaluations = yield from self.evaluate(updated, position.reference, index, "evaluation/")
+            preferences = yield from self.evaluate_pairs(index, index + 1)
+        summary = {
+            "policy_version": index + 1,
+            "reference_version": position.reference_version,
+            **gathered.figures,
+            **learned,
+            "evaluation": evaluations,
+            **({"evaluation_pairs": preferences} if preferences else {}),
+        }
+        return (yield from self.commit(store, position, policy, gathered, summary))
+
+    def gather(self, store: RoundStore, position: Position) -> Generator[Event, None, Gathered]:
+        """What the round trains on, with its reference log-probs, committed: own pairs, a data set's, or both."""
+        config, index = self.config, position.round_index
+        pairs: list[Pair] = []
+        figures: dict[str, Any] = {}
+        cursor = position.cursor
+        if offline.samples(config, index):
+            pairs, figures, cursor = yield from self.sample(store, position)
+        share = offline.take_share(config, self.job.pairs, store, position.pairs_cursor, len(pairs))
+        if not store.has(offline.name_of_items(config)):
+            yield Event(kind="stage", round_index=index, data={"stage": "reference"})
+        references = [position.reference] if config.objective.needs_reference else []
+        items = offline.commit_items(config, self.stages.learner, store, pairs, share.items, references)
+        figures |= {**share.figures, **describe_items(items)}
+        return Gathered(items=items, figures=figures, cursor=cursor, pairs_cursor=share.cursor)
+
+    def sample(
+        self, store: RoundStore, position: Position
+    ) -> Generator[Event, None, tuple[list[Pair], dict[str, Any], Cursor]]:
+        """The round's own pairs with its counts, and where the next round's prompts begin."""
+        index = position.round_index
         prompts, draw = self.draw(store, position.cursor)
         yield Event(kind="stage", round_index=index, data={"stage": "sampling", "num_prompts": len(prompts)})
         collected = yield from collect(
@@ -115,28 +179,15 @@ class Rounds:
             plan=training_plan(self.config, index),
             judges=[REWARD],
         )
-        items, figures = yield from self.pair(store, prompts, collected, position)
-        learned = yield from train(self.config, self.stages, self.store, index, items)
-        # What is pushed is what a reader of the run directory gets.
-        policy = _committed_policy(store, index + 1)
-        evaluations: Mapping[str, Any] = {}
-        if (index + 1) % self.config.evaluation.every == 0 or index + 1 == self.config.run.rounds:
-            updated = Policy(version=index + 1, adapter=policy, previous=position.policy)
-            evaluations = yield from self.evaluate(updated, position.reference, index, "evaluation/")
-        summary = {
-            "policy_version": index + 1,
-            "reference_version": position.reference_version,
-            "num_prompts": len(prompts),
-            **{f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")},
-            **figures,
-            **learned,
-            "evaluation": evaluations,
-        }
-        return (yield from self.commit(store, position, policy, draw["cursor"], summary))
+        pairs, figures = yield from self.pair(prompts, collected, index)
+        counts = {f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")}
+        cursor = Cursor.from_dict(draw["cursor"])
+        return pairs, {"num_prompts": len(prompts), **counts, **figures}, cursor
 
     def draw(self, store: RoundStore, cursor: Cursor) -> tuple[list[Prompt], dict[str, Any]]:
         """The round's prompts, drawn once and committed with where the next round's begin."""
         if not store.has("prompts"):
+            assert self.job.prompts is not None and self.config.prompts is not None
             draw = self.job.prompts.draw(cursor, self.config.prompts.per_round)
             if not store.has("draw"):
                 counts = {"cursor": draw.cursor.to_dict(), "too_long": draw.num_too_long, "empty": draw.num_empty}
@@ -145,10 +196,10 @@ class Rounds:
         return store.get_records("prompts", Prompt), store.get_json("draw")
 
     def pair(
-        self, store: RoundStore, prompts: Sequence[Prompt], collected: Collected, position: Position
-    ) -> Generator[Event, None, tuple[Items, dict[str, Any]]]:
-        """What the round trains on, with reference log-probs, committed; and the round's counts."""
-        config, index, verdicts = self.config, position.round_index, collected.verdicts[REWARD]
+        self, prompts: Sequence[Prompt], collected: Collected, index: int
+    ) -> Generator[Event, None, tuple[list[Pair], dict[str, Any]]]:
+        """The round's own pairs and its counts."""
+        config, verdicts = self.config, collected.verdicts[REWARD]
         pairing = build_pairs(
             prompts,
             collected.completions,
@@ -170,15 +221,7 @@ class Rounds:
         yield Event(kind="paired", round_index=index, data={"num_pairs": len(pairing.pairs), **figures})
         if not pairing.pairs:
             raise NoPairsError(_explain_no_pairs(index, len(prompts), pairing.outcomes))
-        unpaired = config.objective.is_unpaired
-        name = "labelled" if unpaired else "pairs"
-        if not store.has(name):
-            yield Event(kind="stage", round_index=index, data={"stage": "reference"})
-            references = [position.reference] if config.objective.needs_reference else []
-            made: Any = unpair(pairing.pairs) if unpaired else pairing.pairs
-            store.put_records(name, self.stages.learner.reference_logps(made, references))
-        items: Items = store.get_records(name, Labelled) if unpaired else store.get_records(name, Pair)
-        return items, {**figures, **describe_items(items)}
+        return list(pairing.pairs), figures
 
     def evaluate(
         self, policy: Policy, reference: Adapter | None, index: int, base: str
@@ -205,8 +248,16 @@ class Rounds:
         )
         return {name: _without_scores(summary) for name, summary in summaries.items()}
 
+    def evaluate_pairs(self, index: int, version: int) -> Generator[Event, None, Mapping[str, Any]]:
+        """Held-out preference accuracy of every set of pairs, and what it gained over the initial policy."""
+        sets = self.job.evaluation_pairs
+        if not sets:
+            return {}
+        yield Event(kind="stage", round_index=index, data={"stage": "evaluating"})
+        return (yield from evaluate_pairs(self.config, self.stages, self.store, index, version, sets=sets))
+
     def commit(
-        self, store: RoundStore, position: Position, policy: Adapter, cursor: dict[str, Any], summary: dict[str, Any]
+        self, store: RoundStore, position: Position, policy: Adapter, gathered: Gathered, summary: dict[str, Any]
     ) -> Generator[Event, None, Position]:
         """Refresh the reference if it is due and close the round; what comes back starts the next one."""
         index = position.round_index
@@ -222,14 +273,16 @@ class Rounds:
             "round": index,
             "policy_version": index + 1,
             "reference_version": version,
-            "cursor": cursor,
+            "cursor": gathered.cursor.to_dict(),
+            "pairs_cursor": gathered.pairs_cursor.to_dict(),
             "metrics": self.store.metrics_position(),
         }
         self.store.finish_round(index, state)
         yield Event(kind="round_committed", round_index=index)
         return Position(
             round_index=index + 1,
-            cursor=Cursor.from_dict(cursor),
+            cursor=gathered.cursor,
+            pairs_cursor=gathered.pairs_cursor,
             policy=policy,
             previous=position.policy,
             reference=reference,

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from online_dpo.config_loading import load_config
 from online_dpo.metrics import check_metrics
+from online_dpo.pair_words import num_items, offline_outcomes, show_preferences
 from online_dpo.stages import REWARD
 from online_dpo.store import RunStore
 
@@ -42,6 +43,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         "run_dir": str(run_dir),
         "num_rounds": config.run.rounds,
         "num_finished": len(finished),
+        "preferences": [r for r in records if r["kind"] == "evaluated_pairs"],
         "initial": [r for r in records if r["kind"] == "evaluated" and r["policy_version"] == 0],
         # A round whose summary is written but not committed would be done again.
         "rounds": [r for r in records if r["kind"] == "round_done" and r["round"] in finished],
@@ -58,6 +60,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
         console.print(seconds_table(status))
+    for record in status["preferences"]:
+        console.print(f"policy {record['policy_version']} on {record['set']}: {show_preferences(record)}")
     if status["current"] is not None:
         now = status["current"]
         console.print(
@@ -85,10 +89,11 @@ def rounds_table(status: dict[str, Any]) -> Table:
     if initial:
         table.add_row("start", "", "", "", "", *_evaluation_cells(initial, sets, judges))
     for record in status["rounds"]:
-        lost = {k: v for k, v in record["outcomes"].items() if v and k != "paired"}
+        rows = {f"row {name}": number for name, number in offline_outcomes(record).items() if name != "kept"}
+        lost = {k: v for k, v in {**record.get("outcomes", {}), **rows}.items() if v and k != "paired"}
         table.add_row(
             str(record["policy_version"]),
-            str(record["num_pairs"]),
+            str(num_items(record)),
             ", ".join(f"{k} {v}" for k, v in lost.items()) or "0",
             _number(record.get(REWARD)),
             _number(record.get("loss")),

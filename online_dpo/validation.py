@@ -11,8 +11,14 @@ from judges.trial import try_judge
 from online_dpo.config import RunConfig
 from online_dpo.errors import JudgeError, ModelError
 from online_dpo.models import inspect_model, locate
-from online_dpo.preparation import check_lengths, check_optional_packages, prepare
-from online_dpo.prompts import validate_source
+from online_dpo.preferences import describe_draw
+from online_dpo.preparation import (
+    check_lengths,
+    check_optional_packages,
+    judge_sections,
+    peek_sources,
+    prepare,
+)
 
 
 def validate_light(config: RunConfig) -> Iterator[str]:
@@ -28,14 +34,12 @@ def validate_light(config: RunConfig) -> Iterator[str]:
         yield f"model.path: {config.model.path} is whole; longest prompt and completion fit into its context"
     else:
         yield f"model.path: {config.model.path} is a hub id; not looked up without --deep"
-    validate_source(config.prompts, field="prompts")
-    for name, section in config.evaluation.sets.items():
-        validate_source(section, field=f"evaluation.sets.{name}")
-    yield "prompts: every local source is there and has its column"
-    make_spec(config.judge, field="judge", base_dir=Path.cwd())
-    for name, judge in config.evaluation.judges.items():
-        make_spec(judge, field=f"evaluation.judges.{name}", base_dir=Path.cwd())
-    yield "judges: targets are well-formed and local files compile"
+    peek_sources(config)
+    yield "data: every local source is there and has its columns"
+    for field, judge in judge_sections(config).items():
+        make_spec(judge, field=field, base_dir=Path.cwd())
+    if judge_sections(config):
+        yield "judges: targets are well-formed and local files compile"
 
 
 def validate_deep(config: RunConfig) -> Iterator[str]:
@@ -49,6 +53,10 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
     yield f"first prompt: {len(materials.first.token_ids)} tokens, {materials.first.content!r}"
     for name, prompts in materials.job.evaluation_sets.items():
         yield f"evaluation.sets.{name}: {len(prompts)} prompts"
+    if materials.job.pairs is not None:
+        yield f"pairs: {describe_draw(materials.job.pairs.head(None))}"
+    for name, held_out in materials.job.evaluation_pairs.items():
+        yield f"evaluation.pairs.{name}: {describe_draw(held_out)}"
     chat = materials.first.messages is not None
     metadata, problems = dict(materials.first.metadata), []
     for name, spec in materials.judges.items():

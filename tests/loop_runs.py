@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 from loop_kit import EOS, VOCAB, FakeStages, Tape
 
-from online_dpo.checks import probe_rows
 from online_dpo.config import RunConfig
 from online_dpo.config_loading import dump_config, load_config
 from online_dpo.launch import play
 from online_dpo.models import ModelInfo
-from online_dpo.preparation import Materials
-from online_dpo.prompts import Cursor, PromptSource
-from online_dpo.rounds import Job
+from online_dpo.preparation import Materials, load_job
 from online_dpo.stages import Event
 from online_dpo.store import RunStore
 
@@ -35,6 +32,9 @@ class PlainTokenizer:
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [3 + ord(letter) % (VOCAB - 3) for letter in text]}
+
+    def __len__(self) -> int:
+        return VOCAB
 
 
 class Kill(BaseException):
@@ -122,14 +122,6 @@ class Run:
 
 
 def make_materials(config: RunConfig) -> Materials:
-    common: dict[str, Any] = {"tokenizer": PlainTokenizer(), "max_tokens": 64, "chat_template_kwargs": {}, "seed": 0}
-    prompts = PromptSource.load(config.prompts, field="prompts", **common)
-    sets = {
-        name: PromptSource.load(section, field=name, **common).head(section.count).prompts
-        for name, section in config.evaluation.sets.items()
-    }
-    first = prompts.draw(Cursor(), config.prompts.per_round).prompts
-    probe = probe_rows([prompt.token_ids for prompt in first], VOCAB, config.run.seed)
     model = ModelInfo(
         folder=Path("none"),
         eos_token_ids=(EOS,),
@@ -141,8 +133,8 @@ def make_materials(config: RunConfig) -> Materials:
         weight_files=(),
         quantised=False,
     )
-    job = Job(config=config, prompts=prompts, evaluation_sets=sets, probe=probe)
-    return Materials(config=config, model=model, adapter=None, judges={}, job=job, first=first[0])
+    job, first = load_job(config, model, PlainTokenizer())
+    return Materials(config=config, model=model, adapter=None, judges={}, job=job, first=first)
 
 
 def tree(path: Path) -> dict[str, bytes]:

@@ -73,9 +73,9 @@ def test_a_config_file_that_cannot_be_read(work: Path) -> None:
     (work / "open.yaml").write_text("run: {name: demo\nmodel: {path: x}\n")
     assert re.search(r"open\.yaml is not readable YAML: .* line 2", refused("validate", "open.yaml", cwd=work))
     (work / "empty.yaml").write_text("")
-    assert refused("run", "empty.yaml", cwd=work).splitlines() == [
-        f"{section} is missing; it has no default, so set it" for section in ("model", "prompts", "judge")
-    ]
+    assert refused("run", "empty.yaml", cwd=work) == "model is missing; it has no default, so set it"
+    message = refused("run", "empty.yaml", "model.path=x", cwd=work)
+    assert message.startswith("prompts and judge are missing; they have no default, so set both, or set pairs")
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])

@@ -96,7 +96,7 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
                 for judge, verdicts in {"reward": "verdicts", "gold": "verdicts-gold"}.items():
                     if part.has(name.replace("completions", verdicts)):
                         del left[f"judge {judge} {shard}"]
-            if part.has("pairs"):
+            if part.has("pairs") or part.has("labelled"):
                 left[references[part.index]] -= 1
             num_steps = 0
             if (checkpoint := newest_checkpoint(part)) is not None:
@@ -238,6 +238,9 @@ CONFIGS = [
             "objective": {"type": "sum", "terms": [{"objective": {"type": name}} for name in PAIRWISE]},
             "reference": {"type": "every"},
         }
+    ),
+    RunConfig.model_validate(
+        {"model": {"path": "m"}, "pairs": {"source": "p"}, "evaluation": {"pairs": {"people": {"source": "h"}}}}
     ),
     *(
         RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "objective": objective})

@@ -1,0 +1,29 @@
+"""What people are told about data sets of preferences. Imports nothing heavy: `status` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DROPPED = ("no_common_prompt", "empty", "equal", "prompt_too_long", "truncated", "equal_when_truncated")
+"""Why a row may give nothing to train on."""
+
+
+def num_items(data: Mapping[str, Any]) -> int:
+    """Pairs, or labelled answers, that a round trained on."""
+    return int(data["num_pairs"] if "num_pairs" in data else data["num_desirable"] + data["num_undesirable"])
+
+
+def offline_outcomes(data: Mapping[str, Any]) -> dict[str, int]:
+    """A round's rows of the data set, by what became of them."""
+    return {name: data[f"num_offline_{name}"] for name in ("kept", *DROPPED) if f"num_offline_{name}" in data}
+
+
+def show_preferences(figures: Mapping[str, Any]) -> str:
+    """One line for people."""
+    parts = [f"accuracy {figures['accuracy']:.3f}, per token {figures['accuracy_per_token']:.3f}"]
+    if "implicit_accuracy" in figures:
+        low, high = figures["implicit_accuracy_low"], figures["implicit_accuracy_high"]
+        parts.append(f"over the initial policy {figures['implicit_accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"by {figures['implicit_gap']:+.2f} nats")
+    return ", ".join(parts) + f" ({figures['num_pairs']} pairs)"

@@ -1,0 +1,218 @@
+"""Rounds that train on a data set of preferences, over fakes: which items, in which order, after which kills."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_kit import FakeStages, token_logps
+from loop_runs import Kill, Run, comparable, records
+from test_resume_kills import WORK, go_on_and_compare
+
+from online_dpo.errors import ConfigError, DataError
+from online_dpo.pair_words import num_items
+from online_dpo.store import RunStore
+from online_dpo.types import Labelled, Pair, Row
+
+NUM_ROWS, NUM_HELD_OUT = 7, 3
+HELD_OUT_SCORE = f"score {2 * NUM_HELD_OUT} policy"
+ALONE: dict[str, Any] = {"prompts": None, "judge": None, "sampling": {}, "evaluation__sets": {}}
+KTO = {"type": "kto"}
+
+
+def offline(folder: Path, *, labelled: bool = False, evaluate: bool = True, **overrides: Any) -> Run:
+    """Two rounds; `pairs__...` settles how the rows take part in them."""
+    rows = [{"id": f"r{i}", "prompt": f"q{i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(NUM_ROWS)]
+    rows.append({"id": "same", "prompt": "q", "chosen": " so", "rejected": " so"})
+    held_out = rows[:NUM_HELD_OUT]
+    if labelled:
+        rows = [
+            {"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"], "label": i % 3 > 0}
+            for i, row in enumerate(rows)
+        ]
+    for name, some in (("pairs", rows), ("held-out", held_out)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    pairs = {"source": str(folder / "pairs.jsonl"), "format": "labelled" if labelled else "pairs"}
+    fields = {key: overrides.pop(key) for key in list(overrides) if key.startswith("pairs__")}
+    pairs |= {key.removeprefix("pairs__"): value for key, value in fields.items()}
+    overrides = {**overrides, "pairs": pairs}
+    if evaluate:
+        people = {"source": str(folder / "held-out.jsonl"), "count": NUM_HELD_OUT}
+        overrides["evaluation__pairs"] = {"people": people}
+    return Run.of(folder, **overrides)
+
+
+def items(path: Path, index: int, kind: Any = Pair) -> list[Any]:
+    with RunStore.read(path) as store:
+        return store.round(index).get_records("pairs" if kind is Pair else "labelled", kind)
+
+
+def names(found: list[Any]) -> list[str]:
+    return [item.prompt.prompt_id for item in found]
+
+
+MODES = {
+    "alone": {**ALONE, "pairs__per_round": 4},
+    "alone, an epoch a round": ALONE,
+    "alone, with samples to evaluate": {
+        "prompts": None,
+        "judge": None,
+        "sampling": {"max_tokens": 5},
+        "pairs__per_round": 4,
+    },
+    "warm start": {"pairs__warm_start_rounds": 1, "pairs__per_round": 3},
+    "mixed": {"pairs__fraction": 0.34, "prompts__per_round": 3, "evaluation__sets": {}},
+    "warm start, then mixed": {
+        "pairs__warm_start_rounds": 1,
+        "pairs__per_round": 3,
+        "pairs__fraction": 0.5,
+        "evaluation__sets": {},
+    },
+    "kto on pairs": {**ALONE, "pairs__per_round": 4, "objective": KTO},
+    "kto on labelled answers, mixed": {
+        "labelled": True,
+        "pairs__fraction": 0.3,
+        "prompts__per_round": 2,
+        "objective": KTO,
+        "evaluation__sets": {},
+    },
+}
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_a_kill_at_any_event_and_another_in_the_continuation(mode: str, tmp_path: Path) -> None:
+    """Would catch a share that is drawn twice or not at all after a kill, a cursor that is lost, and held-out pairs
+    that are scored again or under a policy that a resumed learner happens to hold."""
+    run = offline(tmp_path, **MODES[mode])
+    whole = run.go_on()
+    work, expected = whole.tape.calls(*WORK), comparable(run.path)
+    assert whole.tape.count(f"  {HELD_OUT_SCORE}") == 3
+    for number in range(len(whole.events)):
+        killed = run.at(tmp_path / f"{number}")
+        with pytest.raises(Kill):
+            killed.go_on(kill_at=number)
+        with suppress(Kill):  # near its end the continuation has fewer events
+            killed.go_on(kill_at=5 * number % 13)
+        go_on_and_compare(killed, work, expected, f"killed before event {number}, {whole.events[number].kind}")
+
+
+def test_a_run_on_pairs_alone_samples_and_judges_nothing(tmp_path: Path) -> None:
+    """And each round goes on where the last one stopped: no row twice in an epoch, every row once."""
+    run = offline(tmp_path, **ALONE, pairs__per_round=3, run__rounds=3)
+    tape = run.go_on().tape
+    assert not tape.calls("push", "probe", "sample", "judge", "rescore")
+    rounds = [items(run.path, index) for index in range(3)]
+    drawn = [name for found in rounds for name in names(found)]
+    rows = {f"pairs/r{i}" for i in range(NUM_ROWS)}
+    assert [len(found) for found in rounds] == [3, 3, 3] and set(drawn[:NUM_ROWS]) == rows
+    assert not set(names(rounds[2])) & set(drawn[6:6]) and len(set(names(rounds[2]))) == 3
+    done = [record for record in records(run.path) if record["kind"] == "round_done"]
+    counts = [(r["num_pairs"], r["num_offline_kept"], "num_prompts" in r, "outcomes" in r) for r in done]
+    assert counts == [(3, 3, False, False)] * 3
+    assert sum(r["num_offline_rows"] for r in done) == 9 + sum(r["num_offline_equal"] for r in done) >= 10
+    for pair in rounds[0]:
+        row = Row.of(pair.prompt, pair.chosen)
+        assert pair.chosen_ref_logps == pytest.approx(sum(token_logps(row, (0.0,) * 4)))
+        assert (pair.margin, pair.chosen.policy_version, pair.chosen.sampler_logps) == (None, None, None)
+
+
+def test_a_warm_start_leaves_prompts_for_the_online_rounds(tmp_path: Path) -> None:
+    """Would catch prompts that the offline rounds use up, and a version of samples that forgets the warm start."""
+    run = offline(tmp_path, pairs__warm_start_rounds=2, pairs__per_round=2, run__rounds=3)
+    run.go_on()
+    online = Run.of(tmp_path, "online", run__rounds=1)
+    online.go_on()
+    assert [all(name.startswith("pairs/") for name in names(items(run.path, index))) for index in range(3)] == [
+        True,
+        True,
+        False,
+    ]
+    with RunStore.read(run.path) as store, RunStore.read(online.path) as alone:
+        assert store.round(2).get_files("prompts") == alone.round(0).get_files("prompts")
+    assert {pair.chosen.policy_version for pair in items(run.path, 2)} == {2}
+
+
+@pytest.mark.parametrize(("fraction", "num_written"), [(0.2, 1), (0.5, 4), (0.6, 6)])
+def test_a_fraction_of_what_a_round_trains_on(fraction: float, num_written: int, tmp_path: Path) -> None:
+    """4 pairs of the round's own: the written ones are `fraction` of all, rounded, and come last."""
+    run = offline(tmp_path, pairs__fraction=fraction)
+    run.go_on()
+    for index in (0, 1):
+        sampled = [not name.startswith("pairs/") for name in names(items(run.path, index))]
+        assert sampled == [True] * 4 + [False] * num_written
+        assert len(set(names(items(run.path, index)))) == 4 + num_written
+
+
+def test_more_or_fewer_rows_than_a_round_can_take_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^pairs\.fraction is 0\.1, which is less than half a row of a round: raise"):
+        offline(tmp_path, pairs__fraction=0.1).go_on()
+    message = r"^pairs\.fraction is 0\.8, which takes 16 rows, but .* has 7 usable of 8 rows \(dropped: equal 1;"
+    with pytest.raises(DataError, match=message):
+        offline(tmp_path, pairs__fraction=0.8).go_on()
+    with pytest.raises(
+        DataError, match=r"^pairs\.fraction is 0\.5, which takes 12 rows, but"
+    ):  # all pairs of 3 samples of 4 prompts
+        offline(tmp_path, pairs__fraction=0.5, pairing={"strategy": "all_pairs"}).go_on()
+
+
+def test_a_source_that_changes_inside_a_round_is_refused(tmp_path: Path) -> None:
+    """As a data set of the hub may; would catch counts of rows that were never trained on."""
+    run = offline(tmp_path, **ALONE, pairs__per_round=4)
+    number = next(i for i, event in enumerate(run.go_on().events) if event.data.get("stage") == "reference")
+    killed = run.at(tmp_path / "killed")
+    with pytest.raises(Kill):
+        killed.go_on(kill_at=number)
+    rows = (tmp_path / "pairs.jsonl").read_text().splitlines()
+    (tmp_path / "pairs.jsonl").write_text("\n".join([rows[-1]] * 3 + rows[3:]) + "\n")
+    with pytest.raises(DataError, match="gives other rows than when round 1 began"):
+        killed.go_on()
+
+
+def test_labelled_answers_are_mismatched_over_the_round(tmp_path: Path) -> None:
+    """Would catch a KL estimate from the answer itself, and labels that are lost on the way."""
+    run = offline(tmp_path, **ALONE, labelled=True, objective=KTO, pairs__per_round=5, run__rounds=1)
+    run.go_on()
+    found = items(run.path, 0, Labelled)
+    assert Counter(item.desirable for item in found) == Counter(
+        int(name.removeprefix("pairs/r").replace("pairs/same", "7")) % 3 > 0 for name in names(found)
+    )
+    assert all(item.kl_completion_ids not in ((), item.completion.token_ids) for item in found)
+    [done] = [record for record in records(run.path) if record["kind"] == "round_done"]
+    assert (num_items(done), done["num_desirable"]) == (5, sum(item.desirable for item in found))
+
+
+def test_held_out_preferences(tmp_path: Path) -> None:
+    """The base's raw accuracy, then what the policy gained over it, against a count by hand."""
+    run = offline(tmp_path, **ALONE, pairs__per_round=4, run__rounds=1)
+    stages = FakeStages(run.config)
+    run.go_on(stages)
+    first, last = [record for record in records(run.path) if record["kind"] == "evaluated_pairs"]
+    source = [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()]
+
+    def logps(row: dict[str, Any], side: str, weights: Any) -> tuple[float, int]:
+        encode = [[3 + ord(letter) % 37 for letter in text] for text in (row["prompt"], row[side])]
+        found = token_logps(Row(prompt_ids=tuple(encode[0]), completion_ids=tuple(encode[1])), weights)
+        return sum(found), len(found)
+
+    gaps, right = [], {"before": [], "after": [], "per token": []}
+    for row in source:
+        base = [logps(row, side, (0.0,) * 4) for side in ("chosen", "rejected")]
+        now = [logps(row, side, stages.learner.weights) for side in ("chosen", "rejected")]
+        gaps.append(now[0][0] - base[0][0] - now[1][0] + base[1][0])
+        right["before"].append(base[0][0] > base[1][0])
+        right["after"].append(now[0][0] > now[1][0])
+        right["per token"].append(base[0][0] / base[0][1] > base[1][0] / base[1][1])
+    share = {name: sum(flags) / NUM_HELD_OUT for name, flags in right.items()}
+    assert first["policy_version"] == 0 and "implicit_accuracy" not in first
+    assert (first["accuracy"], first["accuracy_per_token"]) == (share["before"], share["per token"])
+    assert last["accuracy"] == share["after"] and last["accuracy_gain"] == share["after"] - share["before"]
+    assert last["implicit_accuracy"] == sum(gap > 0 for gap in gaps) / NUM_HELD_OUT
+    assert last["implicit_gap"] == pytest.approx(sum(gaps) / NUM_HELD_OUT)
+    assert last["implicit_gap_low"] <= last["implicit_gap"] <= last["implicit_gap_high"]
+    assert (last["num_pairs"], last["num_equal"], last["num_truncated_answers"]) == (NUM_HELD_OUT, 0, 0)
+    [done] = [record for record in records(run.path) if record["kind"] == "round_done"]
+    assert done["evaluation_pairs"]["people"]["implicit_gap"] == last["implicit_gap"]
