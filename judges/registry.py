@@ -20,8 +20,8 @@ from typing import Any
 
 from judges.protocol import Judge
 from judges.python_judge import adapt
-from online_dpo.config import PythonJudge, RewardModelJudge
 from online_dpo.errors import JudgeError
+from online_dpo.judge_config import PythonJudge, RewardModelJudge
 
 EMBEDDED = {"gold": ("online_dpo.embedded.gold", "GoldJudge")}
 _serial = itertools.count()

@@ -1,18 +1,20 @@
 """What a run is made of. Pydantic models: unknown keys are errors, unions are told apart by `type`.
 
 This module imports neither torch nor ray nor vllm: `online-dpo validate` answers at once. Loading from YAML with
-dotted overrides, and the wording of errors, is in `config_loading`; the `objective` section in `objective_config`.
+dotted overrides, and the wording of errors, is in `config_loading`; the `objective` section in `objective_config`,
+those of judges in `judge_config`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config_base import Auto, Count, Name, Section, Share, Tolerance, changeable
 from online_dpo.control_config import FixedReference, ReferenceSection
+from online_dpo.judge_config import JudgeSection
 from online_dpo.objective_config import ObjectiveSection, SigmoidObjective
 from online_dpo.pair_config import DEFAULT_MAX_TOKENS, EvaluationPairs, PairsSection, check_pairs
 
@@ -82,40 +84,6 @@ class GeneratorSection(Section):
     threads: Auto | Count = "auto"  # CPU only; auto = all cores, resolved once and recorded
     max_restarts: int = changeable(1, ge=0)  # how often a shard is tried again after its engine died
     tolerance: Auto | Tolerance = changeable("auto")  # nats per token, mean; auto = 1e-3 in fp32, 5e-2 in bf16
-
-
-class HostedJudge(Section):
-    """What every judge's hosting actor needs."""
-
-    batch_size: int = Field(64, ge=1)  # prompts handed to the judge in one call; never across shards
-    concurrency: int = changeable(8, ge=1)  # calls in flight
-    timeout_s: float = changeable(600.0, gt=0.0)
-    retries: int = changeable(2, ge=0)  # after an exception or a timeout; what then still fails abstains
-    num_cpus: float = changeable(1.0, ge=0.0)
-    num_gpus: float = changeable(0.0, ge=0.0)
-    threads: Auto | Count = "auto"
-
-
-class RewardModelJudge(HostedJudge):
-    """A sequence-classification model with its own tokenizer and chat template."""
-
-    type: Literal["reward_model"]
-    path: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens: int | None = Field(None, ge=8)  # longer inputs lose the start of the prompt; None = the model's context
-    batch_tokens: int = Field(8192, ge=1)  # padded tokens in one forward pass
-    trust_remote_code: bool = False
-
-
-class PythonJudge(HostedJudge):
-    """A function or class of the user's: `package.module:name`, `path/to/file.py:name`, or `embedded:gold`."""
-
-    type: Literal["python"]
-    target: str
-    args: dict[str, Any] = Field(default_factory=dict)
-
-
-JudgeSection = Annotated[RewardModelJudge | PythonJudge, Field(discriminator="type")]
 
 
 class EvaluationSet(Section):

@@ -13,8 +13,8 @@ import pytest
 
 from actors.judge import JudgeHost
 from judges.registry import JudgeSpec
-from online_dpo.config import PythonJudge
 from online_dpo.errors import JudgeError
+from online_dpo.judge_config import PythonJudge
 from online_dpo.pairing import build_pairs
 from online_dpo.types import Completion, Judged, Prompt, Shard, Verdict
 

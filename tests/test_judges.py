@@ -33,8 +33,8 @@ from judges.python_judge import PointwiseJudge
 from judges.registry import JudgeSpec, build, make_spec
 from judges.reward_model import RewardModel
 from judges.trial import try_judge
-from online_dpo.config import PythonJudge, RewardModelJudge
 from online_dpo.errors import JudgeError, ModelError
+from online_dpo.judge_config import PythonJudge, RewardModelJudge
 from online_dpo.types import Verdict
 
 QUESTIONS = [
@@ -188,7 +188,7 @@ import asyncio, sys
 from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
-from online_dpo.config import PythonJudge
+from online_dpo.judge_config import PythonJudge
 section = PythonJudge(type="python", target="mine.py:f")
 judge = build(make_spec(section, field="judge", base_dir=Path({str(tmp_path)!r})))
 try:
