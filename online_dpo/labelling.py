@@ -26,7 +26,7 @@ def with_mismatches(items: Sequence[Labelled]) -> list[Labelled]:
     matched ones (arXiv:2402.01306, section 4.1). Where none will do, because one prompt has more than half of the
     items, each item takes the next one of another prompt; without another prompt it has none.
     """
-    prompts = [item.prompt.prompt_id for item in items]
+    prompts = [item.prompt.token_ids for item in items]  # rows of a data set may share a prompt under several ids
     count = len(items)
 
     def differ(index: int, shift: int) -> bool:

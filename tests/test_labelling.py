@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from learner_kit import make_pairs
@@ -39,3 +40,16 @@ def test_where_no_shift_will_do_the_next_item_of_another_prompt_serves(prompts: 
         Labelled(prompt=by_name[names[x]].prompt, completion=by_name[names[x]].chosen, desirable=True) for x in prompts
     ]
     assert [item.kl_completion_ids for item in with_mismatches(items)] == [answers[x] for x in expected]
+
+
+def test_rows_with_one_prompt_under_several_names_are_no_mismatch():
+    """As in a data set of labelled answers; would catch a KL estimate from an answer to the very prompt."""
+    first, second = make_pairs(2)
+    twin = replace(first.prompt, prompt_id="twin")
+    items = [
+        Labelled(prompt=first.prompt, completion=first.chosen, desirable=True),
+        Labelled(prompt=twin, completion=replace(first.rejected, prompt_id="twin"), desirable=False),
+        Labelled(prompt=second.prompt, completion=second.chosen, desirable=True),
+    ]
+    answers = [second.chosen.token_ids, second.chosen.token_ids, first.chosen.token_ids]
+    assert [item.kl_completion_ids for item in with_mismatches(items)] == answers
