@@ -62,6 +62,7 @@ MODES = {
         "prompts": None,
         "judge": None,
         "sampling": {"max_tokens": 5},
+        "evaluation__judges": {"gold": {"type": "python", "target": "none:none"}},
         "pairs__per_round": 4,
     },
     "warm start": {"pairs__warm_start_rounds": 1, "pairs__per_round": 3},

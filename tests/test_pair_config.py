@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from online_dpo.config_loading import load_config
 from online_dpo.errors import ConfigError
+from online_dpo.models import inspect_model, locate
+from online_dpo.preparation import check_lengths, source_files
 
 ALONE: dict[str, Any] = {"model": {"path": "m"}, "pairs": {"source": "pairs.jsonl"}}
 ONLINE: dict[str, Any] = {
@@ -16,6 +19,7 @@ ONLINE: dict[str, Any] = {
     "judge": {"type": "python", "target": "judge.py:score"},
 }
 JUDGE = ["judge.type=python", "judge.target=a:b"]
+SHORT = ["pairs.max_prompt_tokens=8", "pairs.max_completion_tokens=8"]
 SETS = ["evaluation.sets.h.source=h.jsonl"]
 
 
@@ -96,3 +100,42 @@ def test_nonsense_is_refused_with_the_reason_and_the_remedy(
     with pytest.raises(ConfigError) as error:
         load_config(base, overrides)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_notices_that_its_pairs_were_exchanged() -> None:
+    """Every data set whose content is recorded when the run begins."""
+    config = load_config(
+        ONLINE, ["pairs.source=p.jsonl", "pairs.fraction=0.5", "evaluation.pairs.people.source=h.jsonl"]
+    )
+    assert source_files(config) == {
+        "prompts.source": "prompts.jsonl",
+        "pairs.source": "p.jsonl",
+        "evaluation.pairs.people.source": "h.jsonl",
+        "judge.target": "judge.py",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["pairs.max_completion_tokens=500"],
+            "pairs.max_prompt_tokens is 512 and pairs.max_completion_tokens is 500, ",
+        ),
+        (
+            [*SHORT, "evaluation.pairs.people.source=h", "evaluation.pairs.people.max_prompt_tokens=505"],
+            "evaluation.pairs.people.max_prompt_tokens is 505 and evaluation.pairs.people.max_completion_tokens is 8, ",
+        ),
+        (
+            [*SETS, "pairs.max_completion_tokens=8", "pairs.max_prompt_tokens=300"],
+            "sampling.max_tokens is 256, together",
+        ),
+    ],
+)
+def test_rows_that_the_model_cannot_see_whole_are_refused(overrides: list[str], message: str) -> None:
+    """Of a run that samples nothing, the length of samples does not count."""
+    model = inspect_model(locate("embedded:policy", field="model.path"), field="model.path")
+    config = load_config(ALONE, overrides)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_lengths(config, model)
+    check_lengths(load_config(ALONE, ["pairs.max_completion_tokens=8", "pairs.max_prompt_tokens=500"]), model)

@@ -15,8 +15,9 @@ import pytest
 from prompt_kit import make_tokenizer, write_rows
 from pyarrow import parquet
 
-from online_dpo.config import PromptsSection
+from online_dpo.config import PairsSection, PromptsSection
 from online_dpo.errors import DataError
+from online_dpo.preference_files import Preference, load_preferences, split_row
 from online_dpo.prompts import PromptSource, validate_source
 
 TOKENIZER = make_tokenizer()
@@ -162,6 +163,20 @@ def test_data_sets_of_the_hub(hub: list[Any]) -> None:
         load(PromptsSection(source="org/name"))
     with pytest.raises(DataError, match="level of row 1 is int 0, but a prompt is text"):
         load(PromptsSection(source="org/name", field="level"))
+
+
+def test_pairs_of_the_hub(hub: list[Any]) -> None:
+    """Would catch a look at columns that are not asked for, and a missing one that is taken for an empty one."""
+    spec = PairsSection(source="org/name", prompt="question", chosen="question", rejected="id")
+    with pytest.raises(DataError, match="id of row 1 is int 0, but an answer is text or a list of chat messages"):
+        load_preferences(spec, field="pairs")
+    with pytest.raises(
+        DataError, match=r"the data set has no column answer, it has id, question, level: set pairs.cho"
+    ):
+        load_preferences(spec.model_copy(update={"chosen": "answer"}), field="pairs")
+    table = load_preferences(spec.model_copy(update={"rejected": "question"}), field="pairs")
+    preference = split_row(table.rows[1], spec.model_copy(update={"rejected": "question"}))
+    assert isinstance(preference, Preference) and (preference.prompt, preference.answers) == ("two", ("two", "two"))
 
 
 def test_an_unreachable_hub_fails_at_once(hub: list[Any]) -> None:
