@@ -1,8 +1,8 @@
 """LoRA adapters: as bytes that travel (`types.Adapter`), and as the two slots of a PEFT model.
 
 A learner's model holds two adapters on one base: the slot `POLICY` is trained; the slot `FROZEN` takes the weights of
-whichever earlier policy is to be evaluated (the initial one, the reference, the previous version). Both slots off is
-the base model.
+whichever earlier policy is to be evaluated (the initial one, the reference, the previous version). All slots off is
+the base model. An adapter that the config gives as the reference has the slot `GIVEN`, with its own rank and targets.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from online_dpo.config import LoraSection
 from online_dpo.errors import ModelError
 from online_dpo.stages import Under
 from online_dpo.types import Adapter, derive_seed
 
-POLICY, FROZEN = "default", "frozen"
+POLICY, FROZEN, GIVEN = "default", "frozen", "given"
 
 _UNSUPPORTED = (
     "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
@@ -78,34 +77,30 @@ def attach(model: nn.Module, lora: LoraSection | None, adapter: Adapter | None, 
     return peft_model.eval()
 
 
-def load_base(folder: str, *, name: str, dtype: str, trust_remote_code: bool) -> Any:
-    """A causal language model, without adapters.
-
-    Args:
-        folder: where it lies on this machine.
-        name: what the config calls it.
-        dtype: torch's name of its precision.
-        trust_remote_code: as in the config.
-
-    Raises:
-        ModelError: it does not load.
-    """
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model.path {name} does not load as a causal language model: {first}; give a folder with config.json and "
-            f"safetensors weights, or a hub id"
-        ) from None
-
-
 def dropout_of(model: PeftModel) -> float:
     """The share of LoRA's inputs that is dropped in training."""
     config: Any = model.peft_config[POLICY]
     return float(config.lora_dropout)
+
+
+def add_given(model: PeftModel, adapter: Adapter) -> None:
+    """Put the adapter that `reference.path` names beside the policy, in a frozen slot of its own shape.
+
+    Raises:
+        ModelError: it is not a plain LoRA, or does not fit the model.
+    """
+    config = _parse_config(adapter)
+    config.inference_mode = True
+    try:
+        model.add_adapter(GIVEN, config)
+    except ValueError as error:
+        raise ModelError(
+            f"reference.path is an adapter that does not fit the model: {error}; give one that was trained on "
+            f"model.path"
+        ) from None
+    model.set_adapter(POLICY)
+    fill(model, GIVEN, adapter)
+    model.eval()
 
 
 def snapshot(model: PeftModel, *, version: int, base_name: str) -> Adapter:
@@ -160,6 +155,9 @@ def weights_of(model: PeftModel, under: Under) -> Iterator[None]:
             with model.disable_adapter():
                 yield
         elif under == "policy":
+            yield
+        elif under == "reference_model":
+            model.set_adapter(GIVEN, inference_mode=True)
             yield
         else:
             fill(model, FROZEN, under)

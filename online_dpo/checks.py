@@ -36,13 +36,17 @@ class Gap:
         if not rows:
             return cls(mean=0.0, max=0.0, row_max=0.0, num_tokens=0)
         num_tokens = sum(map(len, rows))
-        # `not (x <= y)` further down treats a NaN as a mismatch; the mean lets it through to there.
+        # `exceeds` treats a NaN as a mismatch; the mean lets it through to there.
         return cls(
             mean=sum(map(sum, rows)) / num_tokens,
             max=max(map(max, rows)),
             row_max=max(sum(row) / len(row) for row in rows),
             num_tokens=num_tokens,
         )
+
+    def exceeds(self, tolerance: float) -> bool:
+        """Whether the mean is above the tolerance, or a row's above `ROW_FACTOR` times it, or either is no number."""
+        return not (self.mean <= tolerance and self.row_max <= ROW_FACTOR * tolerance)
 
 
 def check_digests(expected: Adapter | None, received: Sequence[str | None]) -> None:
@@ -82,7 +86,7 @@ def check_gap(what: str, gap: Gap, previous: Gap | None, tolerance: float) -> di
     Raises:
         WeightMismatchError: the mean gap, of all tokens or of a row, is above the tolerance or is not a number.
     """
-    if not (gap.mean <= tolerance and gap.row_max <= ROW_FACTOR * tolerance):
+    if gap.exceeds(tolerance):
         raise WeightMismatchError(
             f"generator and learner disagree on the {what}: {gap.mean:.3g} nats per token on average "
             f"({gap.row_max:.3g} in the worst row, max {gap.max:.3g}, {gap.num_tokens} tokens), tolerance "

@@ -19,6 +19,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+STOPPED = 3
+"""The exit code of a run that its own drift budget or alarm ended."""
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. run.rounds=3 learner.lr=1e-4")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, such as runs/reviews.")]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.")]
@@ -108,6 +111,9 @@ def _play(launch: Any, config: Any) -> None:
             )
             raise
     typer.echo(f"run directory: {result.run_dir}")
+    if result.stopped is not None:
+        typer.echo(f"stopped: {result.stopped}\ncontinue with: online-dpo resume {result.run_dir} KEY=VALUE", err=True)
+        raise typer.Exit(STOPPED)
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -115,7 +121,7 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
+    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by drift budget or alarm, 130 interrupted, 1 any other."""
     # A cluster's SIGTERM is an interruption like Ctrl-C: commits are kept and actors are ended.
     signal.signal(signal.SIGTERM, _terminate)
     try:

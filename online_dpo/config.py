@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config_base import Auto, Count, Name, Section, Share, Tolerance, changeable
-from online_dpo.control_config import FixedReference, ReferenceSection
+from online_dpo.control_config import AlarmSection, DriftSection, FixedReference, ReferenceSection, check_control
 from online_dpo.judge_config import JudgeSection
 from online_dpo.objective_config import ObjectiveSection, SigmoidObjective
 from online_dpo.pair_config import DEFAULT_MAX_TOKENS, EvaluationPairs, PairsSection, check_pairs
@@ -181,6 +181,8 @@ class RunConfig(Section):
     pairing: PairingSection = PairingSection()
     objective: ObjectiveSection = SigmoidObjective(type="sigmoid")
     reference: ReferenceSection = FixedReference(type="fixed")
+    drift: DriftSection | None = None
+    alarm: AlarmSection | None = None
     learner: LearnerSection = LearnerSection()
     cluster: ClusterSection = ClusterSection()
     logging: LoggingSection = LoggingSection()
@@ -247,9 +249,5 @@ class RunConfig(Section):
                 "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "
                 "remove learner.lora, or merge the adapter into the model first"
             )
-        if not self.objective.needs_reference and not isinstance(self.reference, FixedReference):
-            raise ValueError(
-                f"reference.type is {self.reference.type} and objective.type is {self.objective.type}, which has no "
-                f"reference to schedule: remove the reference section, or choose another objective"
-            )
+        check_control(self)
         return self

@@ -87,10 +87,14 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     """
     allowed: list[str] = []
     refused: list[str] = []
+    raises_beta = "raise_beta" in [getattr(config.drift, "action", None) for config in (old, new)]
     for key, before, after, free in changes(old, new):
         # The length of the run only matters to schedules that are stretched over it.
         if key == "run.rounds":
             free = new.learner.schedule == "constant" and not new.objective.depends_on_run_length
+        # A budget that only warns or stops does not change what is trained on.
+        if key in ("drift.max_kl", "drift.action"):
+            free = not raises_beta
         line = f"{key} was {json.dumps(before)} and is now {json.dumps(after)}"
         (allowed if free else refused).append(line)
     if refused:
@@ -164,6 +168,8 @@ def _explain(problem: Any, location: list[str], path: str) -> str:
     if kind == "string_pattern_mismatch":  # only names have a pattern
         name = path.removesuffix(".[key]")
         return f"{name} is {value}; use letters, digits, '.', '_' and '-', and begin with a letter or digit"
+    if location[-1] == "[key]":  # of a mapping whose keys are few
+        return f"{path.removesuffix('.[key]')} is not a known key; it must be {_wish(problem)}"
     return f"{path} is {value}; it must be {_wish(problem)}"
 
 

@@ -9,8 +9,15 @@ from online_dpo.collecting import Collected, Policy, Pusher, collect, rows_of
 from online_dpo.config import RunConfig
 from online_dpo.stages import REWARD, Event, Stages, Under
 from online_dpo.store import RoundStore
-from online_dpo.summaries import describe_completions, kl_per_completion, mean, paired_bootstrap, scores_by_prompt
-from online_dpo.types import Adapter, Prompt, SamplingPlan, derive_seed
+from online_dpo.summaries import (
+    describe_completions,
+    kl_per_completion,
+    mean,
+    mean_token_logps,
+    paired_bootstrap,
+    scores_by_prompt,
+)
+from online_dpo.types import Prompt, SamplingPlan, derive_seed
 
 
 def evaluate(
@@ -21,7 +28,7 @@ def evaluate(
     policy: Policy,
     *,
     sets: Mapping[str, Sequence[Prompt]],
-    references: Mapping[str, Adapter | None],
+    references: Mapping[str, Sequence[Under]],
     baseline: Mapping[str, Any] | None,
     round_index: int,
     base: str,
@@ -30,7 +37,8 @@ def evaluate(
 
     Args:
         policy: the learner must hold it.
-        references: name -> policy to measure KL against: `reference` (what it was trained with) and `initial`.
+        references: name -> policies whose mean log-prob KL is measured against: `reference` (what the policy was
+            trained with; no policies where the objective needs none) and `initial`.
         baseline: what this function returned for the initial policy; scores gain over it, paired by prompt.
         base: prefix of the commits' names, such as `evaluation/`.
 
@@ -77,16 +85,24 @@ def evaluate(
 
 
 def _divergences(
-    stages: Stages, prompts: Sequence[Prompt], collected: Collected, references: Mapping[str, Adapter | None]
+    stages: Stages, prompts: Sequence[Prompt], collected: Collected, references: Mapping[str, Sequence[Under]]
 ) -> dict[str, float | None]:
-    """Mean KL per completion to each reference by both estimators, and the policy's mean entropy per token."""
-    under: list[Under] = ["policy", *references.values()]
-    policy, *others = stages.learner.score(rows_of(prompts, collected.completions), under)
-    figures: dict[str, float | None] = {}
-    for name, other in zip(references, others, strict=True):
-        pairs = [kl_per_completion(p, q) for p, q in zip(policy.token_logps, other.token_logps, strict=True)]
-        figures[f"kl_{name}"] = mean([low_variance for low_variance, _ in pairs])
-        figures[f"kl_{name}_plain"] = mean([plain for _, plain in pairs])
+    """Mean KL per completion to each reference by both estimators, and the policy's mean entropy per token.
+
+    An ensemble's mean log-prob is not that of a normalised distribution, so its KL is the mean of the KLs to its
+    members; the low-variance estimate is smaller by what the mixture lacks of a probability of one.
+    """
+    # Each policy is scored once, however many references it is in.
+    under: list[Under] = list(dict.fromkeys(["policy", *(name for group in references.values() for name in group)]))
+    rows = rows_of(prompts, collected.completions)
+    scores = dict(zip(under, stages.learner.score(rows, under), strict=True))
+    policy, figures = scores["policy"], {}
+    for name, members in references.items():
+        if members:
+            others = mean_token_logps([scores[member].token_logps for member in members])
+            kls = [kl_per_completion(p, q) for p, q in zip(policy.token_logps, others, strict=True)]
+            figures[f"kl_{name}"] = mean([low_variance for low_variance, _ in kls])
+            figures[f"kl_{name}_plain"] = mean([plain for _, plain in kls])
     figures["entropy"] = mean([value for row in policy.entropies or () for value in row])
     return figures
 

@@ -11,7 +11,10 @@ from typing import Any, Protocol
 
 from online_dpo.config import LoraSection, RunConfig, RunSection
 from online_dpo.config_loading import check_resumable, dump_config, load_config
+from online_dpo.control import Control, stop_reason
+from online_dpo.control_config import PathReference
 from online_dpo.errors import RunDirectoryError
+from online_dpo.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.metrics import MetricsWriter, check_metrics
 from online_dpo.model_files import tensor_shapes
 from online_dpo.models import ModelInfo
@@ -45,10 +48,11 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """Where a finished run lies, and the summary of every round."""
+    """Where a run lies that has ended, and the summary of every round."""
 
     run_dir: Path
     rounds: tuple[dict[str, Any], ...]
+    stopped: str | None = None  # why its drift budget or alarm ended it before its last round
 
 
 def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
@@ -71,13 +75,16 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         for line in notes:
             _tell(listeners, line)
         is_finished = len(store.finished_rounds()) >= config.run.rounds
-        materials = None if is_finished else load_inputs(inputs)
+        stopped = None if is_finished else why_stopped(config, store)
+        materials = None if is_finished or stopped else load_inputs(inputs)
         if portable_yaml(inputs.config) != store.config_yaml:
             store.amend(config_yaml=portable_yaml(inputs.config))
         if materials is not None:
             return _play(materials, store, stack, listeners)
         if config.run.keep_optimizer == "last":
             store.prune_optimizer()  # what a kill right after the last round left
+        if stopped is not None:
+            return _result(store, stopped)
         _tell(listeners, f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
         return _result(store)
 
@@ -146,23 +153,37 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     stages.start_engines(learner_spec(materials))
     for line in stages.learner.notices():
         _tell(listeners, line)
-    play(materials, stages, store, listeners)
-    return _result(store)
+    return _result(store, play(materials, stages, store, listeners))
 
 
-def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> None:
-    """Run the loop and tell everyone. The metrics hear first: a commit covers what they wrote."""
+def why_stopped(config: RunConfig, store: RunStore) -> str | None:
+    """Why the drift budget or the alarm lets no further round be played, under the config as it is now."""
+    finished = store.finished_rounds()
+    if not finished:
+        return None
+    return stop_reason(config, Control.from_dict(store.round(finished[-1]).state()["control"]))
+
+
+def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:
+    """Run the loop and tell everyone. The metrics hear first: a commit covers what they wrote.
+
+    Returns:
+        Why the run was stopped before its last round by its drift budget or alarm; None if it was not.
+    """
     from online_dpo.rounds import run_rounds
 
     writer = MetricsWriter(store, tensorboard=materials.config.logging.tensorboard)
     events: Iterator[Event] = run_rounds(materials.job, stages, store)
+    stopped = None
     try:
         for event in events:
             writer.hear(event)
             for listener in listeners:
                 listener.hear(event)
+            stopped = event.data["reason"] if event.kind == "run_stopped" else stopped
     finally:
         writer.close()
+    return stopped
 
 
 def engine_spec(materials: Materials) -> Any:
@@ -228,6 +249,21 @@ def learner_spec(materials: Materials) -> Any:
         seed=config.run.seed,
         rounds=config.run.rounds,
         threads=config.learner.threads if isinstance(config.learner.threads, int) else None,
+        reference=_reference_source(materials),
+    )
+
+
+def _reference_source(materials: Materials) -> Any:
+    from online_dpo.loading import ModelSource
+
+    section, found = materials.config.reference, materials.reference
+    if not isinstance(section, PathReference) or not isinstance(found, ModelInfo):
+        return found
+    return ModelSource(
+        field=REFERENCE_FIELD,
+        name=section.path,
+        folder=str(found.folder),
+        trust_remote_code=section.trust_remote_code,
     )
 
 
@@ -240,9 +276,9 @@ def _place(config: RunConfig) -> dict[str, str]:
     return {"name": config.run.name, "dir": config.run.dir}
 
 
-def _result(store: RunStore) -> RunResult:
+def _result(store: RunStore, stopped: str | None = None) -> RunResult:
     rounds = tuple(record for record in store.metrics() if record["kind"] == "round_done")
-    return RunResult(run_dir=store.path, rounds=rounds)
+    return RunResult(run_dir=store.path, rounds=rounds, stopped=stopped)
 
 
 def _yaml_mapping(text: str) -> dict[str, Any]:

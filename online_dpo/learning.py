@@ -6,7 +6,8 @@ A Ray actor hosts it by calling exactly these methods, so all arguments and resu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -21,7 +22,8 @@ from online_dpo.errors import TrainingError
 from online_dpo.forward import Forward
 from online_dpo.gradients import Accumulation, NotFinite
 from online_dpo.items import lacks_reference, rows_of, trained_rows, with_reference
-from online_dpo.logprobs import TokenLogps, verify_head
+from online_dpo.loading import ModelSource, load_model
+from online_dpo.logprobs import TokenLogps
 from online_dpo.losses import kl_estimate
 from online_dpo.objective_config import ObjectiveSection
 from online_dpo.objectives import make_objective
@@ -47,6 +49,7 @@ class LearnerSpec:
     seed: int  # of the run
     rounds: int  # of the run
     threads: int | None  # None = torch's default
+    reference: Adapter | ModelSource | None = None  # what `reference.path` names; scored under "reference_model"
 
 
 class Learner:
@@ -56,18 +59,27 @@ class Learner:
         """Load the base model, attach LoRA, build the optimizer.
 
         Raises:
-            ModelError: the model does not load, its head is unknown, or the adapter does not fit.
+            ModelError: a model does not load, its head is unknown, or an adapter does not fit.
         """
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = adapters.load_base(
-            spec.model_folder, name=spec.model_name, dtype=spec.dtype, trust_remote_code=spec.trust_remote_code
-        ).to(self.device)
-        verify_head(base)
+        source = ModelSource(
+            field="model.path",
+            name=spec.model_name,
+            folder=spec.model_folder,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        base = load_model(source, dtype=spec.dtype, device=self.device)
         self.model = adapters.attach(base, spec.lora, spec.adapter, seed=spec.seed)
+        given: Any = None
+        if isinstance(spec.reference, Adapter):
+            adapters.add_given(self.model, spec.reference)
+        elif spec.reference is not None:
+            given = load_model(spec.reference, dtype=spec.dtype, device=self.device)
         self._forward = Forward(self.model, spec.learner)
+        self._given = None if given is None else Forward(given, spec.learner)
         self._parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         section = spec.learner
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=section.lr, weight_decay=section.weight_decay)
@@ -80,7 +92,7 @@ class Learner:
 
     def notices(self) -> list[str]:
         """What the config asks for and this model or machine cannot give, one line each."""
-        return self._forward.notices
+        return [*self._forward.notices, *(self._given.notices if self._given is not None else ())]
 
     def initial_adapter(self) -> Adapter | None:
         """Version 0: the adapter that the run continues, or None when the initial policy is the base model."""
@@ -95,7 +107,8 @@ class Learner:
 
         Args:
             rows: in any order; they are batched by length within `learner.micro_batch_tokens`.
-            under: an adapter, `"policy"` for the weights as they are now, or None for the base model.
+            under: an adapter, `"policy"` for the weights as they are now, `"reference_model"` for what the config's
+                `reference.path` names, or None for the base model.
 
         Returns:
             One `Scores` per entry of `under`, rows in the order given; entropies for `"policy"` only.
@@ -104,9 +117,9 @@ class Learner:
         for weights in under:
             logps: list[tuple[float, ...]] = [()] * len(rows)
             entropies: list[tuple[float, ...]] = [()] * len(rows)
-            with adapters.weights_of(self.model, weights):
-                for group in self._forward.row_groups(rows):
-                    scored = self._forward.scores([rows[i] for i in group])
+            with self._weights_of(weights) as forward:
+                for group in forward.row_groups(rows):
+                    scored = forward.scores([rows[i] for i in group])
                     for i, row_logps, row_entropies in zip(group, *scored, strict=True):
                         logps[i], entropies[i] = tuple(row_logps.tolist()), tuple(row_entropies.tolist())
             results.append(
@@ -133,9 +146,9 @@ class Learner:
     def _training_logps(self, rows: Sequence[Row], under: Under) -> list[list[float]]:
         """Token log-probs computed exactly as training computes them: a policy equal to its reference gains nothing."""
         logps: list[list[float]] = [[]] * len(rows)
-        with adapters.weights_of(self.model, under):
-            for group in self._forward.row_groups(rows):
-                found = self._forward.token_logps([rows[i] for i in group], training=False).logps
+        with self._weights_of(under) as forward:
+            for group in forward.row_groups(rows):
+                found = forward.token_logps([rows[i] for i in group], training=False).logps
                 for i, row in zip(group, found, strict=True):
                     logps[i] = row.tolist()
         return logps
@@ -336,3 +349,12 @@ class Learner:
     @property
     def _beta(self) -> float:
         return beta_at(self.spec.objective.betas[0], self._place) * self._beta_factor
+
+    @contextmanager
+    def _weights_of(self, under: Under) -> Iterator[Forward]:
+        """What rows go through to be scored under other weights: the policy's model for the time being, or another."""
+        if under == "reference_model" and self._given is not None:
+            yield self._given
+        else:
+            with adapters.weights_of(self.model, under):
+                yield self._forward

@@ -109,6 +109,12 @@ def has_vocabulary(folder: Path) -> bool:
     return any(True for pattern in _VOCABULARY for _ in folder.glob(pattern))
 
 
+def vocabulary_digest(folder: Path) -> str:
+    """A sha256 of the vocabulary files."""
+    files = sorted({file for pattern in _VOCABULARY for file in folder.glob(pattern)})
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
 def special_token_ids(folder: Path, label: str, *, vocab_size: int | None, generates: bool) -> dict[str, int]:
     """The ids of the tokenizer's `eos_token` and `pad_token`, read from its files.
 
@@ -152,7 +158,7 @@ def special_token_ids(folder: Path, label: str, *, vocab_size: int | None, gener
 
 
 def _checked_id(folder: Path, label: str, key: str, content: str, vocab_size: int | None) -> int:
-    token_id = _token_id(folder, label, content)
+    token_id = vocabulary(folder, label)[0].get(content)
     if token_id is None or (vocab_size is not None and token_id >= vocab_size):
         where = (
             "its vocabulary files" if token_id is None else f"the model's vocabulary of {vocab_size} (id {token_id})"
@@ -164,25 +170,25 @@ def _checked_id(folder: Path, label: str, key: str, content: str, vocab_size: in
     return token_id
 
 
-def _token_id(folder: Path, label: str, content: str) -> int | None:
-    """The id of a token, from whichever vocabulary file names it."""
+def vocabulary(folder: Path, label: str) -> tuple[dict[str, int], bool]:
+    """Token -> id, from whichever files name them, and whether these are all tokens: sentencepiece's own are not read.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
     if (folder / "tokenizer.json").is_file():
         fast = read_json(folder / "tokenizer.json", label)
-        vocabulary = fast.get("model", {}).get("vocab", {})
-        if isinstance(vocabulary, list):  # Unigram models: [piece, score] in the order of ids
-            vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
-        added = {token["content"]: token["id"] for token in fast.get("added_tokens", [])}
-        return added.get(content, vocabulary.get(content))
+        tokens = fast.get("model", {}).get("vocab", {})
+        if isinstance(tokens, list):  # Unigram models: [piece, score] in the order of ids
+            tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
+        return {**tokens, **{token["content"]: token["id"] for token in fast.get("added_tokens", [])}}, True
+    found: dict[str, int] = {}
+    for file in (folder / "vocab.json", folder / "added_tokens.json"):
+        found |= {token: int(index) for token, index in (read_json(file, label) if file.is_file() else {}).items()}
     if (folder / "tokenizer_config.json").is_file():
         decoder = read_json(folder / "tokenizer_config.json", label).get("added_tokens_decoder", {})
-        for token_id, token in decoder.items():
-            if token.get("content") == content:
-                return int(token_id)
-    for file in (folder / "added_tokens.json", folder / "vocab.json"):
-        vocabulary = read_json(file, label) if file.is_file() else {}
-        if content in vocabulary:
-            return int(vocabulary[content])
-    return None
+        found |= {token["content"]: int(index) for index, token in decoder.items() if "content" in token}
+    return found, (folder / "vocab.json").is_file()
 
 
 def fingerprint(folder: Path, weights: tuple[Path, ...]) -> str:

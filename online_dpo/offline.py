@@ -11,7 +11,8 @@ from online_dpo.drawing import Cursor
 from online_dpo.errors import ConfigError, DataError
 from online_dpo.labelling import unpair, with_mismatches
 from online_dpo.preferences import PairSource
-from online_dpo.stages import LearnerStage, Under
+from online_dpo.references import Reference, put_scored
+from online_dpo.stages import LearnerStage
 from online_dpo.store import RoundStore
 from online_dpo.types import Items, Labelled, Pair, Prompt
 
@@ -151,7 +152,7 @@ def commit_items(
     store: RoundStore,
     sampled: Sequence[Pair],
     written: Sequence[Pair] | Sequence[Labelled],
-    references: Sequence[Under],
+    reference: Reference,
 ) -> Items:
     """What a round trains on, with its reference log-probs, committed once: its own pairs, then the data set's.
 
@@ -161,10 +162,10 @@ def commit_items(
     pairs = [*sampled, *(item for item in written if isinstance(item, Pair))]
     if config.objective.is_unpaired:
         if not store.has(name):
-            store.put_records(name, learner.reference_logps(labelled_items(pairs, written), references))
+            put_scored(config, learner, store, name, labelled_items(pairs, written), reference)
         return store.get_records(name, Labelled)
     if not store.has(name):
-        store.put_records(name, learner.reference_logps(pairs, references))
+        put_scored(config, learner, store, name, pairs, reference)
     return store.get_records(name, Pair)
 
 

@@ -15,6 +15,7 @@ from judges.registry import JudgeSpec, make_spec
 from online_dpo.checks import NUM_PROBE_ROWS, probe_rows
 from online_dpo.config import JudgeSection, RunConfig
 from online_dpo.errors import ConfigError
+from online_dpo.given_reference import GivenReference, inspect_reference
 from online_dpo.models import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
 from online_dpo.offline import check_one_form, first_written
 from online_dpo.pair_config import PairColumns
@@ -35,6 +36,7 @@ class Inputs:
     config: RunConfig  # every `auto` that shapes the data is a number
     model: ModelInfo
     adapter: Adapter | None
+    reference: GivenReference | None  # what `reference.path` names
     judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, the evaluation's under their names
 
 
@@ -76,7 +78,8 @@ def inspect_inputs(config: RunConfig) -> Inputs:
     model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, base=model)
     check_lengths(config, model)
-    return Inputs(config=config, model=model, adapter=adapter, judges=judges)
+    reference = inspect_reference(config, model)
+    return Inputs(config=config, model=model, adapter=adapter, reference=reference, judges=judges)
 
 
 def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
@@ -114,7 +117,15 @@ def load_inputs(inputs: Inputs) -> Materials:
     config, model = inputs.config, inputs.model
     tokenizer = load_tokenizer(model.folder, trust_remote_code=config.model.trust_remote_code)
     job, first = load_job(config, model, tokenizer)
-    return Materials(config=config, model=model, adapter=inputs.adapter, judges=inputs.judges, job=job, first=first)
+    return Materials(
+        config=config,
+        model=model,
+        adapter=inputs.adapter,
+        reference=inputs.reference,
+        judges=inputs.judges,
+        job=job,
+        first=first,
+    )
 
 
 def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
@@ -167,6 +178,7 @@ def run_info(inputs: Inputs) -> dict[str, Any]:
     return {
         "model_fingerprint": inputs.model.fingerprint,
         "adapter_digest": None if inputs.adapter is None else inputs.adapter.digest,
+        "reference_digest": _digest(inputs.reference),
         "sources": source_digests(inputs.config),
         "packages": versions,
     }
@@ -182,10 +194,19 @@ def check_same_inputs(recorded: Mapping[str, Any], inputs: Inputs) -> list[str]:
     Raises:
         ConfigError: an input's content changed since the run began.
     """
-    found, model = run_info(inputs), inputs.config.model
-    named = {"model.path": model.path, "model.adapter": model.adapter, **source_files(inputs.config)}
-    before = {"model.path": recorded["model_fingerprint"], "model.adapter": recorded["adapter_digest"]}
-    now = {"model.path": found["model_fingerprint"], "model.adapter": found["adapter_digest"]}
+    found, config = run_info(inputs), inputs.config
+    named = {
+        "model.path": config.model.path,
+        "model.adapter": config.model.adapter,
+        "reference.path": getattr(config.reference, "path", None),
+        **source_files(config),
+    }
+    keys = {
+        "model.path": "model_fingerprint",
+        "model.adapter": "adapter_digest",
+        "reference.path": "reference_digest",
+    }
+    before, now = ({field: info[key] for field, key in keys.items()} for info in (recorded, found))
     for field, digest in {**before, **recorded["sources"]}.items():
         if {**now, **found["sources"]}.get(field) != digest:
             raise ConfigError(
@@ -198,6 +219,12 @@ def check_same_inputs(recorded: Mapping[str, Any], inputs: Inputs) -> list[str]:
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
+
+
+def _digest(reference: GivenReference | None) -> str | None:
+    if reference is None:
+        return None
+    return reference.digest if isinstance(reference, Adapter) else reference.fingerprint
 
 
 def source_files(config: RunConfig) -> dict[str, str]:

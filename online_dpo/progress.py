@@ -100,6 +100,8 @@ class Progress:
         seconds = time.monotonic() - self._began
         version = data["policy_version"]
         self._console.print(Text(f"round {version}/{self._num_rounds}: {describe_round(data)}, {seconds:.1f} s"))
+        for warning in data["warnings"]:
+            self._console.print(Text(f"warning: {warning}", style="yellow"))
 
     def _panel(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -13,13 +13,20 @@ from typing import Any
 from online_dpo import offline
 from online_dpo.collecting import Collected, Policy, Pusher, collect
 from online_dpo.config import RunConfig
-from online_dpo.control_config import EveryReference
+from online_dpo.control import advance, findings, measure, stop_reason
 from online_dpo.errors import NoPairsError
 from online_dpo.evaluation import evaluate
 from online_dpo.pair_evaluation import evaluate_pairs
 from online_dpo.pairing import build_pairs
+from online_dpo.positions import Position, committed_policy, restore_position
 from online_dpo.preferences import PairDraw, PairSource
 from online_dpo.prompts import Cursor, PromptSource
+from online_dpo.references import (
+    Reference,
+    commit_reference,
+    committed_sources,
+    next_reference,
+)
 from online_dpo.stages import REWARD, Event, Stages
 from online_dpo.store import RoundStore, RunStore
 from online_dpo.summaries import describe_completions, describe_items, mean
@@ -40,19 +47,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """Where a run stands between two rounds; the next round starts from this and nothing else."""
-
-    round_index: int  # of the next round; also the version of `policy`
-    cursor: Cursor  # of the prompts
-    pairs_cursor: Cursor
-    policy: Adapter | None  # None = the base model, which a fresh adapter leaves unchanged
-    previous: Adapter | None
-    reference: Adapter | None
-    reference_version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
     """What a round trains on, and where the next round's begins."""
 
@@ -70,43 +64,19 @@ def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
         NoPairsError: a round gave no pair at all.
     """
     initial = stages.learner.initial_adapter()
-    position = restore_position(store, initial)
+    position = restore_position(job.config, store, initial)
     restore_learner(stages, store, position.round_index)
     game = Rounds(job, stages, store, initial)
     num_rounds = job.config.run.rounds
     yield Event(kind="run_started", round_index=position.round_index, data={"num_rounds": num_rounds})
     game.prune()  # what a kill kept a former process from
     while position.round_index < num_rounds:
+        if (reason := stop_reason(job.config, position.control)) is not None:
+            yield Event(kind="run_stopped", round_index=position.round_index, data={"reason": reason})
+            return
         position = yield from game.play(position)
         game.prune()
     yield Event(kind="run_done", round_index=num_rounds)
-
-
-def restore_position(store: RunStore, initial: Adapter | None) -> Position:
-    """Where the finished rounds leave off. The reference is read back, never derived anew (DESIGN invariant 5)."""
-    index = len(store.finished_rounds())
-    if index == 0:
-        return Position(
-            round_index=0,
-            cursor=Cursor(),
-            pairs_cursor=Cursor(),
-            policy=initial,
-            previous=None,
-            reference=initial,
-            reference_version=0,
-        )
-    last = store.round(index - 1)
-    state = last.state()
-    version = state["reference_version"]
-    return Position(
-        round_index=index,
-        cursor=Cursor.from_dict(state["cursor"]),
-        pairs_cursor=Cursor.from_dict(state["pairs_cursor"]),
-        policy=_committed_policy(last, index),
-        previous=initial if index == 1 else _committed_policy(store.round(index - 2), index - 1),
-        reference=Adapter.from_files(version, last.get_files("reference")) if last.has("reference") else None,
-        reference_version=version,
-    )
 
 
 class Rounds:
@@ -124,21 +94,24 @@ class Rounds:
         # Learning begins after it, so with a checkpoint it is both committed and in the metrics.
         if index == 0 and newest_checkpoint(store) is None:
             start = Policy(version=0, adapter=self.initial, previous=None)
-            yield from self.evaluate(start, self.initial, 0, "evaluation-initial/")
+            yield from self.evaluate(start, position.reference, 0, "evaluation-initial/")
             yield from self.evaluate_pairs(0, 0)
         gathered = yield from self.gather(store, position)
-        learned = yield from train(self.config, self.stages, self.store, index, gathered.items)
+        learned = yield from train(
+            self.config, self.stages, self.store, index, gathered.items, position.control.beta_factor
+        )
         # What is pushed is what a reader of the run directory gets.
-        policy = _committed_policy(store, index + 1)
+        policy = committed_policy(store, index + 1)
         evaluations: Mapping[str, Any] = {}
         preferences: Mapping[str, Any] = {}
-        if (index + 1) % self.config.evaluation.every == 0 or index + 1 == self.config.run.rounds:
+        if self.is_evaluated(index) or index + 1 == self.config.run.rounds:
             updated = Policy(version=index + 1, adapter=policy, previous=position.policy)
             evaluations = yield from self.evaluate(updated, position.reference, index, "evaluation/")
             preferences = yield from self.evaluate_pairs(index, index + 1)
         summary = {
             "policy_version": index + 1,
-            "reference_version": position.reference_version,
+            "reference_versions": list(position.reference.versions),
+            "beta_factor": position.control.beta_factor,
             **gathered.figures,
             **learned,
             "evaluation": evaluations,
@@ -157,9 +130,8 @@ class Rounds:
         share = offline.take_share(config, self.job.pairs, store, position.pairs_cursor, len(pairs))
         if not store.has(offline.name_of_items(config)):
             yield Event(kind="stage", round_index=index, data={"stage": "reference"})
-        references = [position.reference] if config.objective.needs_reference else []
-        items = offline.commit_items(config, self.stages.learner, store, pairs, share.items, references)
-        figures |= {**share.figures, **describe_items(items)}
+        items = offline.commit_items(config, self.stages.learner, store, pairs, share.items, position.reference)
+        figures |= {**share.figures, **describe_items(items), **committed_sources(store)}
         return Gathered(items=items, figures=figures, cursor=cursor, pairs_cursor=share.cursor)
 
     def sample(
@@ -183,6 +155,10 @@ class Rounds:
         counts = {f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")}
         cursor = Cursor.from_dict(draw["cursor"])
         return pairs, {"num_prompts": len(prompts), **counts, **figures}, cursor
+
+    def is_evaluated(self, index: int) -> bool:
+        """Whether the schedule wants an evaluation after this round, however long the run is."""
+        return (index + 1) % self.config.evaluation.every == 0
 
     def draw(self, store: RoundStore, cursor: Cursor) -> tuple[list[Prompt], dict[str, Any]]:
         """The round's prompts, drawn once and committed with where the next round's begin."""
@@ -224,16 +200,14 @@ class Rounds:
         return list(pairing.pairs), figures
 
     def evaluate(
-        self, policy: Policy, reference: Adapter | None, index: int, base: str
+        self, policy: Policy, reference: Reference, index: int, base: str
     ) -> Generator[Event, None, Mapping[str, Any]]:
-        """Figures of every evaluation set; KL to the initial policy and to the one that was the reference."""
-        sets, first = self.job.evaluation_sets, self.store.round(0)
+        """Figures of every evaluation set; KL to the initial policy and to what was the reference."""
+        sets = self.job.evaluation_sets
         if not sets:
             return {}
         yield Event(kind="stage", round_index=index, data={"stage": "evaluating"})
-        baseline = None
-        if policy.version > 0:
-            baseline = {name: first.get_json(f"evaluation-initial/{name}/summary") for name in sets}
+        baseline = self.initial_evaluation() if policy.version > 0 else None
         summaries = yield from evaluate(
             self.config,
             self.stages,
@@ -241,7 +215,7 @@ class Rounds:
             self.pusher,
             policy,
             sets=sets,
-            references={"reference": reference, "initial": self.initial},
+            references={"reference": reference.members, "initial": (self.initial,)},
             baseline=baseline,
             round_index=index,
             base=base,
@@ -256,23 +230,33 @@ class Rounds:
         yield Event(kind="stage", round_index=index, data={"stage": "evaluating"})
         return (yield from evaluate_pairs(self.config, self.stages, self.store, index, version, sets=sets))
 
+    def initial_evaluation(self) -> dict[str, Any]:
+        """Set -> what was found for the initial policy."""
+        first = self.store.round(0)
+        return {name: first.get_json(f"evaluation-initial/{name}/summary") for name in self.job.evaluation_sets}
+
     def commit(
         self, store: RoundStore, position: Position, policy: Adapter, gathered: Gathered, summary: dict[str, Any]
     ) -> Generator[Event, None, Position]:
-        """Refresh the reference if it is due and close the round; what comes back starts the next one."""
+        """Refresh the reference if it is due, see whether all is in bounds and close the round; what comes back starts
+        the next one."""
         index = position.round_index
-        reference, version = position.reference, position.reference_version
-        schedule = self.config.reference
-        if isinstance(schedule, EveryReference) and (index + 1) % schedule.rounds == 0:
-            reference, version = policy, index + 1
-        if reference is not None and not store.has("reference"):
-            store.put_files("reference", reference.files())
+        reference = next_reference(self.config, position.reference, policy)
+        commit_reference(store, reference)
+        control = position.control
+        summary["warnings"] = []
+        if summary["evaluation"]:
+            measured = measure(index + 1, summary["evaluation"], self.initial_evaluation())
+            summary["warnings"] = [finding.message for finding in findings(self.config, measured)]
+            # The last round is evaluated in any case; a longer run, which may not, must go on from it all the same.
+            control = advance(self.config, control, measured) if self.is_evaluated(index) else control
         # The listener appends the summary to the metrics before the loop goes on, so the position covers it.
         yield Event(kind="round_done", round_index=index, data=summary)
         state = {
             "round": index,
             "policy_version": index + 1,
-            "reference_version": version,
+            "reference_versions": list(reference.versions),
+            "control": control.to_dict(),
             "cursor": gathered.cursor.to_dict(),
             "pairs_cursor": gathered.pairs_cursor.to_dict(),
             "metrics": self.store.metrics_position(),
@@ -286,7 +270,7 @@ class Rounds:
             policy=policy,
             previous=position.policy,
             reference=reference,
-            reference_version=version,
+            control=control,
         )
 
     def prune(self) -> None:
@@ -306,10 +290,6 @@ def training_plan(config: RunConfig, index: int) -> SamplingPlan:
         stop=tuple(config.sampling.stop),
         run_seed=config.run.seed,
     )
-
-
-def _committed_policy(store: RoundStore, version: int) -> Adapter:
-    return Adapter.from_files(version, store.get_files("adapter"))
 
 
 def _without_scores(summary: Mapping[str, Any]) -> dict[str, Any]:

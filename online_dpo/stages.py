@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 from online_dpo.checks import TokenLogps
 from online_dpo.types import Adapter, Completion, Item, Items, Row, SamplingPlan, Scores, Shard
 
-Under: TypeAlias = Adapter | Literal["policy"] | None
-"""Which weights score: the learner's current policy, a given adapter, or the base model (None)."""
+Under: TypeAlias = Adapter | Literal["policy", "reference_model"] | None
+"""Which weights score: the learner's current policy, what `reference.path` names, an adapter, or the base model (None).
+"""
 
 REWARD = "reward"
 """The training judge's name, beside the names of the evaluation's judges."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from online_dpo.config_loading import load_config
+from online_dpo.control import Control, stop_reason
 from online_dpo.metrics import check_metrics
 from online_dpo.pair_words import num_items, offline_outcomes, show_preferences
 from online_dpo.stages import REWARD
@@ -29,7 +30,9 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         check_metrics(store)
         finished = store.finished_rounds()
         records = store.metrics()
-        current = None
+        current, stopped = None, None
+        if finished and len(finished) < config.run.rounds:
+            stopped = stop_reason(config, Control.from_dict(store.round(finished[-1]).state()["control"]))
         if len(finished) < config.run.rounds:
             commits = store.round(len(finished)).names("")
             current = {
@@ -48,6 +51,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         # A round whose summary is written but not committed would be done again.
         "rounds": [r for r in records if r["kind"] == "round_done" and r["round"] in finished],
         "current": current,
+        "stopped": stopped,
     }
 
 
@@ -59,10 +63,17 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
     console.print(f"{status['run_dir']}: {status['num_finished']} of {status['num_rounds']} rounds finished")
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
+        console.print(training_table(status))
+        console.print(samples_table(status))
         console.print(seconds_table(status))
     for record in status["preferences"]:
         console.print(f"policy {record['policy_version']} on {record['set']}: {show_preferences(record)}")
-    if status["current"] is not None:
+    for record in status["rounds"]:
+        for warning in record["warnings"]:
+            console.print(f"warning: {warning}", soft_wrap=True)
+    if status["stopped"] is not None:
+        console.print(f"stopped: {status['stopped']}", soft_wrap=True)
+    elif status["current"] is not None:
         now = status["current"]
         console.print(
             f"round {now['round'] + 1} is unfinished: {now['num_shards_sampled']} shards sampled, "
@@ -83,7 +94,7 @@ def rounds_table(status: dict[str, Any]) -> Table:
     for name in ("round", "pairs", "no pair", "reward", "loss"):
         table.add_column(name, justify="right")
     for name in sets:
-        for column in (*judges, "KL", "length", "distinct-2"):
+        for column in (*judges, "KL", "KL to\nreference", "entropy", "length", "distinct-2", "self-BLEU"):
             table.add_column(f"{name}\n{column}", justify="right", no_wrap=True)
     initial = {record["set"]: record for record in status["initial"]}
     if initial:
@@ -99,6 +110,55 @@ def rounds_table(status: dict[str, Any]) -> Table:
             _number(record.get("loss")),
             *_evaluation_cells(record["evaluation"], sets, judges),
         )
+    return table
+
+
+_TRAINING = {
+    "beta": "beta",
+    "loss": "loss",
+    "accuracy": "implicit_accuracy",
+    "margin": "implicit_margin",
+    "chosen\nlogps": "chosen_logps",
+    "rejected\nlogps": "rejected_logps",
+    "chosen\ngain": "chosen_gain",
+    "rejected\ngain": "rejected_gain",
+    "chosen\nat the end": "chosen_gain_end",
+    "rejected\nat the end": "rejected_gain_end",
+    "grad\nnorm": "grad_norm",
+    "clipped": "clipped",
+}
+_SAMPLES = {
+    "length": "length_mean",
+    "chosen\nlength": "chosen_length_mean",
+    "rejected\nlength": "rejected_length_mean",
+    "EOS": "eos_rate",
+    "distinct-1": "distinct_1",
+    "distinct-2": "distinct_2",
+    "distinct-3": "distinct_3",
+    "self-BLEU": "self_bleu",
+    "duplicates": "duplicate_rate",
+}
+
+
+def training_table(status: dict[str, Any]) -> Table:
+    """One row per round: means over its optimizer steps. Gains are nats per completion against the reference; a chosen
+    gain below zero means that the chosen answers became less likely, too."""
+    return _table(status, _TRAINING)
+
+
+def samples_table(status: dict[str, Any]) -> Table:
+    """One row per round: what it was trained on."""
+    return _table(status, _SAMPLES)
+
+
+def _table(status: dict[str, Any], columns: dict[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    known = {title: name for title, name in columns.items() if any(name in record for record in status["rounds"])}
+    for title in ("round", *known):
+        table.add_column(title, justify="right")
+    for record in status["rounds"]:
+        cells = (_number(record.get(name)) for name in known.values())
+        table.add_row(str(record["policy_version"]), *cells)
     return table
 
 
@@ -123,7 +183,8 @@ def _evaluation_cells(evaluation: dict[str, Any], sets: list[str], judges: list[
             if f"{judge}_gain" in figures:
                 gain = f" [{figures[f'{judge}_gain_low']:+.2f}, {figures[f'{judge}_gain_high']:+.2f}]"
             cells.append(_number(figures.get(judge)) + gain)
-        cells += [_number(figures.get(key)) for key in ("kl_initial", "length_mean", "distinct_2")]
+        keys = ("kl_initial", "kl_reference", "entropy", "length_mean", "distinct_2", "self_bleu")
+        cells += [_number(figures.get(key)) for key in keys]
     return cells
 
 

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
-from online_dpo.checks import sampler_logps
+from online_dpo.checks import TokenLogps, sampler_logps
 from online_dpo.types import Completion, Items, Labelled, Pair, Verdict
 
 NUM_BLEU_TEXTS = 32
@@ -27,6 +27,11 @@ def kl_per_completion(policy: Sequence[float], other: Sequence[float]) -> tuple[
     """
     differences = [p - q for p, q in zip(policy, other, strict=True)]
     return sum(math.expm1(-d) + d for d in differences), sum(differences)
+
+
+def mean_token_logps(members: Sequence[TokenLogps]) -> list[list[float]]:
+    """The mean over several policies of each token's log-prob, `[T]` per row, nats."""
+    return [[sum(token) / len(token) for token in zip(*rows, strict=True)] for rows in zip(*members, strict=True)]
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -19,6 +19,9 @@ MAX_SKIPPED = 3
 
 _PROGRESS = "progress.json"  # beside the learner's own files in every checkpoint
 
+ENDS = ("chosen_gain", "rejected_gain")
+"""Step metrics whose last value is reported beside their mean: do the chosen answers end up less likely?"""
+
 
 @dataclass(slots=True)
 class Tally:
@@ -28,6 +31,7 @@ class Tally:
     num_skipped_steps: int = 0
     skipped_in_a_row: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)  # figure -> its sum, and the steps that reported it
+    ends: dict[str, float] = field(default_factory=dict)  # of the last step that was taken
 
     def add(self, figures: Mapping[str, Any]) -> None:
         """Count one step. A skipped one has nothing to average."""
@@ -40,16 +44,18 @@ class Tally:
         for name, value in figures.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = [total + value, count + 1]
+        self.ends |= {f"{name}_end": figures[name] for name in ENDS if name in figures}
 
     def summary(self) -> dict[str, float]:
-        """The mean of each figure over the steps that reported it; counts (`num_...`) as totals, `num_trained_...`."""
+        """The mean of each figure over the steps that reported it; counts (`num_...`) as totals, `num_trained_...`; and
+        the last step's gains, as `chosen_gain_end` and `rejected_gain_end`."""
         found: dict[str, float] = {"num_steps": self.num_steps, "num_skipped_steps": self.num_skipped_steps}
         for name, (total, count) in self.sums.items():
             if name.startswith("num_"):
                 found[f"num_trained_{name.removeprefix('num_')}"] = total
             elif name != "skipped":
                 found[name] = total / count
-        return found
+        return {**found, **self.ends}
 
 
 def train(
@@ -58,6 +64,7 @@ def train(
     run_store: RunStore,
     index: int,
     items: Items,
+    beta_factor: float,
 ) -> Generator[Event, None, dict[str, float]]:
     """Take the round's steps from the newest checkpoint on, and commit learner state and adapter.
 
@@ -70,7 +77,7 @@ def train(
     store = run_store.round(index)
     if not store.has(FINAL):
         yield Event(kind="stage", round_index=index, data={"stage": "learning"})
-        num_steps = stages.learner.begin_round(index, items)
+        num_steps = stages.learner.begin_round(index, items, beta_factor)
         tally = _tally_so_far(store)
         for step in range(tally.num_steps, num_steps):
             figures = stages.learner.step(step)

@@ -9,7 +9,9 @@ from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
 from online_dpo.config import RunConfig
+from online_dpo.control_config import PathReference
 from online_dpo.errors import JudgeError, ModelError
+from online_dpo.given_reference import inspect_reference
 from online_dpo.models import inspect_model, locate
 from online_dpo.preferences import describe_draw
 from online_dpo.preparation import (
@@ -32,6 +34,9 @@ def validate_light(config: RunConfig) -> Iterator[str]:
         model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
         check_lengths(config, model)
         yield f"model.path: {config.model.path} is whole; longest prompt and completion fit into its context"
+        if isinstance(config.reference, PathReference) and _is_local(config.reference.path):
+            inspect_reference(config, model)
+            yield f"reference.path: {config.reference.path} fits model.path"
     else:
         yield f"model.path: {config.model.path} is a hub id; not looked up without --deep"
     peek_sources(config)

@@ -14,6 +14,7 @@ from typing import Any
 from store_driver import play_round, tree
 
 from online_dpo.config_loading import load_config
+from online_dpo.control import Control
 from online_dpo.launch import portable_yaml
 from online_dpo.preparation import inspect_inputs, run_info
 from online_dpo.store import RunStore
@@ -102,17 +103,28 @@ def write_inputs(folder: Path, model: Path, **sections: Any) -> None:
     (folder / "config.yaml").write_text(json.dumps(config, indent=1))  # JSON is YAML
 
 
-def write_run() -> None:
-    """The run of the current folder's config, with two finished rounds and one under way, without its engines."""
+def write_run(control: Control | None = None) -> None:
+    """The run of the current folder's config, with two finished rounds and one under way, without its engines.
+
+    Args:
+        control: that the second round left behind.
+    """
     config = load_config("config.yaml")
     inputs = inspect_inputs(config)
     yaml, info = portable_yaml(inputs.config), run_info(inputs)
     with RunStore.create(config.run_dir, config_yaml=yaml, info=info) as store:
         for index in (0, 1):
             play_round(store.round(index), {})
-            figures = {"policy_version": index + 1, "num_pairs": 4, "outcomes": {"paired": 4}, "evaluation": {}}
+            figures = {
+                "policy_version": index + 1,
+                "num_pairs": 4,
+                "outcomes": {"paired": 4},
+                "evaluation": {},
+                "warnings": [],
+            }
             store.append_metrics({"kind": "round_done", "round": index, **figures, "seconds": {}})
-            store.finish_round(index, {"metrics": store.metrics_position()})
+            state = {"control": (control or Control()).to_dict(), "metrics": store.metrics_position()}
+            store.finish_round(index, state)
         store.prune_optimizer()
         play_round(store.round(2), {}, until="learner/step-000002")
 

@@ -40,6 +40,7 @@ from online_dpo.types import (
 EOS, VOCAB = 2, 40
 Weights = tuple[float, ...]
 BASE: Weights = (0.0, 0.0, 0.0, 0.0)
+GIVEN: Weights = (0.2, 0.1, -0.4, 0.3)  # what `reference.path` names
 CONFIG_JSON = b'{"peft_type": "LORA", "r": 1}'
 TENSOR = "base_model.model.layers.0.lora_B.weight"
 
@@ -48,7 +49,10 @@ def make_adapter(version: int, weights: Weights) -> Adapter:
     return Adapter(version=version, weights=save({TENSOR: np.array(weights)}), config=CONFIG_JSON)
 
 
-def weights_of(adapter: Adapter | None) -> Weights:
+def weights_of(adapter: Under) -> Weights:
+    if isinstance(adapter, str):
+        assert adapter == "reference_model"
+        return GIVEN
     return BASE if adapter is None else tuple(load(adapter.weights)[TENSOR].tolist())
 
 
@@ -89,7 +93,7 @@ class FakeLearner:
         self.weights, self.momentum = weights_of(initial), 0.0
         self.round, self.next_step = -1, 0
         self.references: list[tuple[int, *tuple[Under, ...]]] = []  # (policy version of the pairs, what was handed in)
-        self.scored_under: list[Sequence[Any]] = []
+        self.scored_under: list[tuple[int, Sequence[Under]]] = []  # (rows, weights)
 
     def initial_adapter(self) -> Adapter | None:
         return self._initial
@@ -99,7 +103,7 @@ class FakeLearner:
 
     def score(self, rows: Sequence[Row], under: Sequence[Any]) -> list[Scores]:
         self.tape.call("score", len(rows), *(label(name) for name in under))
-        self.scored_under.append(under)
+        self.scored_under.append((len(rows), under))
         return self.scores(rows, under)
 
     def scores(self, rows: Sequence[Row], under: Sequence[Any]) -> list[Scores]:

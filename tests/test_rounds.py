@@ -16,6 +16,7 @@ from online_dpo.store import RunStore
 from online_dpo.types import Adapter, Completion, Verdict
 
 GOLD = {"gold": {"type": "python", "target": "none:none"}}
+NUM_HELDOUT = 2  # rows that only evaluations score
 
 TAPE = """
 run_started 0 num_rounds=2
@@ -39,7 +40,7 @@ judging_started 0 base=evaluation-initial/heldout/ shard=0 judge=gold
 shard_judged 0 base=evaluation-initial/heldout/ shard=0 judge=reward
   done: judge gold v0 h0,h1
 shard_judged 0 base=evaluation-initial/heldout/ shard=0 judge=gold
-  score 2 policy base base
+  score 2 policy base
 evaluated 0 set=heldout policy_version=0
 stage 0 stage=sampling
   sample v0 p9,p6
@@ -86,7 +87,7 @@ judging_started 0 base=evaluation/heldout/ shard=0 judge=gold
 shard_judged 0 base=evaluation/heldout/ shard=0 judge=reward
   done: judge gold v1 h0,h1
 shard_judged 0 base=evaluation/heldout/ shard=0 judge=gold
-  score 2 policy base base
+  score 2 policy base
 evaluated 0 set=heldout policy_version=1
 round_done 0 num_pairs=4 policy_version=1
 round_committed 0
@@ -205,30 +206,31 @@ def test_random_orders_of_two_engines_give_one_run(tmp_path: Path) -> None:
 
 INITIAL = make_adapter(0, (0.3, -0.2, 0.1, 0.5))
 
-REFERENCES: list[tuple[dict[str, Any], Adapter | None, list[str], list[str], list[int]]] = [
-    # schedule, initial policy, reference of each round, content of its reference/, reference_version of its summary
-    ({"type": "fixed"}, None, ["base"] * 4, ["absent"] * 4, [0, 0, 0, 0]),
-    ({"type": "fixed"}, INITIAL, ["initial"] * 4, ["initial"] * 4, [0, 0, 0, 0]),
-    ({"type": "every", "rounds": 1}, None, ["base", "v1", "v2", "v3"], ["v1", "v2", "v3", "v4"], [0, 1, 2, 3]),
-    ({"type": "every", "rounds": 2}, None, ["base", "base", "v2", "v2"], ["absent", "v2", "v2", "v4"], [0, 0, 2, 2]),
+REFERENCES: list[tuple[dict[str, Any], Adapter | None, str, str]] = [
+    # schedule, initial policy, members of each round's reference, content of each round's reference/
+    ({"type": "fixed"}, None, "base | base | base | base", "absent | absent | absent | absent"),
+    ({"type": "fixed"}, INITIAL, "initial | initial | initial | initial", "initial | initial | initial | initial"),
+    ({"type": "every", "rounds": 1}, None, "base | v1 | v2 | v3", "v1 | v2 | v3 | v4"),
+    ({"type": "every", "rounds": 2}, None, "base | base | v2 | v2", "absent | v2 | v2 | v4"),
+    ({"type": "every", "rounds": 2}, INITIAL, "initial | initial | v2 | v2", "initial | v2 | v2 | v4"),
+    ({"type": "ensemble", "last": 2}, None, "base | base v1 | v1 v2 | v2 v3", "absent | absent | absent | absent"),
     (
-        {"type": "every", "rounds": 2},
+        {"type": "ensemble", "last": 3},
         INITIAL,
-        ["initial", "initial", "v2", "v2"],
-        ["initial", "v2", "v2", "v4"],
-        [0, 0, 2, 2],
+        "initial | initial v1 | initial v1 v2 | v1 v2 v3",
+        "absent | absent | absent | absent",
     ),
+    ({"type": "path", "path": "p"}, INITIAL, "given | given | given | given", "absent | absent | absent | absent"),
 ]
 
 
-@pytest.mark.parametrize(("schedule", "initial", "used", "folders", "versions"), REFERENCES)
+@pytest.mark.parametrize(("schedule", "initial", "used", "folders"), REFERENCES)
 @pytest.mark.parametrize("processes", ["one process", "a process per round"])
 def test_references(
     schedule: dict[str, Any],
     initial: Adapter | None,
-    used: list[str],
-    folders: list[str],
-    versions: list[int],
+    used: str,
+    folders: str,
     processes: str,
     tmp_path: Path,
 ) -> None:
@@ -241,23 +243,38 @@ def test_references(
         stages = FakeStages(run.config, initial=initial)
         part.go_on(stages)
         handed += stages.learner.references
-        compared += [under for under in stages.learner.scored_under if len(under) == 3]
+        compared += [under for num_rows, under in stages.learner.scored_under if num_rows == NUM_HELDOUT]
     with RunStore.read(run.path) as store:
         committed = [store.round(index) for index in range(4)]
         names = {None: "base"} if initial is None else {initial.digest: "initial"}
         names |= {Adapter.from_files(0, part.get_files("adapter")).digest: f"v{part.index + 1}" for part in committed}
         contents = [part.get_files("reference") if part.has("reference") else None for part in committed]
 
-    def name(adapter: Adapter | None) -> str:
-        return names[None if adapter is None else adapter.digest]
+    def name(under: Any) -> str:
+        if isinstance(under, str):
+            return {"reference_model": "given", "policy": "policy"}[under]
+        return names[None if under is None else under.digest]
 
-    assert [(version, name(reference)) for version, reference in handed] == list(enumerate(used))
-    # Each evaluation: the policy, what it was trained with, the initial policy; one more before the first round.
-    assert [name(reference) for _, reference, _ in compared] == [used[0], *used]
-    assert {name(first) for _, _, first in compared} == {used[0]}
-    assert ["absent" if files is None else name(Adapter.from_files(0, files)) for files in contents] == folders
+    members = [group.split() for group in used.split(" | ")]
+    assert [(version, list(map(name, reference))) for version, *reference in handed] == list(enumerate(members))
+    # Each evaluation: the policy, what it was trained with, the initial policy, each once; one more at the very start.
+    first = name(initial)
+    assert [list(map(name, under)) for under in compared] == [
+        list(dict.fromkeys(["policy", *group, first])) for group in [members[0], *members]
+    ]
+    assert ["absent" if files is None else name(Adapter.from_files(0, files)) for files in contents] == [
+        *folders.split(" | ")
+    ]
     summaries = [record for record in records(run.path) if record["kind"] == "round_done"]
-    assert [summary["reference_version"] for summary in summaries] == versions
+    numbers = {"base": [0], "initial": [0], "given": []}
+    assert [summary["reference_versions"] for summary in summaries] == [
+        [
+            number
+            for member in group
+            for number in numbers.get(member, [int(member[-1])] if member[-1].isdigit() else [])
+        ]
+        for group in members
+    ]
 
 
 def test_every_prompt_is_counted_once(tmp_path: Path) -> None:
