@@ -129,7 +129,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--lm-steps", type=int, default=1700, help="updates of the policy")
     parser.add_argument("--lm-minutes", type=float, default=60.0, help="end the policy's training earlier than that")
     parser.add_argument("--lm-resume-at", type=int, default=0, help="go on from OUT/policy, which had so many updates")
-    parser.add_argument("--reward-steps", type=int, default=600, help="updates of the reward model")
+    parser.add_argument("--reward-steps", type=int, default=1000, help="updates of the reward model")
     parser.add_argument("--reward-minutes", type=float, default=20.0, help="end its training earlier than that")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="only these, in their usual order")
