@@ -1,23 +1,22 @@
 """Attention over packed rows: every completion sees its prompt and itself, nothing else.
 
 Registered with transformers under `PACKED`; a model whose attention goes through that registry and hands on its
-keyword arguments needs no change. On CPU each block of equal groups is a few dense calls of SDPA, without masked-out
-work; on GPU one call of FlexAttention takes the whole batch.
+keyword arguments needs no change. On CPU `block_attention` takes it block by block; on GPU one call of FlexAttention
+takes the whole batch.
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from online_dpo.block_attention import attend_blocks
 from online_dpo.errors import ModelError
-from online_dpo.packing import Block, PackedBatch
+from online_dpo.packing import PackedBatch
 
 PACKED = "online_dpo_packed"
 
@@ -63,54 +62,11 @@ def packed_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda:
         return _by_flex(query, key, value, packing, scale), None
-    return attend_blocks(query, key, value, packing.blocks, scale), None
+    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    return attend_blocks(*flat, packing.blocks, scale)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)
-
-
-def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: tuple[Block, ...], scale: float) -> Tensor:
-    """`[1, heads, N, D]` -> `[1, N, heads, D]`, block by block."""
-    sizes = [block.num_tokens for block in blocks]
-    # Views token by token: `split`, unlike slicing, costs one concatenation in the backward pass.
-    parts = [tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)]
-    return torch.cat([_attend_block(block, scale, *qkv) for block, *qkv in zip(blocks, *parts, strict=True)])[None]
-
-
-def _attend_block(block: Block, scale: float, *qkv: Tensor) -> Tensor:
-    """`[G * S, heads, D]` each -> the same shape as the query's."""
-    shaped = [part.unflatten(0, (block.num_groups, block.group_tokens)).transpose(1, 2) for part in qkv]
-    if len(block.completions) < 2:
-        return _sdpa(*shaped, scale=scale).transpose(1, 2).flatten(0, 1)
-    lengths = [block.prompt, *block.completions]
-    (prompt_query, *queries), (prompt_key, *keys), (prompt_value, *values) = (t.split(lengths, dim=2) for t in shaped)
-    outputs = [_sdpa(prompt_query, prompt_key, prompt_value, scale=scale)]
-    for own_query, own_key, own_value in zip(queries, keys, values, strict=True):
-        all_keys, all_values = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
-        outputs.append(_sdpa(own_query, all_keys, all_values, scale=scale))
-    return torch.cat(outputs, dim=2).transpose(1, 2).flatten(0, 1)
-
-
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
-    """Causal attention; queries are the last ones of the keys' positions."""
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    mask = None if num_queries == num_keys else causal_mask(num_queries, num_keys, query.dtype, query.device)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-
-
-def causal_mask(num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`[num_queries, num_keys]` of 0 and -inf: query i sees the keys up to `num_keys - num_queries + i`."""
-    whole = _triangle(2 ** math.ceil(math.log2(max(num_keys, 2))), dtype, device)
-    return whole[num_keys - num_queries : num_keys, :num_keys]
-
-
-@cache
-def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    seen = torch.ones(size, size, dtype=torch.bool, device=device).tril()
-    return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
 
 
 def _by_flex(query: Tensor, key: Tensor, value: Tensor, packing: PackedBatch, scale: float) -> Tensor:

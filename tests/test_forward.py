@@ -26,7 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from online_dpo import attention, logprobs
+from online_dpo import attention, block_attention, logprobs
 from online_dpo.config import LearnerSection
 from online_dpo.errors import DataError, ModelError
 from online_dpo.forward import Forward
@@ -212,25 +212,34 @@ def test_sharing_counts_a_prompt_once_and_equal_shapes_make_one_block():
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2] * 2 + [0, 1] * 2]
 
 
-def test_flex_attention_sees_what_the_blocks_see():
+@pytest.mark.parametrize("min_shared", [2, None])
+@pytest.mark.parametrize(("tile", "piece"), [(2**18, 128), (1, 3), (500, 1)])
+def test_blocks_and_flex_attention_are_dense_attention_under_the_mask(monkeypatch, tile, piece, min_shared):
     """The mask is the GPU's; here it runs through FlexAttention's reference."""
-    packed = pack_rows(ROWS, min_shared=2)
+    monkeypatch.setattr(block_attention, "TILE_ELEMENTS", tile)
+    monkeypatch.setattr(block_attention, "PIECE_QUERIES", piece)
+    packed = pack_rows([row for row in ROWS for _ in range(2)], min_shared=min_shared)
     torch.manual_seed(0)
     size = packed.num_tokens
-    query, key, value = (torch.randn(1, heads, size, 8, dtype=torch.float64) for heads in (4, 2, 2))
-    mask = packed.sees()
+    query, key, value = (torch.randn(size, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
+    upstream = torch.randn(size, 4, 8, dtype=torch.float64)
+
     places = torch.arange(size)
-    dense = mask(torch.tensor(0), torch.tensor(0), places[:, None], places[None, :])
-    scores = torch.einsum("bhqd,bhkd->bhqk", query, key.repeat_interleave(2, dim=1)) * 0.3
+    dense = packed.sees()(torch.tensor(0), torch.tensor(0), places[:, None], places[None, :])
+    scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(2, dim=1)) * 0.3
     weights = scores.masked_fill(~dense, -torch.inf).softmax(dim=-1)
-    by_hand = torch.einsum("bhqk,bhkd->bqhd", weights, value.repeat_interleave(2, dim=1))
-    by_blocks = attention.attend_blocks(query, key, value, packed.blocks, 0.3)
+    by_hand = torch.einsum("hqk,khd->qhd", weights, value.repeat_interleave(2, dim=1))
+    by_blocks = block_attention.attend_blocks(query, key, value, packed.blocks, 0.3)
     torch.testing.assert_close(by_blocks, by_hand, rtol=0, atol=1e-12)
+    wanted = torch.autograd.grad((by_hand * upstream).sum(), [query, key, value])
+    found = torch.autograd.grad((by_blocks * upstream).sum(), [query, key, value])
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
     bias = torch.where(dense, 0.0, -torch.inf).double()
-    by_flex = flex_attention(
-        query, key, value, score_mod=lambda s, b, h, q, k: s + bias[q, k], scale=0.3, enable_gqa=True
-    )
-    torch.testing.assert_close(by_flex.transpose(1, 2), by_hand, rtol=0, atol=1e-12)
+    batched = [tensor.detach().transpose(0, 1)[None] for tensor in (query, key, value)]
+    by_flex = flex_attention(*batched, score_mod=lambda s, b, h, q, k: s + bias[q, k], scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(by_flex[0].transpose(0, 1), by_hand.detach(), rtol=0, atol=1e-12)
 
 
 # Precision
