@@ -62,8 +62,8 @@ def packed_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda:
         return _by_flex(query, key, value, packing, scale), None
-    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    return attend_blocks(*flat, packing.blocks, scale)[None], None
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend_blocks(query, key, value, packing.blocks, scale)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from online_dpo.checks import Gap, check_digests, check_gap, check_versions, sampler_logps
 from online_dpo.stages import REWARD, Event, Stages, Task
@@ -25,8 +25,10 @@ class Policy:
 class Pusher:
     """Pushes a policy when something is about to be sampled from it, and checks that it arrived."""
 
-    def __init__(self, stages: Stages, probe: Sequence[Row], tolerance: float) -> None:
-        self._stages, self._probe, self.tolerance = stages, probe, tolerance
+    def __init__(
+        self, stages: Stages, probe: Sequence[Row], tolerance: float, rescored: int | Literal["all"] = "all"
+    ) -> None:
+        self._stages, self._probe, self.tolerance, self.rescored = stages, probe, tolerance, rescored
         self._version: int | None = None
 
     def ensure(self, policy: Policy, round_index: int) -> Iterator[Event]:
@@ -122,14 +124,14 @@ class _Work:
     def on_sampled(self, shard: Shard, _: None, result: Sampled) -> Iterator[Event]:
         check_versions(self.policy.version, result.completions)
         if result.first_since_push:
-            rows = rows_of(shard.prompts, result.completions)
+            rows = rows_of(shard.prompts, self._rescored(result))
             self.running[self.stages.start_scoring(rows, scored_under(self.policy))] = ("rescored", shard, result)
         else:
             self.waiting.append((shard, result))
             yield from self._commit_waiting()
 
     def on_rescored(self, shard: Shard, sampled: Sampled, scores: list[Scores]) -> Iterator[Event]:
-        found = sampler_logps(sampled.completions)
+        found = sampler_logps(self._rescored(sampled))
         gaps = _gaps(found, [list(s.token_logps) for s in scores])
         # An event, not a part of any commit: which shard is the first after a push depends on where a run was resumed.
         yield self._event("rescored", shard, **check_gap("sampled", *gaps, self.pusher.tolerance))
@@ -167,6 +169,13 @@ class _Work:
             verdicts=verdicts,
             counters=counters,
         )
+
+    def _rescored(self, sampled: Sampled) -> Sequence[Completion]:
+        """The samples that are re-scored, evenly spread over the shard."""
+        found, wanted = sampled.completions, self.pusher.rescored
+        if wanted == "all" or wanted >= len(found):
+            return found
+        return [found[i * len(found) // wanted] for i in range(wanted)]
 
     def _commit_waiting(self) -> Iterator[Event]:
         # Which engine sampled a shard is not known here, so all wait while any engine is under suspicion.

@@ -83,6 +83,9 @@ class GeneratorSection(Section):
     enforce_eager: Auto | bool = "auto"  # auto = eager on CPU (no compiler needed), compiled on GPU
     threads: Auto | Count = "auto"  # CPU only; auto = all cores, resolved once and recorded
     max_restarts: int = changeable(1, ge=0)  # how often a shard is tried again after its engine died
+    rescored: Literal["all"] | Count = changeable(
+        "all"
+    )  # samples of an engine's first shard that the learner re-scores
     tolerance: Auto | Tolerance = changeable("auto")  # nats per token, mean; auto = 1e-3 in fp32, 5e-2 in bf16
 
 

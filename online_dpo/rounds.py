@@ -84,7 +84,7 @@ class Rounds:
 
     def __init__(self, job: Job, stages: Stages, store: RunStore, initial: Adapter | None) -> None:
         self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
-        self.pusher = Pusher(stages, job.probe, job.config.tolerance)
+        self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored)
 
     def play(self, position: Position) -> Generator[Event, None, Position]:
         """One round, from its first uncommitted piece of work to its commit."""
