@@ -135,6 +135,19 @@ def train(learner: Learner, pairs, round_index: int = 0, steps: range | None = N
     return [learner.step(step) for step in steps or range(count)]
 
 
+def captured_gradients(learner: Learner, pairs) -> dict[str, torch.Tensor]:
+    """What the first step of a round hands to the optimizer."""
+    found: dict[str, torch.Tensor] = {}
+
+    def capture(*_) -> None:
+        found.update({n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None})
+
+    hook = learner.optimizer.register_step_pre_hook(capture)
+    train(learner, pairs, steps=range(1))
+    hook.remove()
+    return found
+
+
 def rows_of(pairs) -> list[Row]:
     return [Row.of(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
 

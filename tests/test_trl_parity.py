@@ -1,4 +1,4 @@
-"""The same pairs, base and LoRA weights through TRL's `DPOTrainer`: one batch, three optimizer steps."""
+"""The same items, base and LoRA weights through TRL's `DPOTrainer` and `KTOTrainer`: one batch, three steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from peft import PeftModel
 from safetensors.torch import load as parse_safetensors
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
+from online_dpo.labelling import unpair
 from online_dpo.learning import Learner
+from online_dpo.objective_config import KTOObjective, Objective, SigmoidObjective
 from online_dpo.types import Adapter, Completion, Pair, Prompt
 
 STEPS, LR, BETA, DECAY, CLIP = 3, 5e-3, 0.1, 0.05, 0.6
@@ -63,17 +65,29 @@ def make_text_pairs(count: int) -> list[Pair]:
     return pairs
 
 
-def train_with_trl(base: str, adapter: Adapter, pairs: list[Pair], folder: Path) -> tuple[list[dict], Adapter]:
-    """TRL's log of each step, and its adapter afterwards. The reference is the adapter it starts from."""
-    (folder / "start").mkdir()
+Trained = tuple[list[dict], Adapter]
+
+
+def train_with_trl(
+    kind: type, config: type, base: str, adapter: Adapter, rows: list[dict], columns: dict[str, list], folder: Path
+) -> Trained:
+    """TRL's log of each step, and its adapter afterwards. The reference is the adapter it starts from.
+
+    Args:
+        kind: the trainer.
+        config: of its settings.
+        rows: its data set.
+        columns: token ids that it must train on.
+    """
+    (folder / "start").mkdir(parents=True)
     for name, content in adapter.files().items():
         (folder / "start" / name).write_bytes(content)
     model = AutoModelForCausalLM.from_pretrained(base)
-    trainer = DPOTrainer(
+    trainer = kind(
         model=PeftModel.from_pretrained(model, str(folder / "start"), is_trainable=True),
-        args=DPOConfig(
+        args=config(
             output_dir=str(folder / "out"),
-            per_device_train_batch_size=len(pairs),
+            per_device_train_batch_size=len(rows),
             max_steps=STEPS,
             learning_rate=LR,
             lr_scheduler_type="constant",
@@ -88,35 +102,59 @@ def train_with_trl(base: str, adapter: Adapter, pairs: list[Pair], folder: Path)
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=Dataset.from_list(
-            [{"prompt": pair.prompt.text, "chosen": pair.chosen.text, "rejected": pair.rejected.text} for pair in pairs]
-        ),
+        train_dataset=Dataset.from_list(rows),
         processing_class=word_tokenizer(),
     )
-    seen = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.train_dataset]
-    assert seen == [
-        (list(pair.prompt.token_ids), list(pair.chosen.token_ids), list(pair.rejected.token_ids)) for pair in pairs
-    ], "TRL trains on other tokens than ours"
+    seen = {name: [row[name] for row in trainer.train_dataset] for name in columns}
+    assert seen == columns, "TRL trains on other tokens than ours"
     trainer.train()
     trainer.model.save_pretrained(str(folder / "end"), selected_adapters=["default"])
     return [entry for entry in trainer.state.log_history if "loss" in entry], read_folder(folder / "end")
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trl")
-    base = save_tiny_llama(folder / "base")
-    adapter = random_adapter(base, folder / "adapter", seed=3)
-    pairs = make_text_pairs(6)
-    theirs = train_with_trl(base, adapter, pairs, folder)
+def train_here(base: str, adapter: Adapter, objective: Objective, items: list) -> Trained:
+    section = {"lr": LR, "weight_decay": DECAY, "max_grad_norm": CLIP, "batch_pairs": len(items), "epochs": STEPS}
+    learner = Learner(make_spec(base, adapter, micro_batch_tokens=90, objective=objective, **section))
+    count = learner.begin_round(0, learner.reference_logps(items, [adapter]))
+    return [learner.step(step) for step in range(count)], learner.policy(1)
 
-    spec = make_spec(
-        base, adapter, lr=LR, weight_decay=DECAY, max_grad_norm=CLIP, batch_pairs=6, epochs=STEPS, micro_batch_tokens=90
-    )
-    learner = Learner(replace(spec, objective=spec.objective.model_copy(update={"beta": BETA})))
-    count = learner.begin_round(0, learner.reference_logps(pairs, [adapter]))
-    ours = [learner.step(step) for step in range(count)], learner.policy(1)
-    return adapter, theirs, ours
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> tuple[str, Adapter]:
+    folder = tmp_path_factory.mktemp("start")
+    base = save_tiny_llama(folder / "base")
+    return base, random_adapter(base, folder / "adapter", seed=3)
+
+
+@pytest.fixture(scope="module")
+def both(start, tmp_path_factory):
+    pairs = make_text_pairs(6)
+    rows = [{"prompt": p.prompt.text, "chosen": p.chosen.text, "rejected": p.rejected.text} for p in pairs]
+    columns = {
+        "prompt_ids": [list(pair.prompt.token_ids) for pair in pairs],
+        "chosen_ids": [list(pair.chosen.token_ids) for pair in pairs],
+        "rejected_ids": [list(pair.rejected.token_ids) for pair in pairs],
+    }
+    theirs = train_with_trl(DPOTrainer, DPOConfig, *start, rows, columns, tmp_path_factory.mktemp("dpo"))
+    ours = train_here(*start, SigmoidObjective(type="sigmoid", beta=BETA), pairs)
+    return start[1], theirs, ours
+
+
+@pytest.fixture(scope="module")
+def both_of_kto(start, tmp_path_factory):
+    """TRL mismatches every answer with the one before it in the batch."""
+    items = unpair(make_text_pairs(4))
+    before = [items[i - 1].completion.token_ids for i in range(len(items))]
+    items = [replace(item, kl_completion_ids=ids) for item, ids in zip(items, before, strict=True)]
+    rows = [{"prompt": i.prompt.text, "completion": i.completion.text, "label": i.desirable} for i in items]
+    columns = {
+        "prompt_ids": [list(item.prompt.token_ids) for item in items],
+        "completion_ids": [list(item.completion.token_ids) for item in items],
+        "KL_completion_ids": [list(ids) for ids in before],
+    }
+    theirs = train_with_trl(KTOTrainer, KTOConfig, *start, rows, columns, tmp_path_factory.mktemp("kto"))
+    ours = train_here(*start, KTOObjective(type="kto", beta=BETA), items)
+    return start[1], theirs, ours
 
 
 def test_every_step_reports_the_same_loss_gradient_norm_and_log_probs(both):
@@ -132,9 +170,23 @@ def test_every_step_reports_the_same_loss_gradient_norm_and_log_probs(both):
     assert ours[-1]["loss"] < 0.9 * ours[0]["loss"]
 
 
-def test_the_updated_adapters_are_the_same(both):
+def test_every_step_of_kto_reports_the_same_loss_gradient_norm_and_kl(both_of_kto):
+    _, (theirs, _), (ours, _) = both_of_kto
+    assert len(theirs) == len(ours) == STEPS
+    for trl, own in zip(theirs, ours, strict=True):
+        assert own["loss"] == pytest.approx(trl["loss"], rel=1e-4)
+        assert own["grad_norm"] == pytest.approx(trl["grad_norm"], rel=1e-3)
+        assert own["kl"] == pytest.approx(trl["kl"], rel=1e-3, abs=1e-5)
+        assert own["chosen_logps"] == pytest.approx(trl["logps/chosen"], rel=1e-4)
+        assert own["rejected_logps"] == pytest.approx(trl["logps/rejected"], rel=1e-4)
+        assert own["implicit_margin"] == pytest.approx(trl["rewards/margins"], rel=1e-3, abs=1e-5)
+    assert ours[-1]["loss"] < ours[0]["loss"]
+
+
+@pytest.mark.parametrize("trainer", ["both", "both_of_kto"])
+def test_the_updated_adapters_are_the_same(trainer, request):
     """Measured: 7e-7 of the update's norm, 1.5e-7 at the worst weight."""
-    start, (_, theirs), (_, ours) = both
+    start, (_, theirs), (_, ours) = request.getfixturevalue(trainer)
     before, trl, own = (parse_safetensors(adapter.weights) for adapter in (start, theirs, ours))
     assert before.keys() == trl.keys() == own.keys()
     gap = torch.cat([(own[name] - trl[name]).flatten() for name in own])

@@ -56,8 +56,9 @@ def kto_loss(
         undesirable_weight: lambda_U.
     """
     expect_same_shape(gain=gain, desirable=desirable)
-    sign = torch.where(desirable, 1.0, -1.0).to(gain.dtype)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(gain.dtype)
+    # Tensors of the gains' own precision: bare numbers would be float32.
+    sign = torch.where(desirable, gain.new_tensor(1.0), gain.new_tensor(-1.0))
+    weight = torch.where(desirable, gain.new_tensor(desirable_weight), gain.new_tensor(undesirable_weight))
     return weight * (1.0 - (beta * sign * (gain - kl.detach())).sigmoid())
 
 

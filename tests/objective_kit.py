@@ -1,0 +1,65 @@
+"""Pairs with token log-probs drawn at random, for objectives without a model."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from learner_kit import make_pairs
+from torch import Tensor
+
+from online_dpo.items import with_reference
+from online_dpo.logprobs import TokenLogps
+from online_dpo.objective_config import MEMBERS
+from online_dpo.objectives import Outcome, PairwiseObjective
+from online_dpo.tensors import pair_batch
+from online_dpo.types import Pair
+
+Rows = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pairs and, row by row (chosen and rejected in turn), token log-probs and log collision probabilities."""
+
+    pairs: list[Pair]
+    policy: Rows
+    reference: Rows
+    collisions: Rows
+
+    def sides(self, index: int) -> tuple[slice, int]:
+        return slice(2 * index, 2 * index + 2), self.pairs[index].shared_length
+
+
+def draw(count: int = 5, seed: int = 0) -> Drawn:
+    """Different lengths, margins, probabilities and weights; gains of a few nats."""
+    rng = random.Random(seed)
+    pairs = make_pairs(count, seed=seed)
+    pairs = [
+        replace(pair, margin=0.2 + i, probability=0.55 + 0.08 * i, weight=0.5 + 0.3 * i) for i, pair in enumerate(pairs)
+    ]
+    lengths = [len(answer.token_ids) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+
+    def rows(low: float, high: float) -> Rows:
+        return [[rng.uniform(low, high) for _ in range(length)] for length in lengths]
+
+    policy, reference, collisions = rows(-3.0, -0.1), rows(-3.0, -0.1), rows(-2.5, -0.5)
+    pairs = [with_reference(pair, [[row] for row in reference[2 * i : 2 * i + 2]]) for i, pair in enumerate(pairs)]
+    return Drawn(pairs, policy, reference, collisions)
+
+
+def leaves(rows: Rows) -> list[Tensor]:
+    return [torch.tensor(row, dtype=torch.float64, requires_grad=True) for row in rows]
+
+
+def evaluate(drawn: Drawn, section: dict[str, Any]) -> tuple[Outcome, Rows]:
+    """An objective's outcome on the drawn pairs, and the gradient of its mean loss for every token."""
+    objective = PairwiseObjective(MEMBERS[section["type"]].model_validate(section))  # type: ignore[arg-type]
+    objective.begin_round(drawn.pairs)
+    policy = leaves(drawn.policy)
+    collisions = tuple(torch.tensor(row, dtype=torch.float64) for row in drawn.collisions)
+    batch = pair_batch(drawn.pairs, TokenLogps(tuple(policy), collisions if objective.with_collision else None))
+    outcome = objective(batch, position=0.0, beta_factor=1.0, state=objective.fresh_state)
+    return outcome, [g.tolist() for g in torch.autograd.grad(outcome.loss.mean(), policy, materialize_grads=True)]
