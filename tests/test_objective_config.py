@@ -97,7 +97,8 @@ def test_nonsense_says_why(overrides: list[str], message: str) -> None:
     ],
 )
 def test_the_length_of_a_run_is_fixed_where_a_beta_is_stretched_over_it(beta: str, free: bool) -> None:
-    old, new = (load_config(BASE, [f"objective.beta={beta}", f"run.rounds={n}"]) for n in (4, 5))
+    common = [f"objective.beta={beta}", "evaluation.sets.heldout.source=prompts.jsonl"]
+    old, new = (load_config(BASE, [*common, f"run.rounds={n}"]) for n in (4, 5))
     if free:
         assert check_resumable(old, new) == ["run.rounds was 4 and is now 5"]
     else:
