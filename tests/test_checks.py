@@ -139,7 +139,7 @@ def test_a_check_that_could_not_have_told_the_versions_apart_says_so(
 
 
 def test_no_more_samples_are_rescored_than_asked_for(tmp_path: Path) -> None:
-    run = Run.of(tmp_path, generator__rescored=3, run__rounds=1)
+    run = Run.of(tmp_path, generator__rescored=3, run__rounds=2, evaluation__sets={})
     stages = FakeStages(run.config)
     start, scored = stages.start_scoring, []
 
@@ -150,7 +150,7 @@ def test_no_more_samples_are_rescored_than_asked_for(tmp_path: Path) -> None:
     stages.start_scoring = start_scoring
     run.go_on(stages)
     sampled = {(row.prompt_ids, row.completion_ids) for _, row, _ in kept_completions(run)}
-    assert [len(rows) for rows in scored] == [3, 3]  # before and after the round's push
+    assert [len(rows) for rows in scored] == [3, 3]  # of six, after each push
     assert all((row.prompt_ids, row.completion_ids) in sampled for rows in scored for row in rows)
     assert len({row.prompt_ids for row in scored[0]}) > 1  # spread over the shard's prompts
 
