@@ -1,33 +1,22 @@
-"""Hosts any judge: batching, concurrency, timeouts, retries. A plain class; the launcher makes a Ray actor of it.
-
-Whatever goes wrong inside a judge ends as a counted abstention, never as a label and never as a dead host.
-"""
+"""Hosts any judge. A plain class; the launcher makes a Ray actor of it, `online-dpo judge` uses it as it is."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
-
-from judges.protocol import Judge, Question, check_verdicts, collect_counts, limits_of
-from judges.registry import JudgeSpec, build
-from judges.trial import try_judge
-from online_dpo.errors import JudgeError
-from online_dpo.types import FAILURE, Completion, Judged, Shard, Verdict, group_by_prompt
-
-log = logging.getLogger(__name__)
-
-Outcome = list[Verdict] | Exception
-Sleep = Callable[[float], Awaitable[None]]
+from judges.calling import Caller, Sleep
+from judges.protocol import Question, collect_counts
+from judges.registry import JudgeSpec, build_caller
+from judges.trial import try_judges
+from online_dpo.types import Completion, Judged, Shard, Verdict, group_by_prompt
 
 
 class JudgeHost:
-    """One judge and the rules by which it is called. All methods run on one event loop."""
+    """One judge, called by the rules of its config. All methods run on one event loop."""
 
     def __init__(self, spec: JudgeSpec, *, threads: int | None = None, sleep: Sleep = asyncio.sleep) -> None:
         """Nothing is loaded yet: `try_it` or the first shard does that, where its error can be reported.
@@ -40,9 +29,7 @@ class JudgeHost:
         self._spec = spec
         self._threads = threads
         self._sleep = sleep
-        self._judge: Judge | None = None
-        self._slots = asyncio.Semaphore(spec.section.concurrency)  # replaced once the judge's own limits are known
-        self._batch_size = spec.section.batch_size
+        self._caller: Caller | None = None
 
     async def try_it(self, chat: bool, metadata: Mapping[str, Any] | None = None) -> None:
         """Build the judge and try it on two canned completions.
@@ -55,13 +42,7 @@ class JudgeHost:
             JudgeError: it cannot be built, or does not keep its contract.
             ModelError: its model's folder is missing or incomplete.
         """
-        await try_judge(
-            self._ready(),
-            field=self._spec.label,
-            chat=chat,
-            metadata=metadata,
-            timeout_s=self._spec.section.timeout_s,
-        )
+        await try_judges(self._ready(), chat=chat, metadata=metadata)
 
     async def judge_shard(self, shard: Shard, completions: Sequence[Completion]) -> Judged:
         """Judge all completions of a shard. Batches never cross shards, so a redone shard gets the same verdicts.
@@ -75,7 +56,7 @@ class JudgeHost:
             ValueError: a completion answers no prompt of the shard.
             JudgeError: the judge cannot be built.
         """
-        self._ready()
+        caller = self._ready()
         groups = group_by_prompt(completions)
         strangers = groups.keys() - {prompt.prompt_id for prompt in shard.prompts}
         if strangers:
@@ -90,108 +71,27 @@ class JudgeHost:
             for prompt in shard.prompts
             if prompt.prompt_id in groups
         ]
-        counts = Counter(num_judge_calls=0, num_judge_retries=0, num_judge_timeouts=0, num_judge_failures=0)
-        batches = [questions[i : i + self._batch_size] for i in range(0, len(questions), self._batch_size)]
-        outcomes = await asyncio.gather(*(self._judge_batch(batch, counts) for batch in batches))
+        counts = dict.fromkeys(("num_judge_calls", "num_judge_retries", "num_judge_timeouts", "num_judge_failures"), 0)
+        with collect_counts() as found:
+            answers = await caller.ask(questions)
+        counts |= found
+        counts["num_judge_failures"] += sum(any(verdict.failed for verdict in answer) for answer in answers)
         verdicts: list[Verdict] = []
-        for question, outcome in zip(questions, (o for batch in outcomes for o in batch), strict=True):
+        for question, answer in zip(questions, answers, strict=True):
             samples = [c.sample_index for c in groups[question.prompt_id]]
-            if isinstance(outcome, Exception):
-                counts["num_judge_failures"] += 1
-                outcome = _failure(question, outcome)
-            verdicts.extend(_rename(verdict, samples) for verdict in outcome)
-        return Judged(verdicts=tuple(verdicts), counters=dict(counts))
+            verdicts.extend(_rename(verdict, samples) for verdict in answer)
+        return Judged(verdicts=tuple(verdicts), counters=counts)
 
-    def _ready(self) -> Judge:
+    def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
-        if self._judge is None:
-            self._judge = build(self._spec)
-            limits = limits_of(self._judge)
-            section = self._spec.section
-            self._slots = asyncio.Semaphore(min(section.concurrency, limits.calls_in_flight or section.concurrency))
-            self._batch_size = min(section.batch_size, limits.questions_per_call or section.batch_size)
+        if self._caller is None:
+            self._caller = build_caller(self._spec, sleep=self._sleep)
             if self._threads is not None and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)
-        return self._judge
-
-    async def _judge_batch(self, batch: Sequence[Question], counts: Counter[str]) -> list[Outcome]:
-        """One outcome per question. A batch that keeps failing is asked question by question, once."""
-        try:
-            return list(await self._ask_with_retries(batch, counts))
-        except Exception as error:
-            if len(batch) == 1:
-                return [error]
-            log.warning("%s: a batch of %d failed, asking one by one: %s", self._spec.label, len(batch), error)
-        return list(await asyncio.gather(*(self._ask_alone(question, counts) for question in batch)))
-
-    async def _ask_alone(self, question: Question, counts: Counter[str]) -> Outcome:
-        try:
-            return (await self._ask([question], counts))[0]
-        except Exception as error:
-            return error
-
-    async def _ask_with_retries(self, batch: Sequence[Question], counts: Counter[str]) -> list[list[Verdict]]:
-        def before_sleep(_: RetryCallState) -> None:
-            counts["num_judge_retries"] += 1
-
-        retrying = AsyncRetrying(
-            sleep=self._sleep,
-            stop=stop_after_attempt(1 + self._spec.section.retries),
-            wait=wait_exponential(multiplier=0.5, max=10.0),
-            retry=retry_if_exception(_is_worth_a_retry),
-            before_sleep=before_sleep,
-            reraise=True,
-        )
-        return await retrying(self._ask, batch, counts)
-
-    async def _ask(self, batch: Sequence[Question], counts: Counter[str]) -> list[list[Verdict]]:
-        """One call, within its slot and its time.
-
-        A blocking judge's thread cannot be killed: after a timeout it runs on beside the next call, unobserved.
-        """
-        async with self._slots:
-            counts["num_judge_calls"] += 1
-            limit = asyncio.timeout(self._spec.section.timeout_s)
-            with collect_counts() as own:
-                try:
-                    async with limit:
-                        verdicts = check_verdicts(batch, await self._ready().judge(batch))
-                except TimeoutError:
-                    if limit.expired():
-                        counts["num_judge_timeouts"] += 1
-                        raise TimeoutError(f"no answer within {self._spec.section.timeout_s:g} s") from None
-                    raise
-                except SystemExit as error:  # would end the host
-                    raise RuntimeError(f"called sys.exit({error.code})") from error
-                except asyncio.CancelledError as error:
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        raise  # somebody cancelled the host's task, not the judge its own
-                    raise RuntimeError("cancelled its own call") from error
-        counts.update(own)
-        return verdicts
-
-
-def _is_worth_a_retry(error: BaseException) -> bool:
-    """A broken contract is a bug of the judge's; asking again costs much and mends little."""
-    return isinstance(error, Exception) and not isinstance(error, JudgeError)
-
-
-def _failure(question: Question, error: Exception) -> list[Verdict]:
-    message = " ".join(str(error).split())
-    message = message if len(message) <= 200 else f"{message[:197]}..."
-    reason = f"{FAILURE}{type(error).__name__}: {message}"
-    return [question.abstain(i, reason) for i in range(len(question.completions))]
+        return self._caller
 
 
 def _rename(verdict: Verdict, samples: Sequence[int]) -> Verdict:
     """From positions in the question to sample indices."""
     second = None if verdict.second is None else samples[verdict.second]
-    return Verdict(
-        prompt_id=verdict.prompt_id,
-        first=samples[verdict.first],
-        second=second,
-        score=verdict.score,
-        probability=verdict.probability,
-        reason=verdict.reason,
-    )
+    return replace(verdict, first=samples[verdict.first], second=second)

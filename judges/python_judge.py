@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import combinations, permutations
 from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
 
 from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, as_list, show
 from judges.threads import in_thread
@@ -93,21 +97,22 @@ class BatchJudge:
 
 
 class PairwiseJudge:
-    """Calls `compare(prompt, a, b)` once for every two completions; `a` is the one sampled first."""
+    """Calls `compare(prompt, a, b)` for every two completions, in one order (`a` was sampled first) or in both."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, both_orders: bool = False) -> None:
         self._code = _UserCode(function, {})
+        self._duels = permutations if both_orders else combinations
         self.limits = self._code.limits
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
         return [
-            [
-                q.compare(i, j, await self._code(q.prompt, a, q.completions[j], metadata=dict(q.metadata)))
-                for i, a in enumerate(q.completions)
-                for j in range(i + 1, len(q.completions))
-            ]
-            for q in questions
+            [await self._compare(question, i, j) for i, j in self._duels(range(len(question.completions)), 2)]
+            for question in questions
         ]
+
+    async def _compare(self, question: Question, i: int, j: int) -> Verdict:
+        a, b = question.completions[i], question.completions[j]
+        return question.compare(i, j, await self._code(question.prompt, a, b, metadata=dict(question.metadata)))
 
 
 class ListwiseJudge:
@@ -123,14 +128,18 @@ class ListwiseJudge:
         ]
 
 
-def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str) -> Judge:
+def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str, both_orders: bool = False) -> Judge:
     """Make a judge of a user's function or class.
+
+    A class that is a pydantic model, or that names one as `Args`, has its arguments validated; with `Args` the
+    constructor gets one argument, the validated model.
 
     Args:
         target: what the config's `target` names.
         args: the constructor's arguments, or further arguments of a function.
         field: the config section, such as `judge`.
         name: the target as the config has it.
+        both_orders: ask `compare` about every two completions both ways.
 
     Raises:
         JudgeError: it is not callable, its signature does not fit, its constructor raises, or its methods leave
@@ -144,22 +153,41 @@ def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str) -> 
                 f"a class"
             )
         _check_args(target, args, ("prompt", "completion"), field=field, label=label)
+        _refuse_both_orders(both_orders, field=field, label=label)
         return PointwiseJudge(target, args)
-    _check_args(target, args, (), field=field, label=label)
+    return _adapt_instance(_construct(target, args, field, label), field=field, label=label, both_orders=both_orders)
+
+
+def _construct(target: type, args: Mapping[str, Any], field: str, label: str) -> Any:
+    model = getattr(target, "Args", None)
+    has_args = inspect.isclass(model) and issubclass(model, BaseModel)
+    checked: Any = model if has_args else target
+    _check_args(checked, args, (), field=field, label=label)
     try:
-        instance = target(**args)
+        return target(checked(**args)) if has_args else target(**args)
+    except ValidationError as error:
+        lines = [_explain(problem, field) for problem in error.errors()]
+        raise JudgeError("\n".join(f"{line} (as {label} has it)" for line in lines)) from None
     except Exception as error:
         raise JudgeError(
             f"{label} could not be constructed: {type(error).__name__}: {error}; check {field}.args and what the "
             f"constructor reads"
         ) from error
-    return _adapt_instance(instance, field=field, label=label)
 
 
-def _adapt_instance(instance: Any, *, field: str, label: str) -> Judge:
+def _explain(problem: Any, field: str) -> str:
+    place = ".".join(map(str, (f"{field}.args", *problem["loc"])))
+    if problem["type"] == "missing":
+        return f"{place} is missing; set it"
+    wish = str(problem["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{place} is {json.dumps(problem['input'], default=str)}; it must be {wish}"
+
+
+def _adapt_instance(instance: Any, *, field: str, label: str, both_orders: bool) -> Judge:
     if callable(getattr(instance, "judge", None)):
         if not inspect.iscoroutinefunction(instance.judge):
             raise JudgeError(f"{label} has a judge method that is not async; write async def judge(self, questions)")
+        _refuse_both_orders(both_orders, field=field, label=label)
         return cast(Judge, instance)
     methods = [name for name in KINDS if callable(getattr(instance, name, None))]
     if not methods:
@@ -176,8 +204,15 @@ def _adapt_instance(instance: Any, *, field: str, label: str) -> Judge:
     name = "score_batch" if "score_batch" in methods else methods[0]
     method = getattr(instance, name)
     _check_args(method, {}, PARAMETERS[name], field=field, label=f"{label}'s {name}")
-    adapters = {"score": PointwiseJudge, "score_batch": BatchJudge, "compare": PairwiseJudge, "rank": ListwiseJudge}
-    return adapters[name](method)
+    if name == "compare":
+        return PairwiseJudge(method, both_orders=both_orders)
+    _refuse_both_orders(both_orders, field=field, label=label)
+    return {"score": PointwiseJudge, "score_batch": BatchJudge, "rank": ListwiseJudge}[name](method)
+
+
+def _refuse_both_orders(both_orders: bool, *, field: str, label: str) -> None:
+    if both_orders:
+        raise JudgeError(f"{field}.both_orders is true and {label} has no compare to ask both ways; remove it")
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

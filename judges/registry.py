@@ -1,50 +1,59 @@
 """Config section -> judge, in two steps, so that a user's file travels from the driver to the workers.
 
-`make_spec` runs in the driver and takes the file's source text along; `build` runs where the judge will live.
+`make_spec` runs in the driver and takes the file's source text along; `build_caller` runs where the judge will live.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import itertools
-import linecache
-import sys
-import tokenize
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from judges.calling import Caller, Sleep
 from judges.protocol import Judge
 from judges.python_judge import adapt
-from online_dpo.errors import JudgeError
-from online_dpo.judge_config import PythonJudge, RewardModelJudge
+from judges.user_code import load_target, read_source
+from online_dpo.judge_config import (
+    CachedJudge,
+    EnsembleJudge,
+    LengthPenaltyJudge,
+    NormaliseJudge,
+    OuterJudge,
+    ProcessJudge,
+    PythonJudge,
+    RewardModelJudge,
+    VerifierJudge,
+)
 
-EMBEDDED = {"gold": ("online_dpo.embedded.gold", "GoldJudge")}
-_serial = itertools.count()
+Inner = Mapping[str, Caller]
+"""Where it is in the section -> a judge inside the one that is built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeSpec:
     """A judge before it is built: small, picklable, complete without the user's folder."""
 
-    section: RewardModelJudge | PythonJudge
+    section: Any  # of `online_dpo.judge_config.JudgeSection`
     field: str  # where the section is in the config, such as `judge` or `evaluation.judges.gold`
     source: str | None = None  # content of the .py file that `target` names
+    inner: Mapping[str, JudgeSpec] = field(default_factory=dict)  # place in the section -> a judge inside this one
+    base_dir: str = "."  # what relative paths are relative to
 
     @property
     def label(self) -> str:
         """The judge in error messages."""
-        if isinstance(self.section, RewardModelJudge):
-            return f"{self.field}.path {self.section.path}"
-        return f"{self.field}.target {self.section.target}"
+        match self.section:
+            case RewardModelJudge():
+                return f"{self.field}.path {self.section.path}"
+            case PythonJudge():
+                return f"{self.field}.target {self.section.target}"
+        return f"{self.field} ({self.section.type})"
 
 
-def make_spec(section: RewardModelJudge | PythonJudge, *, field: str, base_dir: Path) -> JudgeSpec:
-    """Check what can be checked without running anything, and read the judge's file.
+def make_spec(section: Any, *, field: str, base_dir: Path) -> JudgeSpec:
+    """Check what can be checked without running anything, and read the judge's file and those of judges inside it.
 
     Args:
         section: the judge's part of the config.
@@ -54,43 +63,41 @@ def make_spec(section: RewardModelJudge | PythonJudge, *, field: str, base_dir: 
     Raises:
         JudgeError: the target names no function or class, or its file is missing or no Python.
     """
-    if isinstance(section, RewardModelJudge):
-        return JudgeSpec(section=section, field=field)
-    label = f"{field}.target {section.target}"
-    place, name = _split(section.target, label)
-    if place == "embedded" or not _is_file(place):
-        return JudgeSpec(section=section, field=field)
-    path = base_dir / place
-    if not path.is_file():
-        raise JudgeError(f"{label}: the file {path} does not exist; give the path of a Python file and :{name}")
-    try:
-        with tokenize.open(path) as file:  # honours an encoding declaration
-            source = file.read()
-        compile(source, place, "exec")
-    except (SyntaxError, ValueError, OSError) as error:
-        raise JudgeError(f"{label}: {_where_it_broke(error, place)}; mend the file") from None
-    return JudgeSpec(section=section, field=field, source=source)
+    source, inner = None, {}
+    if isinstance(section, PythonJudge):
+        source = read_source(section.target, label=f"{field}.target {section.target}", base_dir=base_dir)
+    if isinstance(section, OuterJudge):
+        inner = {p: make_spec(s, field=f"{field}.{p}", base_dir=base_dir) for p, s in section.inner.items()}
+    return JudgeSpec(section=section, field=field, source=source, inner=inner, base_dir=str(base_dir.resolve()))
 
 
-def build(spec: JudgeSpec) -> Judge:
-    """Build the judge where it will live.
+def build_caller(spec: JudgeSpec, *, sleep: Sleep = asyncio.sleep) -> Caller:
+    """Build the judge where it will live, with those inside it.
 
     Raises:
         JudgeError: its code does not import, lacks the function or class, does not take the config's `args`; or its
             model cannot be used.
         ModelError: its model's folder is missing or incomplete.
     """
-    builder: Callable[[Any, JudgeSpec], Judge] = _BUILDERS[type(spec.section)]
-    return builder(spec.section, spec)
+    inner = {place: build_caller(part, sleep=sleep) for place, part in spec.inner.items()}
+    builder: Callable[[Any, JudgeSpec, Inner], Judge] = _BUILDERS[type(spec.section)]
+    judge = builder(spec.section, spec, inner)
+    return Caller(judge, spec.section, label=spec.label, inner=tuple(inner.values()), sleep=sleep)
 
 
-def _build_reward_model(section: RewardModelJudge, spec: JudgeSpec) -> Judge:
+def build(spec: JudgeSpec) -> Judge:
+    """As `build_caller`, without the rules of calling."""
+    return build_caller(spec).judge
+
+
+def _build_reward_model(section: RewardModelJudge, spec: JudgeSpec, _: Inner) -> Judge:
     from judges.reward_model import RewardModel  # torch and transformers
 
     return RewardModel(
         section.path,
         field=spec.field,
         dtype=section.dtype,
+        output=section.output,
         max_tokens=section.max_tokens,
         batch_tokens=section.batch_tokens,
         trust_remote_code=section.trust_remote_code,
@@ -98,77 +105,57 @@ def _build_reward_model(section: RewardModelJudge, spec: JudgeSpec) -> Judge:
     )
 
 
-def _build_python(section: PythonJudge, spec: JudgeSpec) -> Judge:
-    place, name = _split(section.target, spec.label)
-    if place == "embedded":
-        if name not in EMBEDDED:
-            raise JudgeError(f"{spec.label} is not embedded; the embedded judges are {', '.join(sorted(EMBEDDED))}")
-        place, name = EMBEDDED[name]
-    module = _import_source(spec, place) if spec.source is not None else _import_module(place, name, spec)
-    try:
-        target = getattr(module, name)
-    except AttributeError:
-        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'no function or class at all'}"
-        raise JudgeError(f"{spec.label}: {place} has nothing named {name}; {hint}") from None
-    return adapt(target, section.args, field=spec.field, name=section.target)
+def _build_python(section: PythonJudge, spec: JudgeSpec, _: Inner) -> Judge:
+    target = load_target(section.target, spec.source, label=spec.label)
+    return adapt(target, section.args, field=spec.field, name=section.target, both_orders=section.both_orders)
 
 
-_BUILDERS: dict[type, Callable[[Any, JudgeSpec], Judge]] = {
+def _build_verifier(section: VerifierJudge, spec: JudgeSpec, _: Inner) -> Judge:
+    from judges.verifier import Verifier
+
+    return Verifier(section, field=spec.field)
+
+
+def _build_process(section: ProcessJudge, spec: JudgeSpec, inner: Inner) -> Judge:
+    from judges.process import Process
+
+    return Process(section, inner["judge"], field=spec.field)
+
+
+def _build_ensemble(section: EnsembleJudge, spec: JudgeSpec, inner: Inner) -> Judge:
+    from judges.ensemble import Ensemble
+
+    return Ensemble(section, {place.removeprefix("judges."): caller for place, caller in inner.items()})
+
+
+def _build_length_penalty(section: LengthPenaltyJudge, spec: JudgeSpec, inner: Inner) -> Judge:
+    from judges.wrappers import LengthPenalty
+
+    return LengthPenalty(section, inner["judge"])
+
+
+def _build_normalise(section: NormaliseJudge, spec: JudgeSpec, inner: Inner) -> Judge:
+    from judges.wrappers import Normalise
+
+    return Normalise(section, inner["judge"], field=spec.field)
+
+
+def _build_cached(section: CachedJudge, spec: JudgeSpec, inner: Inner) -> Judge:
+    from judges.cache import Cached
+    from judges.fingerprint import fingerprint
+
+    path = Path(spec.base_dir) / Path(section.path).expanduser()
+    key = fingerprint(spec.inner["judge"], version=section.version)
+    return Cached(inner["judge"], path=path, key=key, field=f"{spec.field}.path")
+
+
+_BUILDERS: dict[type, Callable[[Any, JudgeSpec, Inner], Judge]] = {
     RewardModelJudge: _build_reward_model,
     PythonJudge: _build_python,
+    VerifierJudge: _build_verifier,
+    ProcessJudge: _build_process,
+    EnsembleJudge: _build_ensemble,
+    LengthPenaltyJudge: _build_length_penalty,
+    NormaliseJudge: _build_normalise,
+    CachedJudge: _build_cached,
 }
-
-
-def _import_source(spec: JudgeSpec, place: str) -> ModuleType:
-    """Run the file's source as a module of its own name, so that no other module or folder can be mistaken for it."""
-    assert spec.source is not None
-    module = ModuleType(f"online_dpo_user_judge_{next(_serial)}")
-    module.__file__ = place
-    lines = spec.source.splitlines(keepends=True)
-    # Tracebacks then show the lines, also where the file does not exist; no modification time = never re-read.
-    linecache.cache[place] = (len(spec.source), None, lines, place)
-    sys.modules[module.__name__] = module  # dataclasses and pickle look their module up
-    try:
-        exec(compile(spec.source, place, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
-        hint = "mend the file"
-        if isinstance(error, ImportError):
-            hint = "a judge's file travels to the workers alone, so it may import installed packages only"
-        raise JudgeError(f"{spec.label}: {_where_it_broke(error, place)}; {hint}") from error
-    return module
-
-
-def _import_module(place: str, name: str, spec: JudgeSpec) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        file = f"{place.replace('.', '/')}.py"
-        hint = f"mend it, or install what it needs on every node; a file is given by its path, such as {file}:{name}"
-        raise JudgeError(f"{spec.label}: {_where_it_broke(error, place)}; {hint}") from error
-
-
-def _where_it_broke(error: BaseException, place: str) -> str:
-    """`place does not import (line 3): ModuleNotFoundError: ...`; the line is the innermost one of that file."""
-    if isinstance(error, SyntaxError):
-        line, message = error.lineno, error.msg
-    else:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == place]
-        line, message = (frames[-1].lineno if frames else None), str(error)
-    at = "" if line is None else f" (line {line})"
-    return f"{place} does not import{at}: {type(error).__name__}: {message}"
-
-
-def _split(target: str, label: str) -> tuple[str, str]:
-    place, colon, name = target.rpartition(":")
-    if not (colon and place and name.isidentifier()):
-        raise JudgeError(
-            f"{label} names no function or class; write path/to/file.py:name, package.module:name or embedded:gold"
-        )
-    return place, name
-
-
-def _is_file(place: str) -> bool:
-    return place.endswith(".py") or "/" in place

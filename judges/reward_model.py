@@ -23,7 +23,10 @@ from online_dpo.types import PromptContent, Verdict
 
 
 class RewardModel:
-    """Scores `prompt + completion` with a classification head: one label = its logit, two = the second's log-odds."""
+    """Scores `prompt + completion` with a classification head.
+
+    One label = its logit, two = the second's log-odds; with `output` one label of many, or a weighted sum of them.
+    """
 
     limits = Limits(calls_in_flight=1)  # more calls would only share the same cores or GPU
 
@@ -33,6 +36,7 @@ class RewardModel:
         *,
         field: str = "judge",
         dtype: str = "float32",
+        output: int | Sequence[float] | None = None,
         max_tokens: int | None = None,
         batch_tokens: int = 8192,
         trust_remote_code: bool = False,
@@ -44,6 +48,7 @@ class RewardModel:
             path: a folder, a hub id, or `embedded:reward`.
             field: the config section, for error messages.
             dtype: float32 or bfloat16.
+            output: the position of the label whose logit is the score, or a weight for each label's logit.
             max_tokens: longer inputs lose the start of the prompt; None = as many as the model has positions for.
             batch_tokens: padded tokens of one forward pass; one sequence is always taken.
             trust_remote_code: run code that the model's folder brings along.
@@ -51,23 +56,20 @@ class RewardModel:
 
         Raises:
             ModelError: the folder is missing or incomplete.
-            JudgeError: the model has no classification head, or one of more than two labels; or `max_tokens` is
-                beyond its positions.
+            JudgeError: the model has no classification head, or more than two labels and no `output` or one that
+                does not fit; or `max_tokens` is beyond its positions.
         """
         label = f"{field}.path {path}"
         folder = locate(path, field=f"{field}.path")
         info = inspect_model(folder, field=f"{field}.path", generates=False)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if config.num_labels > 2:
-            raise JudgeError(
-                f"{label} has {config.num_labels} labels; a reward model has one score, or two labels of which the "
-                f"second is the better: choose another model"
-            )
+        weights = _head_weights(output, config, field=field, label=label)
         self._max_tokens = self._input_limit(max_tokens, info.max_model_len, field)
         model = _load(folder, config, dtype=dtype, trust_remote_code=trust_remote_code, label=label)
         self._device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
+        self._weights = torch.tensor(weights, device=self._device)
         self._batch_tokens = batch_tokens
         self._own_pad_id: int | None = config.get_text_config().pad_token_id
         # A call that timed out may still be running in its thread, and fast tokenizers refuse to be shared.
@@ -134,7 +136,7 @@ class RewardModel:
         ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=self._device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self._device)
         logits = self._model(input_ids=ids, attention_mask=mask).logits.float()
-        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        return (logits * self._weights).sum(dim=1)
 
     def _pad_id(self, rows: Sequence[list[int]]) -> int:
         """The id that marks padding in this batch.
@@ -156,6 +158,29 @@ class RewardModel:
             )
         # A tokenizer that knows no limit says 1e30.
         return int(min(max_tokens or positions or math.inf, self._tokenizer.model_max_length))
+
+
+def _head_weights(output: int | Sequence[float] | None, config: Any, *, field: str, label: str) -> list[float]:
+    """A weight for each label's logit; of two labels the second's log-odds are the score."""
+    number = int(config.num_labels)
+    names = ", ".join(f"{i} {name}" for i, name in sorted((config.id2label or {}).items())[:8])
+    if output is None:
+        if number > 2:
+            raise JudgeError(
+                f"{label} has {number} labels ({names}); set {field}.output to the position of one, or to a list with "
+                f"a weight for each"
+            )
+        return [1.0] if number == 1 else [-1.0, 1.0]
+    if isinstance(output, int):
+        if output >= number:
+            raise JudgeError(f"{field}.output is {output} and the model has {number} labels ({names}); count from 0")
+        return [float(i == output) for i in range(number)]
+    if len(output) != number or not any(output):
+        raise JudgeError(
+            f"{field}.output has {len(output)} weights and the model has {number} labels ({names}); give one for "
+            f"each, not all 0"
+        )
+    return [float(weight) for weight in output]
 
 
 def _load(folder: Path, config: Any, *, dtype: str, trust_remote_code: bool, label: str) -> Any:

@@ -7,12 +7,35 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from judges.calling import Caller
 from judges.protocol import Judge, Question, check_verdicts
 from online_dpo.errors import JudgeError
 from online_dpo.types import PromptContent
 
 TEXT = "In a few words, the film was"
 ANSWERS = (" a quiet joy from the first scene to the last.", " far too long, and I left before the end.")
+
+
+async def try_judges(caller: Caller, *, chat: bool, metadata: Mapping[str, Any] | None = None) -> None:
+    """Try a judge, after those inside it, so that what is said names the one that is wrong.
+
+    Args:
+        caller: any judge.
+        chat: whether the run's prompts are chat messages.
+        metadata: that of the run's first prompt.
+
+    Raises:
+        JudgeError: a line for each that does not keep its contract.
+    """
+    problems = []
+    for inner in caller.inner:
+        try:
+            await try_judges(inner, chat=chat, metadata=metadata)
+        except JudgeError as error:
+            problems.append(str(error))
+    if problems:
+        raise JudgeError("\n".join(problems))
+    await try_judge(caller.judge, field=caller.label, chat=chat, metadata=metadata, timeout_s=caller.trial_timeout_s)
 
 
 async def try_judge(

@@ -1,29 +1,22 @@
 """Judged completions -> pairs. Every prompt ends as paired or under exactly one reason, and everything is counted.
 
-Whatever a judge says, pairing sees one function: `preference(i, j)`, a margin and a probability. Between two scores
-the margin is their difference and the probability its sigmoid (Bradley-Terry); between two completions that were
-compared the probability is the judge's and the margin its logit.
+Whatever a judge says, pairing sees one function: `preference(i, j)` of `online_dpo.opinions`.
 """
 
 from __future__ import annotations
 
-import math
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from online_dpo.opinions import Indices, Opinion
 from online_dpo.types import Completion, Pair, Prompt, Verdict, derive_seed, group_by_prompt
 
 Strategy = Literal["best_vs_worst", "random", "all_pairs"]
 Truncated = Literal["keep", "drop", "penalise"]
-Indices = tuple[int, int]
-
-PROBABILITY_EPS = 1e-6
-"""Probabilities are clipped to [eps, 1 - eps]: a judge's "always" becomes a margin of 13.8, not of infinity."""
 
 DEFAULT_TRUNCATED_PENALTY = 1.0
 
@@ -38,22 +31,6 @@ OUTCOMES = (
     "tie",  # the judge strictly prefers none
     "below_min_margin",  # it does, but by less than min_margin
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """How much the first of two completions is preferred to the second."""
-
-    margin: float  # score difference or logit of the probability, penalties included; finite
-    probability: float  # sigmoid of the margin
-
-    @property
-    def is_strict(self) -> bool:
-        # A margin under 1e-16 has a probability of one half in floating point, and names no winner.
-        return self.margin > 0.0 and self.probability > 0.5
-
-    def reversed(self) -> Preference:
-        return Preference(-self.margin, 1.0 - self.probability)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +87,8 @@ def build_pairs(
     for prompt in prompts:
         answers, reason = _eligible(groups.get(prompt.prompt_id, []), drop_truncated=truncated == "drop", counts=counts)
         if reason is None:
-            opinion = Opinion(said.get(prompt.prompt_id, []), answers, penalty=penalty)
+            penalties = {c.sample_index: penalty * (c.finish_reason == "length") for c in answers}
+            opinion = Opinion(said.get(prompt.prompt_id, []), [c.sample_index for c in answers], penalties=penalties)
             draw = random.Random(derive_seed(seed, "pairing", round_index, prompt.prompt_id))
             winners, reason = _choose(opinion, strategy, min_margin, draw, counts)
             by_index = {c.sample_index: c for c in answers}
@@ -119,71 +97,6 @@ def build_pairs(
     counts["num_pairs"] = len(pairs)
     assert sum(outcomes.values()) == len(prompts), "a prompt was lost without a reason"
     return Pairing(pairs=tuple(pairs), outcomes=dict(outcomes), counts=dict(counts))
-
-
-class Opinion:
-    """What was said about the completions of one prompt, as preferences."""
-
-    def __init__(self, verdicts: Sequence[Verdict], answers: Sequence[Completion], *, penalty: float) -> None:
-        """Take in the verdicts.
-
-        Args:
-            verdicts: all about one prompt.
-            answers: the completions that may be paired.
-            penalty: taken off the margin of a truncated one.
-        """
-        self.indices = [c.sample_index for c in answers]
-        self._penalties = {c.sample_index: penalty * (c.finish_reason == "length") for c in answers}
-        self._scores = {v.first: v.score for v in verdicts if v.score is not None}
-        self._silent: set[int | frozenset[int]] = set()  # completions and pairs that the judge abstained on
-        self._wins: dict[Indices, list[float]] = {}  # (i, j) with i < j -> probabilities that i wins
-        for verdict in verdicts:
-            i, j = verdict.first, verdict.second
-            if verdict.reason is not None:
-                self._silent.add(i if j is None else frozenset((i, j)))
-            elif verdict.probability is not None and j is not None:
-                p = verdict.probability
-                self._wins.setdefault((min(i, j), max(i, j)), []).append(p if i < j else 1.0 - p)
-        self.has_failures = any(v.failed and {v.first, v.second} & set(self.indices) for v in verdicts)
-
-    def preference(self, i: int, j: int) -> Preference | None:
-        """How much sample `i` is preferred to sample `j`; None where the judge did not say.
-
-        Where both orders were judged the probability is their mean, which cancels a judge's liking for the first
-        place. An abstention about one of the two, or about the two together, is not overruled by anything else.
-        """
-        if i > j:
-            other = self.preference(j, i)
-            return None if other is None else other.reversed()
-        if self._silent & {i, j, frozenset((i, j))}:
-            return None
-        handicap = self._penalties[j] - self._penalties[i]
-        if (i, j) in self._wins:
-            found = self._wins[i, j]
-            p = min(max(sum(found) / len(found), PROBABILITY_EPS), 1.0 - PROBABILITY_EPS)
-            logit = math.log(p) - math.log1p(-p)
-            return Preference(logit, p) if handicap == 0.0 else _from_margin(logit + handicap)
-        if i in self._scores and j in self._scores:
-            return _from_margin(self._scores[i] - self._scores[j] + handicap)
-        return None
-
-    def strengths(self) -> dict[int, float]:
-        """Mean probability of winning over the opponents judged, of every completion that has one."""
-        won: dict[int, list[float]] = {}
-        for i, j in combinations(self.indices, 2):
-            preference = self.preference(i, j)
-            if preference is not None:
-                won.setdefault(i, []).append(preference.probability)
-                won.setdefault(j, []).append(1.0 - preference.probability)
-        return {i: math.fsum(values) / len(values) for i, values in sorted(won.items())}
-
-
-def _from_margin(margin: float) -> Preference:
-    margin = min(max(margin, -sys.float_info.max), sys.float_info.max)  # two huge scores may differ by infinity
-    if margin >= 0.0:
-        return Preference(margin, 1.0 / (1.0 + math.exp(-margin)))
-    odds = math.exp(margin)
-    return Preference(margin, odds / (1.0 + odds))
 
 
 def _eligible(

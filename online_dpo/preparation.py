@@ -16,6 +16,7 @@ from online_dpo.checks import NUM_PROBE_ROWS, probe_rows
 from online_dpo.config import JudgeSection, RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.given_reference import GivenReference, inspect_reference
+from online_dpo.judge_config import hosted_judges, replace_hosted
 from online_dpo.models import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
 from online_dpo.offline import check_one_form, first_written
 from online_dpo.pair_config import PairColumns
@@ -232,9 +233,10 @@ def source_files(config: RunConfig) -> dict[str, str]:
     files = {} if config.prompts is None else {"prompts.source": config.prompts.source}
     files |= {f"evaluation.sets.{name}.source": section.source for name, section in config.evaluation.sets.items()}
     files |= {f"{field}.source": section.source for field, section in pair_sections(config).items()}
-    for field, judge in judge_sections(config).items():
-        if judge.type == "python" and ".py:" in judge.target:
-            files[f"{field}.target"] = judge.target.rsplit(":", 1)[0]
+    for outer, judge in judge_sections(config).items():
+        for field, section in hosted_judges(judge, outer):
+            if section.type == "python" and ".py:" in section.target:
+                files[f"{field}.target"] = section.target.rsplit(":", 1)[0]
     return files
 
 
@@ -258,12 +260,15 @@ def resolve_threads(config: RunConfig) -> RunConfig:
     def settled(section: Any, number: int) -> Any:
         return section.model_copy(update={"threads": number}) if section.threads == "auto" else section
 
-    judges = {name: settled(judge, half) for name, judge in config.evaluation.judges.items()}
+    def judge_settled(judge: Any) -> Any:
+        return replace_hosted(judge, lambda _, section: settled(section, half))
+
+    judges = {name: judge_settled(judge) for name, judge in config.evaluation.judges.items()}
     return config.model_copy(
         update={
             "generator": settled(config.generator, cores),
             "learner": settled(config.learner, cores),
-            "judge": None if config.judge is None else settled(config.judge, half),
+            "judge": None if config.judge is None else judge_settled(config.judge),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }
     )
@@ -275,15 +280,21 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
     def kept(section: Any, old: Any) -> Any:
         return section.model_copy(update={"threads": old.threads}) if section.threads == "auto" else section
 
+    def judge_kept(judge: Any, old: Any) -> Any:
+        before = dict(hosted_judges(old, "judge"))
+        return replace_hosted(
+            judge, lambda field, section: kept(section, before[field]) if field in before else section
+        )
+
     judges = {
-        name: kept(judge, recorded.evaluation.judges[name]) if name in recorded.evaluation.judges else judge
+        name: judge_kept(judge, recorded.evaluation.judges[name]) if name in recorded.evaluation.judges else judge
         for name, judge in config.evaluation.judges.items()
     }
     return config.model_copy(
         update={
             "generator": kept(config.generator, recorded.generator),
             "learner": kept(config.learner, recorded.learner),
-            "judge": config.judge and kept(config.judge, recorded.judge or config.judge),
+            "judge": config.judge and judge_kept(config.judge, recorded.judge or config.judge),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }
     )

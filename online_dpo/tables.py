@@ -61,8 +61,9 @@ _VERDICT = _schema(
         "score": pa.float64(),
         "probability": pa.float64(),
         "reason": pa.string(),
+        "uncertainty": pa.float64(),  # in the unit of score or probability; null = one opinion only
     },
-    nullable=("second", "score", "probability", "reason"),
+    nullable=("second", "score", "probability", "reason", "uncertainty"),
 )
 # How a completion was sampled; null all together in an answer from a data set, and nowhere else.
 _PROVENANCE = ("finish_reason", "sampler_logps", "policy_version", "seed")

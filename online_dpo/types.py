@@ -85,6 +85,9 @@ class Verdict:
 
     Exactly one of `score` (about one completion, finite), `probability` (that `first` beats `second`, in [0, 1],
     one half is a tie) and `reason` (an abstention) is set. Indices are sample indices.
+
+    `uncertainty` is how far several judges disagree: the standard deviation of their scores or probabilities, in the
+    same unit. None = one opinion only.
     """
 
     prompt_id: str
@@ -93,6 +96,7 @@ class Verdict:
     score: float | None = None
     probability: float | None = None
     reason: str | None = None
+    uncertainty: float | None = None
 
     def __post_init__(self) -> None:
         if [self.score, self.probability, self.reason].count(None) != 2:
@@ -101,6 +105,10 @@ class Verdict:
             raise ValueError(f"verdict on {self.prompt_id}/{self.first}: a score is finite and about one completion")
         if self.probability is not None and (self.second is None or not 0.0 <= self.probability <= 1.0):
             raise ValueError(f"verdict on {self.prompt_id}: a probability is in [0, 1] and about two completions")
+        if self.uncertainty is not None and (
+            self.reason is not None or not (math.isfinite(self.uncertainty) and self.uncertainty >= 0.0)
+        ):
+            raise ValueError(f"verdict on {self.prompt_id}: an uncertainty is finite, not negative, and of an opinion")
 
     @property
     def failed(self) -> bool:

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-from judges.registry import build, make_spec
-from judges.trial import try_judge
+from judges.registry import build_caller, make_spec
+from judges.trial import try_judges
 from online_dpo.config import RunConfig
 from online_dpo.control_config import PathReference
 from online_dpo.errors import JudgeError, ModelError
@@ -65,9 +65,8 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
     chat = materials.first.messages is not None
     metadata, problems = dict(materials.first.metadata), []
     for name, spec in materials.judges.items():
-        timeout_s = spec.section.timeout_s
         try:
-            asyncio.run(try_judge(build(spec), field=spec.label, chat=chat, metadata=metadata, timeout_s=timeout_s))
+            asyncio.run(try_judges(build_caller(spec), chat=chat, metadata=metadata))
         except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
             problems.append(str(error))
         else:

@@ -122,7 +122,7 @@ class f:
     assert brief(nine.verdicts) == [(n, i, None, float(n)) for n in names[:9] for i in range(2)]
     assert (nine.counters["num_seen"], four.counters["num_seen"]) == (9, 4)
     assert (nine.counters["num_judge_calls"], four.counters["num_judge_calls"]) == (5, 2)
-    batches, peak = host._judge.report()  # type: ignore[union-attr]
+    batches, peak = host._caller.judge.report()  # type: ignore[union-attr]
     assert peak == 3
     assert sorted(batches) == sorted(
         [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"], ["8"], ["9", "10"], ["11", "12"]]
@@ -291,7 +291,7 @@ class f:
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
-    assert host._judge.calls == 1  # type: ignore[union-attr]
+    assert host._caller.judge.calls == 1  # type: ignore[union-attr]
 
 
 def test_long_reasons_are_short_and_strangers_are_refused() -> None:

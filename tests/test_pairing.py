@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_dpo.pairing import OUTCOMES, PROBABILITY_EPS, Pairing, build_pairs
+from online_dpo.opinions import PROBABILITY_EPS
+from online_dpo.pairing import OUTCOMES, Pairing, build_pairs
 from online_dpo.types import FAILURE, Completion, Prompt, Verdict
 
 

@@ -28,6 +28,7 @@ JSON = st.recursive(
     max_leaves=4,
 )
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple)
+SPREADS = st.none() | st.floats(0, allow_nan=False, allow_infinity=False)
 LOGPS = st.none() | st.floats(max_value=0)
 MESSAGES = st.lists(
     st.tuples(st.text(), st.text()).map(lambda both: {"role": both[0], "content": both[1]}), max_size=3
@@ -67,8 +68,8 @@ def written_answers(draw: st.DrawFn, prompt_id: str) -> Completion:
 @st.composite
 def verdicts(draw: st.DrawFn) -> Verdict:
     about: dict[str, Any] = draw(
-        st.fixed_dictionaries({"score": st.floats(allow_nan=False, allow_infinity=False)})
-        | st.fixed_dictionaries({"second": st.integers(0, 9), "probability": st.floats(0, 1)})
+        st.fixed_dictionaries({"score": st.floats(allow_nan=False, allow_infinity=False), "uncertainty": SPREADS})
+        | st.fixed_dictionaries({"second": st.integers(0, 9), "probability": st.floats(0, 1), "uncertainty": SPREADS})
         | st.fixed_dictionaries({"second": st.none() | st.integers(0, 9), "reason": st.text()})
     )
     return Verdict(prompt_id=draw(st.text()), first=draw(st.integers(0, 9)), **about)

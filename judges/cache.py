@@ -1,0 +1,141 @@
+"""Verdicts kept in an SQLite file, so that nobody pays twice for the same one: across shards, resumes and runs.
+
+An entry is addressed by what it depends on: the judge's fingerprint, the prompt with its metadata, and the
+completions in their order. Failed calls are never kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from judges.calling import Caller
+from judges.protocol import Question, count
+from judges.threads import in_thread
+from online_dpo.errors import JudgeError
+from online_dpo.types import Verdict
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0
+"""How long a writer waits for others; each holds the file for milliseconds."""
+
+FIELDS = ("first", "second", "score", "probability", "reason", "uncertainty")
+
+
+class VerdictStore:
+    """Digest -> verdicts of one question. Any number of processes may share the file."""
+
+    def __init__(self, path: Path, *, field: str) -> None:
+        """Create the file where it is missing.
+
+        Raises:
+            JudgeError: the path cannot be used as such a file.
+        """
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Each statement is its own transaction: a reader never sees half an entry, a kill loses at most one.
+            self._connection = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
+            with closing(self._connection.cursor()) as cursor:
+                cursor.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, said TEXT NOT NULL)")
+                cursor.execute("SELECT key, said FROM verdicts LIMIT 1")
+        except (OSError, sqlite3.Error) as error:
+            raise JudgeError(
+                f"{field} is {path}, which cannot be used as a verdict cache: {error}; give a path that is writable "
+                f"and is either missing or such a file"
+            ) from None
+
+    def get(self, keys: Sequence[str]) -> dict[str, list[Verdict]]:
+        """Those that are there; their prompt_id is empty."""
+        found = {}
+        with self._lock:
+            for key in keys:
+                row = self._connection.execute("SELECT said FROM verdicts WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    entries = json.loads(row[0])
+                    found[key] = [Verdict(prompt_id="", **dict(zip(FIELDS, e, strict=True))) for e in entries]
+        return found
+
+    def put(self, answers: Mapping[str, Sequence[Verdict]]) -> None:
+        """Keep answers; one that is there already stays, since somebody may have used it."""
+        rows = [
+            (key, json.dumps([[getattr(v, name) for name in FIELDS] for v in verdicts]))
+            for key, verdicts in answers.items()
+        ]
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", rows)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+class Cached:
+    """Asks another judge what is not in the cache, and keeps each answer as soon as its call is done."""
+
+    def __init__(self, inner: Caller, *, path: Path, key: str, field: str) -> None:
+        """Open the cache.
+
+        Args:
+            inner: whom to ask.
+            path: of the file.
+            key: fingerprint of the inner judge.
+            field: the path's field in the config.
+
+        Raises:
+            JudgeError: the path cannot be used.
+        """
+        self._inner, self._key = inner, key
+        self._store = VerdictStore(path, field=field)
+
+    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        keys = [self._digest(question) for question in questions]
+        known = await self._look_up(list(dict.fromkeys(keys)))
+        missing: dict[str, Question] = {}
+        for key, question in zip(keys, questions, strict=True):
+            if key not in known:
+                missing.setdefault(key, question)
+        count("num_cache_misses", len(missing))
+        count("num_cache_hits", len(questions) - len(missing))
+        digests = {question.prompt_id: key for key, question in missing.items()}
+        batches = self._inner.batches(list(missing.values()))
+        for answers in await asyncio.gather(*(self._pay(batch, digests) for batch in batches)):
+            known |= answers
+        return [
+            [replace(verdict, prompt_id=question.prompt_id) for verdict in known[key]]
+            for key, question in zip(keys, questions, strict=True)
+        ]
+
+    async def _pay(self, batch: Sequence[Question], digests: Mapping[str, str]) -> dict[str, list[Verdict]]:
+        said = await self._inner.ask_batch(batch)
+        answers = {digests[q.prompt_id]: verdicts for q, verdicts in zip(batch, said, strict=True)}
+        kept = {key: verdicts for key, verdicts in answers.items() if not any(v.failed for v in verdicts)}
+        try:
+            await in_thread(self._store.put, kept)
+        except sqlite3.Error as error:  # what was paid for is used, kept or not
+            count("num_cache_errors")
+            log.warning("%s: verdicts could not be kept: %s", self._inner.label, error)
+        return answers
+
+    async def _look_up(self, keys: Sequence[str]) -> dict[str, list[Verdict]]:
+        try:
+            return await in_thread(self._store.get, keys)
+        except (sqlite3.Error, ValueError) as error:
+            count("num_cache_errors")
+            log.warning("%s: the verdict cache could not be read: %s", self._inner.label, error)
+            return {}
+
+    def _digest(self, question: Question) -> str:
+        parts = [self._key, question.prompt, list(question.completions), dict(question.metadata)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""What a judge's verdicts depend on besides the question, as one digest: the first part of a verdict cache's keys."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import online_dpo
+from judges.registry import JudgeSpec
+from judges.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
+from online_dpo.judge_config import OuterJudge, PythonJudge, RewardModelJudge
+from online_dpo.models import inspect_model, locate
+
+SAME_VERDICTS = frozenset({"batch_size", "batch_tokens", "threads"})
+"""Fields besides the changeable ones that do not change what is said, beyond float error."""
+
+
+def fingerprint(spec: JudgeSpec, *, version: str = "") -> str:
+    """sha256 over a judge's section, its code or model files, those of judges inside it, and our version.
+
+    What a package imports is not seen, nor what an endpoint's model name stands for: `version` is for that.
+    """
+    described = [online_dpo.__version__, version, _describe(spec)]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(spec: JudgeSpec) -> dict[str, Any]:
+    section = spec.section
+    left_out = {name for name, info in type(section).model_fields.items() if _is_changeable(info)} | SAME_VERDICTS
+    if isinstance(section, OuterJudge):
+        left_out |= {place.split(".")[0] for place in section.inner}
+    return {
+        "section": section.model_dump(mode="json", exclude=left_out),
+        "content": _content(spec),
+        "inner": {place: _describe(inner) for place, inner in spec.inner.items()},
+    }
+
+
+def _content(spec: JudgeSpec) -> str | None:
+    """A digest of what the section names."""
+    section = spec.section
+    if isinstance(section, RewardModelJudge):
+        field = f"{spec.field}.path"
+        return inspect_model(locate(section.path, field=field), field=field, generates=False).fingerprint
+    if not isinstance(section, PythonJudge):
+        return None
+    if spec.source is not None:
+        return _sha256(spec.source.encode())
+    if is_entry_point(section.target):
+        place = find_entry_point(section.target, spec.label).module
+    else:
+        place, name = split_target(section.target, spec.label)
+        place = EMBEDDED[name][0] if place == "embedded" else place
+    found = importlib.util.find_spec(place)
+    is_file = found is not None and found.origin is not None and Path(found.origin).is_file()
+    return _sha256(Path(found.origin).read_bytes()) if found and found.origin and is_file else None
+
+
+def _is_changeable(info: Any) -> bool:
+    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("changeable"))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,113 @@
+"""What a judge said about the completions of one prompt, as one function: `preference(i, j)`.
+
+Between two scores the margin is their difference and the probability its sigmoid (Bradley-Terry); between two
+completions that were compared the probability is the judge's and the margin its logit.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from online_dpo.types import Verdict
+
+Indices = tuple[int, int]
+
+PROBABILITY_EPS = 1e-6
+"""Probabilities are clipped to [eps, 1 - eps]: a judge's "always" becomes a margin of 13.8, not of infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """How much the first of two completions is preferred to the second."""
+
+    margin: float  # score difference or logit of the probability, penalties included; finite
+    probability: float  # sigmoid of the margin
+
+    @property
+    def is_strict(self) -> bool:
+        # A margin under 1e-16 has a probability of one half in floating point, and names no winner.
+        return self.margin > 0.0 and self.probability > 0.5
+
+    def reversed(self) -> Preference:
+        return Preference(-self.margin, 1.0 - self.probability)
+
+
+class Opinion:
+    """What was said about the completions of one prompt, as preferences."""
+
+    def __init__(
+        self, verdicts: Sequence[Verdict], indices: Sequence[int], *, penalties: Mapping[int, float] | None = None
+    ) -> None:
+        """Take in the verdicts.
+
+        Args:
+            verdicts: all about one prompt.
+            indices: of the completions that may be compared.
+            penalties: taken off the margins of some of them.
+        """
+        self.indices = list(indices)
+        self._penalties = penalties or {}
+        self._scores = {v.first: v.score for v in verdicts if v.score is not None}
+        self._silent: set[int | frozenset[int]] = set()  # completions and pairs that the judge abstained on
+        self._wins: dict[Indices, list[float]] = {}  # (i, j) with i < j -> probabilities that i wins
+        for verdict in verdicts:
+            i, j = verdict.first, verdict.second
+            if verdict.reason is not None:
+                self._silent.add(i if j is None else frozenset((i, j)))
+            elif verdict.probability is not None and j is not None:
+                p = verdict.probability
+                self._wins.setdefault((min(i, j), max(i, j)), []).append(p if i < j else 1.0 - p)
+        self.has_failures = any(v.failed and {v.first, v.second} & set(self.indices) for v in verdicts)
+
+    def preference(self, i: int, j: int) -> Preference | None:
+        """How much sample `i` is preferred to sample `j`; None where the judge did not say.
+
+        Where both orders were judged the probability is their mean, which cancels a judge's liking for the first
+        place. An abstention about one of the two, or about the two together, is not overruled by anything else.
+        """
+        if i > j:
+            other = self.preference(j, i)
+            return None if other is None else other.reversed()
+        if self._silent & {i, j, frozenset((i, j))}:
+            return None
+        handicap = self._penalties.get(j, 0.0) - self._penalties.get(i, 0.0)
+        if (i, j) in self._wins:
+            found = self._wins[i, j]
+            p = min(max(sum(found) / len(found), PROBABILITY_EPS), 1.0 - PROBABILITY_EPS)
+            return Preference(logit(p), p) if handicap == 0.0 else from_margin(logit(p) + handicap)
+        if i in self._scores and j in self._scores:
+            return from_margin(self._scores[i] - self._scores[j] + handicap)
+        return None
+
+    def strengths(self) -> dict[int, float]:
+        """Mean probability of winning over the opponents judged, of every completion that has one."""
+        won: dict[int, list[float]] = {}
+        for i, j in combinations(self.indices, 2):
+            preference = self.preference(i, j)
+            if preference is not None:
+                won.setdefault(i, []).append(preference.probability)
+                won.setdefault(j, []).append(1.0 - preference.probability)
+        return {i: math.fsum(values) / len(values) for i, values in sorted(won.items())}
+
+
+def logit(probability: float) -> float:
+    """Log-odds, of the probability clipped to [eps, 1 - eps]."""
+    p = min(max(probability, PROBABILITY_EPS), 1.0 - PROBABILITY_EPS)
+    return math.log(p) - math.log1p(-p)
+
+
+def sigmoid(margin: float) -> float:
+    """The probability whose log-odds are `margin`."""
+    if margin >= 0.0:
+        return 1.0 / (1.0 + math.exp(-margin))
+    odds = math.exp(margin)
+    return odds / (1.0 + odds)
+
+
+def from_margin(margin: float) -> Preference:
+    margin = min(max(margin, -sys.float_info.max), sys.float_info.max)  # two huge scores may differ by infinity
+    return Preference(margin, sigmoid(margin))
