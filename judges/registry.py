@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,14 @@ Inner = Mapping[str, Caller]
 """Where it is in the section -> a judge inside the one that is built."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeSpec:
     """A judge before it is built: small, picklable, complete without the user's folder."""
 
     section: Any  # of `online_dpo.judge_config.JudgeSection`
     field: str  # where the section is in the config, such as `judge` or `evaluation.judges.gold`
     source: str | None = None  # content of the .py file that `target` names
-    inner: Mapping[str, JudgeSpec] = field(default_factory=dict)  # place in the section -> a judge inside this one
+    inner: Mapping[str, JudgeSpec] = dataclasses.field(default_factory=dict)  # by place in the section
     base_dir: str = "."  # what relative paths are relative to
 
     @property
