@@ -8,48 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from online_dpo import adapters, checkpoints
 from online_dpo.batching import round_batches
-from online_dpo.config import LearnerSection, LoraSection
 from online_dpo.errors import TrainingError
 from online_dpo.forward import Forward
 from online_dpo.gradients import Accumulation, NotFinite
 from online_dpo.items import lacks_reference, rows_of, trained_rows, with_reference
-from online_dpo.loading import ModelSource, load_model
+from online_dpo.learner_spec import LearnerSpec
+from online_dpo.loading import load_model
 from online_dpo.logprobs import TokenLogps
 from online_dpo.losses import kl_estimate
-from online_dpo.objective_config import ObjectiveSection
 from online_dpo.objectives import make_objective
 from online_dpo.schedules import beta_at, learning_rate, run_position
 from online_dpo.stages import Under
 from online_dpo.step_figures import describe
 from online_dpo.tensors import Batch, labelled_batch, pair_batch
 from online_dpo.types import Adapter, Item, Items, Labelled, Pair, Row, Scores, derive_seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnerSpec:
-    """What a learner is made of; picklable."""
-
-    model_folder: str  # where the base model lies on this machine
-    model_name: str  # what the config calls it; written into adapters
-    dtype: Literal["float32", "bfloat16"]  # of the base; LoRA weights are float32 always
-    trust_remote_code: bool
-    lora: LoraSection | None  # of a new adapter; None = defaults
-    adapter: Adapter | None  # to continue; it is then the initial policy
-    learner: LearnerSection
-    objective: ObjectiveSection
-    seed: int  # of the run
-    rounds: int  # of the run
-    threads: int | None  # None = torch's default
-    reference: Adapter | ModelSource | None = None  # what `reference.path` names; scored under "reference_model"
 
 
 class Learner:
@@ -65,13 +46,7 @@ class Learner:
             torch.set_num_threads(spec.threads)
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        source = ModelSource(
-            field="model.path",
-            name=spec.model_name,
-            folder=spec.model_folder,
-            trust_remote_code=spec.trust_remote_code,
-        )
-        base = load_model(source, dtype=spec.dtype, device=self.device)
+        base = load_model(spec.base, dtype=spec.dtype, device=self.device)
         self.model = adapters.attach(base, spec.lora, spec.adapter, seed=spec.seed)
         given: Any = None
         if isinstance(spec.reference, Adapter):

@@ -12,7 +12,10 @@ from typing import Any
 from online_dpo.stages import Event
 from online_dpo.store import RunStore
 
-RECORDED = ("pushed", "rescored", "step", "evaluated", "evaluated_pairs", "round_done")
+CHECKS = ("pushed", "rescored")
+"""Checks of the generators' weights."""
+
+RECORDED = (*CHECKS, "step", "evaluated", "evaluated_pairs", "round_done")
 
 
 def check_metrics(store: RunStore) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -232,8 +232,12 @@ class RunStore:
                 f"{self._restart_remedy()}"
             )
 
-    def truncate_metrics(self, position: Mapping[str, Any] | None) -> None:
+    def truncate_metrics(self, position: Mapping[str, Any] | None, *, keep: Container[str] = ()) -> None:
         """Cut `metrics.jsonl` back to a committed position; None = nothing was committed yet.
+
+        Args:
+            position: from `metrics_position`.
+            keep: kinds of records that stay even behind the position: they are about work that is not done again.
 
         Raises:
             CorruptionError: as for `check_metrics`.
@@ -241,7 +245,12 @@ class RunStore:
         if position is not None:
             self.check_metrics(position)
         num_bytes = 0 if position is None else int(position["bytes"])
-        if len(self._metrics_bytes()) > num_bytes:
+        data = self._metrics_bytes()
+        *lines, _in_the_making = data[num_bytes:].split(b"\n")
+        kept = b"".join(line + b"\n" for line in lines if _kind_of(line) in keep)
+        if kept and kept != data[num_bytes:]:
+            self._files.put(METRICS, data[:num_bytes] + kept)
+        elif kept != data[num_bytes:]:
             self._files.truncate(METRICS, num_bytes)
 
     def _metrics_bytes(self) -> bytes:
@@ -283,6 +292,14 @@ class RunStore:
             return f"restore it from a backup, or remove {self.path} and start again: no round is finished"
         adapter = self.path / round_folder(num_finished - 1) / "adapter"
         return f"restore it from a backup, or start a new run that continues its policy, with model.adapter={adapter}"
+
+
+def _kind_of(line: bytes) -> str | None:
+    """The kind of a record of the metrics; None for a damaged line, which is then cut."""
+    try:
+        return str(json.loads(line)["kind"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _run_files(config_yaml: str, info: Mapping[str, Any]) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from online_dpo.config import RunConfig
 from online_dpo.errors import TrainingError
+from online_dpo.metrics import CHECKS
 from online_dpo.stages import Event, Stages
 from online_dpo.store import RoundStore, RunStore
 from online_dpo.types import Items
@@ -108,7 +109,8 @@ def train(
 def restore_learner(stages: Stages, store: RunStore, index: int) -> None:
     """Bring the learner to the newest committed state before or in round `index`, the metrics file to its end.
 
-    Mid-round checkpoints count: their steps' metrics are kept, because those steps are not taken again.
+    Mid-round checkpoints count: their steps' metrics are kept, because those steps are not taken again. So are the
+    checks of the generators' weights, whose samples may be committed and are then not checked again.
     """
     position: Mapping[str, Any] | None = store.round(index - 1).state()["metrics"] if index > 0 else None
     name = newest_checkpoint(store.round(index))
@@ -120,7 +122,7 @@ def restore_learner(stages: Stages, store: RunStore, index: int) -> None:
         files = store.round(index - 1).get_files(FINAL)
     if files is not None:
         stages.learner.restore({file: content for file, content in files.items() if file != _PROGRESS})
-    store.truncate_metrics(position)
+    store.truncate_metrics(position, keep=CHECKS)
 
 
 def newest_checkpoint(store: RoundStore) -> str | None:

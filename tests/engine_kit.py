@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,14 @@ class World:
         self.stages.start_engines(learner_spec(self.materials))
         self._fresh = self.stages.learner.checkpoint()
 
-    def run(self, path: Path) -> Tape:
-        """Play the rounds in a new run directory."""
+    def run(self, path: Path, config: Any = None) -> Tape:
+        """Play the rounds in a new run directory, optionally of a config that needs no other actors."""
         self.stages.learner.restore(self._fresh)
-        tape = Tape()
-        with RunStore.create(path, config_yaml=dump_config(self.materials.config), info={}) as store:
-            play(self.materials, self.stages, store, [tape])
+        tape, materials = Tape(), self.materials
+        if config is not None:
+            materials = replace(materials, config=config, job=replace(materials.job, config=config))
+        with RunStore.create(path, config_yaml=dump_config(materials.config), info={}) as store:
+            play(materials, self.stages, store, [tape])
         return tape
 
     def sabotage(self, change: Any) -> None:

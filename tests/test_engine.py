@@ -92,6 +92,30 @@ def test_pushed_adapter_is_what_transformers_computes(
     assert world.stages.probe(rows)[0] == base  # the base did not drift
 
 
+def test_sampled_log_probs_are_the_reference_s_whatever_they_were_sampled_with(world: World, tmp_path: Path) -> None:
+    """Cold samples from a part of the vocabulary, whose log-probs stand for a pass of the learner. Would catch
+    log-probs after temperature or top_p, which are off by tenths of a nat per token."""
+    old = world.materials.config
+    changes = {
+        "run": {"rounds": 1},
+        "sampling": {"temperature": 0.6, "top_p": 0.8},
+        "reference": {"logps": "sampler"},
+        "evaluation": {"sets": {}},
+    }
+    config = old.model_copy(
+        update={name: getattr(old, name).model_copy(update=values) for name, values in changes.items()}
+    )
+    summary = world.run(tmp_path / "run", config).last("round_done")
+    assert summary["num_reference_sampler"] == summary["num_pairs"] > 0 == summary["num_reference_recomputed"]
+    assert summary["reference_gap"] < 1e-4
+    with RunStore.read(tmp_path / "run") as store:
+        pairs = store.round(0).get_records("pairs", Pair)
+    recomputed = world.stages.learner.reference_logps(pairs, [None])
+    for used, other in zip(pairs, recomputed, strict=True):
+        assert used.chosen_ref_logps == pytest.approx(other.chosen_ref_logps, abs=1e-3)
+        assert used.rejected_ref_logps == pytest.approx(other.rejected_ref_logps, abs=1e-3)
+
+
 def test_every_round_is_checked_and_has_power(finished: tuple[Path, Any]) -> None:
     path, tape = finished
     pushed = [event.data for event in tape.events if event.kind == "pushed"]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from crashing_disk import CrashingDisk
 from loop_kit import FakeStages, label, make_adapter, shard_of
-from loop_runs import Kill, Run, comparable, tree
+from loop_runs import Kill, Run, comparable, records, tree
 from pydantic import BaseModel
 
 from online_dpo.config import RunConfig
@@ -150,6 +150,23 @@ def test_a_kill_at_any_event_and_another_in_the_continuation(tmp_path: Path) -> 
         with suppress(Kill):  # near its end the continuation has fewer events
             killed.go_on(kill_at=5 * number % 17)
         go_on_and_compare(killed, work, expected, f"killed before event {number}, {whole.events[number].kind}")
+
+
+def test_checks_of_samples_that_stay_committed_stay_in_the_metrics(tmp_path: Path) -> None:
+    """Would catch a continued run whose log has no gap for its first shards, which are not sampled again."""
+    run = Run.of(tmp_path, evaluation={})
+    kinds = [(event.kind, event.round_index) for event in run.go_on().events]
+    killed = run.at(tmp_path / "killed")
+    with pytest.raises(Kill):
+        killed.go_on(kill_at=kinds.index(("paired", 0)))
+    stages = FakeStages(run.config)
+    killed.go_on(stages)
+    assert [call.split()[1] for call in stages.tape.calls("push")] == ["1"]
+    checks = [record for record in records(killed.path, without=()) if record["kind"] in ("pushed", "rescored")]
+    assert [(record["kind"], record["round"]) for record in checks] == [
+        ("pushed", 0), ("rescored", 0), ("pushed", 1), ("rescored", 1)
+    ]  # fmt: skip
+    assert comparable(killed.path) == comparable(run.path)
 
 
 @pytest.mark.parametrize("index", [1, 2, 3])

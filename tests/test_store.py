@@ -83,6 +83,24 @@ def test_metrics_are_cut_back_to_the_committed_position(tmp_path: Path) -> None:
         assert store.metrics() == []
 
 
+def test_records_of_work_that_is_not_done_again_stay(tmp_path: Path) -> None:
+    """Would catch a damaged line that is kept, and one before the position that is kept twice."""
+    with RunStore.create(tmp_path / "run", config_yaml=CONFIG, info=INFO) as store:
+        records = [{"kind": "check", "n": n} for n in range(4)]
+        store.append_metrics(records[0])
+        position = store.metrics_position()
+        for record in (records[1], {"kind": "step"}, {"n": 9}, records[2]):
+            store.append_metrics(record)
+        with (store.path / "metrics.jsonl").open("ab") as file:
+            file.write(b'not a record\n[1]\n{"kind": "check", "n"')
+        for _ in range(2):  # of a second process that is killed at once
+            store.truncate_metrics(position, keep=("check",))
+            assert store.metrics() == records[:3]
+        store.append_metrics(records[3])
+        assert store.metrics() == records
+        store.check_metrics(position)
+
+
 @pytest.mark.parametrize("between", ["run.sha256", "latest"])
 def test_a_reader_is_not_confused_by_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str) -> None:
     play(tmp_path, {}, num_rounds=1)
