@@ -195,6 +195,13 @@ def test_what_makes_no_sense_is_refused(sections: dict[str, Any], message: str) 
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_pairs_that_nobody_sampled_have_no_sampler() -> None:
+    with pytest.raises(ConfigError, match=r"every round trains on pairs\.source alone, which no policy"):
+        load_config(
+            {"model": {"path": "m"}, "pairs": {"source": "p"}, "reference": {"type": "every", "logps": "sampler"}}
+        )
+
+
 # ---- what may change on resume
 
 
