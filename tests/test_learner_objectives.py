@@ -233,6 +233,15 @@ def test_a_step_on_labelled_answers_is_that_of_an_independent_computation(tiny, 
     assert figures["num_items"] == 8.0 and figures["num_tokens"] == sum(len(row.completion_ids) for row in own)
 
 
+def test_a_mismatched_answer_without_a_finite_gain_is_told_from_the_others(tiny, given):
+    learner = Learner(make_spec(tiny, given, batch_pairs=8, objective=section("kto")))
+    items = learner.reference_logps(unpair(make_pairs(4)), [given])
+    items[3] = replace(items[3], kl_ref_logps=-math.inf)
+    learner.begin_round(0, items)
+    figures = learner.step(0)
+    assert (figures["skipped"], figures["bad_value"], figures["bad_ids"]) == (1.0, "KL estimate", ["p1"])
+
+
 def test_one_of_the_two_cases_above_has_a_kl_above_zero_and_one_has_not(tiny, given, other):
     items = unpair(make_pairs(4))
     learner = Learner(make_spec(tiny, given, objective=section("kto")))
