@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias, cast
 
-from online_dpo.types import Item, Labelled, Pair, Row
+from online_dpo.errors import TrainingError
+from online_dpo.objective_config import ObjectiveSection
+from online_dpo.types import Item, Items, Labelled, Pair, Row
 
 RowLogps: TypeAlias = Sequence[Sequence[float]]
 """One row's token log-probs, `[T]` nats, under each of several references."""
@@ -47,6 +49,22 @@ def with_reference(item: Item, logps: Sequence[RowLogps]) -> Item:
         )
     mismatched = _mean_of_sums(logps[1]) if len(logps) > 1 else None
     return cast(Item, replace(item, ref_logps=_mean_of_sums(logps[0]), kl_ref_logps=mismatched))
+
+
+def check_items(items: Items, objective: ObjectiveSection, round_index: int) -> None:
+    """Raises TrainingError when items are not of the kind that an objective trains on, or lack reference log-probs."""
+    kind = Labelled if objective.is_unpaired else Pair
+    for item in items:
+        if not isinstance(item, kind):
+            raise TrainingError(
+                f"round {round_index}: objective.type is {objective.type}, which does not train on a "
+                f"{type(item).__name__}; see online_dpo.labelling"
+            )
+        if objective.needs_reference and lacks_reference(item):
+            raise TrainingError(
+                f"round {round_index}: an item of prompt {item.prompt.prompt_id} has no reference log-probs; call "
+                f"reference_logps first"
+            )
 
 
 def lacks_reference(item: Pair | Labelled) -> bool:

@@ -20,7 +20,7 @@ from online_dpo.batching import round_batches
 from online_dpo.errors import TrainingError
 from online_dpo.forward import Forward
 from online_dpo.gradients import Accumulation, NotFinite
-from online_dpo.items import lacks_reference, rows_of, trained_rows, with_reference
+from online_dpo.items import check_items, rows_of, trained_rows, with_reference
 from online_dpo.learner_spec import LearnerSpec
 from online_dpo.loading import load_model
 from online_dpo.logprobs import TokenLogps
@@ -142,20 +142,9 @@ class Learner:
             Optimizer steps of this round, all epochs together.
 
         Raises:
-            TrainingError: an item has no reference log-probs, and the objective reads them.
+            TrainingError: an item lacks what the objective needs.
         """
-        kind = Labelled if self.spec.objective.is_unpaired else Pair
-        for item in items:
-            if not isinstance(item, kind):
-                raise TrainingError(
-                    f"round {round_index}: objective.type is {self.spec.objective.type}, which does not train on a "
-                    f"{type(item).__name__}; see online_dpo.labelling"
-                )
-            if self.spec.objective.needs_reference and lacks_reference(item):
-                raise TrainingError(
-                    f"round {round_index}: an item of prompt {item.prompt.prompt_id} has no reference log-probs; "
-                    f"call reference_logps first"
-                )
+        check_items(items, self.spec.objective, round_index)
         self._objective.begin_round(cast(Any, items))
         section = self.spec.learner
         self._items = list(items)
