@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_kit import write_inputs
 from learner_kit import (
     NAME,
     make_pairs,
@@ -30,9 +32,11 @@ from online_dpo.config_loading import load_config
 from online_dpo.errors import ConfigError, ModelError
 from online_dpo.evaluation import mean_token_logps
 from online_dpo.given_reference import inspect_reference
+from online_dpo.launch import learner_spec
 from online_dpo.learning import Learner
 from online_dpo.loading import ModelSource
 from online_dpo.models import ModelInfo, inspect_model
+from online_dpo.preparation import check_same_inputs, inspect_inputs, prepare, run_info
 from online_dpo.summaries import kl_per_completion
 from online_dpo.types import Adapter
 
@@ -272,3 +276,33 @@ def test_vocabularies_that_are_no_lists_of_tokens_must_be_the_same_file(
     (other / "tokenizer.model").write_bytes(b"another")
     with pytest.raises(ModelError, match=r"cannot be compared .* no tokenizer\.json; save both tokenizers with"):
         inspected(ours.parent, other)
+
+
+# ---- from the config to the learner
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_a_given_reference_reaches_the_learner_and_must_stay_as_it_is(
+    kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a reference that the learner never hears of, and a run that is continued with another one."""
+    monkeypatch.chdir(tmp_path)
+    if kind == "model":
+        shutil.copytree(tiny_model, "given")
+    else:
+        random_adapter(str(tiny_model), Path("given"), seed=3)
+    write_inputs(tmp_path, tiny_model, reference={"type": "path", "path": "given"})
+    materials = prepare(load_config("config.yaml"))
+    found = pickle.loads(pickle.dumps(learner_spec(materials))).reference
+    if kind == "model":
+        folder = str(tmp_path / "given")
+        assert found == ModelSource(field="reference.path", name="given", folder=folder, trust_remote_code=False)
+        changed = Path("given/tokenizer_config.json")
+    else:
+        assert found.weights == Path("given/adapter_model.safetensors").read_bytes()
+        changed = Path("given/adapter_config.json")
+    info = run_info(materials)
+    assert check_same_inputs(info, inspect_inputs(materials.config)) == []
+    change_json(changed, **({"model_max_length": 99} if kind == "model" else {"lora_alpha": 99}))
+    with pytest.raises(ConfigError, match=r"^reference\.path is given, whose content changed since this run began"):
+        check_same_inputs(info, inspect_inputs(materials.config))
