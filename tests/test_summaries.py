@@ -194,6 +194,24 @@ def test_an_evaluation_measures_the_updated_policy_on_its_own_samples(finished: 
     assert evaluated[0]["kl_initial"] == evaluated[0]["kl_reference"] == 0.0 and "reward_gain" not in evaluated[0]
 
 
+def test_the_kl_to_an_ensemble_is_to_the_mean_of_all_its_members(tmp_path: Path) -> None:
+    """By another route. Would catch a member that is left out, and the ensemble of the next round."""
+    run = Run.of(tmp_path, reference={"type": "ensemble", "last": 2})
+    run.go_on()
+    [found] = [r for r in records(run.path) if r["kind"] == "evaluated" and r["policy_version"] == 2]
+    prompts = {p.prompt_id: p for p in make_materials(run.config).job.evaluation_sets["heldout"]}
+    with RunStore.read(run.path) as store:
+        first, second = (weights_of(Adapter.from_files(0, store.round(i).get_files("adapter"))) for i in (0, 1))
+        samples = store.round(1).get_records("evaluation/heldout/completions/shard-00000", Completion)
+    rows = [Row.of(prompts[c.prompt_id], c) for c in samples]
+    plain = {
+        other: sum(sum(token_logps(row, second)) - sum(token_logps(row, other)) for row in rows) / len(rows)
+        for other in (BASE, first)
+    }
+    assert found["kl_reference_plain"] == pytest.approx((plain[BASE] + plain[first]) / 2)
+    assert found["kl_initial_plain"] == pytest.approx(plain[BASE]) != pytest.approx(plain[first])
+
+
 def test_status_of_a_finished_run(finished: Run) -> None:
     before = tree(finished.path)
     status = read_status(finished.path)
