@@ -63,6 +63,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
     console.print(f"{status['run_dir']}: {status['num_finished']} of {status['num_rounds']} rounds finished")
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
+        if status["initial"]:
+            console.print(price_table(status))
         console.print(training_table(status))
         console.print(samples_table(status))
         console.print(seconds_table(status))
@@ -88,17 +90,17 @@ def rounds_table(status: dict[str, Any]) -> Table:
     Under a judge: the mean score of fresh samples; in brackets the paired-bootstrap 95 % interval of its gain over the
     initial policy.
     """
-    table = Table(box=None, padding=(0, 1))
+    table = _titled("rounds, and fresh samples after each")
     sets = [record["set"] for record in status["initial"]]
     judges = [name.removesuffix("_num_abstained") for r in status["initial"][:1] for name in r if "_abstained" in name]
-    for name in ("round", "pairs", "no pair", "reward", "loss"):
+    for name in ("round", "pairs", "no pair", "reward"):
         table.add_column(name, justify="right")
     for name in sets:
-        for column in (*judges, "KL", "KL to\nreference", "entropy", "length", "distinct-2", "self-BLEU"):
+        for column in (*judges, *_IMPROVEMENT_PRICE):
             table.add_column(f"{name}\n{column}", justify="right", no_wrap=True)
     initial = {record["set"]: record for record in status["initial"]}
     if initial:
-        table.add_row("start", "", "", "", "", *_evaluation_cells(initial, sets, judges))
+        table.add_row("start", "", "", "", *_evaluation_cells(initial, sets, judges, _IMPROVEMENT_PRICE))
     for record in status["rounds"]:
         rows = {f"row {name}": number for name, number in offline_outcomes(record).items() if name != "kept"}
         lost = {k: v for k, v in {**record.get("outcomes", {}), **rows}.items() if v and k != "paired"}
@@ -107,12 +109,35 @@ def rounds_table(status: dict[str, Any]) -> Table:
             str(num_items(record)),
             ", ".join(f"{k} {v}" for k, v in lost.items()) or "0",
             _number(record.get(REWARD)),
-            _number(record.get("loss")),
-            *_evaluation_cells(record["evaluation"], sets, judges),
+            *_evaluation_cells(record["evaluation"], sets, judges, _IMPROVEMENT_PRICE),
         )
     return table
 
 
+def price_table(status: dict[str, Any]) -> Table:
+    """One row per round: what else its fresh samples show of the price."""
+    table = _titled("fresh samples, further figures")
+    sets = [record["set"] for record in status["initial"]]
+    table.add_column("round", justify="right")
+    for name in sets:
+        for column in _FURTHER_PRICE:
+            table.add_column(f"{name}\n{column}", justify="right", no_wrap=True)
+    table.add_row("start", *_evaluation_cells({r["set"]: r for r in status["initial"]}, sets, [], _FURTHER_PRICE))
+    for record in status["rounds"]:
+        table.add_row(str(record["policy_version"]), *_evaluation_cells(record["evaluation"], sets, [], _FURTHER_PRICE))
+    return table
+
+
+_IMPROVEMENT_PRICE = {"KL": "kl_initial", "length": "length_mean", "distinct-2": "distinct_2"}
+_FURTHER_PRICE = {
+    "KL to reference": "kl_reference",
+    "entropy": "entropy",
+    "EOS": "eos_rate",
+    "distinct-1": "distinct_1",
+    "distinct-3": "distinct_3",
+    "self-BLEU": "self_bleu",
+    "duplicates": "duplicate_rate",
+}
 _TRAINING = {
     "beta": "beta",
     "loss": "loss",
@@ -143,16 +168,20 @@ _SAMPLES = {
 def training_table(status: dict[str, Any]) -> Table:
     """One row per round: means over its optimizer steps. Gains are nats per completion against the reference; a chosen
     gain below zero means that the chosen answers became less likely, too."""
-    return _table(status, _TRAINING)
+    return _table(status, "optimizer steps, means", _TRAINING)
 
 
 def samples_table(status: dict[str, Any]) -> Table:
     """One row per round: what it was trained on."""
-    return _table(status, _SAMPLES)
+    return _table(status, "samples trained on", _SAMPLES)
 
 
-def _table(status: dict[str, Any], columns: dict[str, str]) -> Table:
-    table = Table(box=None, padding=(0, 1))
+def _titled(title: str) -> Table:
+    return Table(box=None, padding=(0, 1), title=f"\n{title}", title_justify="left", title_style="bold")
+
+
+def _table(status: dict[str, Any], title: str, columns: dict[str, str]) -> Table:
+    table = _titled(title)
     known = {title: name for title, name in columns.items() if any(name in record for record in status["rounds"])}
     for title in ("round", *known):
         table.add_column(title, justify="right")
@@ -165,7 +194,7 @@ def _table(status: dict[str, Any], columns: dict[str, str]) -> Table:
 def seconds_table(status: dict[str, Any]) -> Table:
     """Seconds by stage of each round, of the process that finished it."""
     stages = list(dict.fromkeys(stage for record in status["rounds"] for stage in record["seconds"]))
-    table = Table(box=None, padding=(0, 1))
+    table = _titled("seconds")
     for name in ("round", *stages, "seconds in all"):
         table.add_column(name, justify="right")
     for record in status["rounds"]:
@@ -174,7 +203,9 @@ def seconds_table(status: dict[str, Any]) -> Table:
     return table
 
 
-def _evaluation_cells(evaluation: dict[str, Any], sets: list[str], judges: list[str]) -> list[str]:
+def _evaluation_cells(
+    evaluation: dict[str, Any], sets: list[str], judges: list[str], further: dict[str, str]
+) -> list[str]:
     cells = []
     for name in sets:
         figures = evaluation.get(name, {})
@@ -183,8 +214,7 @@ def _evaluation_cells(evaluation: dict[str, Any], sets: list[str], judges: list[
             if f"{judge}_gain" in figures:
                 gain = f" [{figures[f'{judge}_gain_low']:+.2f}, {figures[f'{judge}_gain_high']:+.2f}]"
             cells.append(_number(figures.get(judge)) + gain)
-        keys = ("kl_initial", "kl_reference", "entropy", "length_mean", "distinct_2", "self_bleu")
-        cells += [_number(figures.get(key)) for key in keys]
+        cells += [_number(figures.get(key)) for key in further.values()]
     return cells
 
 
