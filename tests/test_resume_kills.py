@@ -222,6 +222,7 @@ CHANGEABLE = {
     "generator.kv_cache_gib",
     "generator.max_restarts",
     "generator.tolerance",
+    "generator.rescored",
     "judge.concurrency",
     "judge.timeout_s",
     "judge.retries",
