@@ -30,6 +30,14 @@ class Abstain:
     reason: str = "no reason given"
 
 
+class StopJudging(JudgeError):
+    """Raised by a judge that may or can answer nothing more, such as at the end of a budget.
+
+    The question is then no failure: it stays unasked, what was answered before is committed, the run stops with this
+    message, and its continuation asks what is missing.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """One prompt and the texts of its `K` completions. Verdicts name a completion by its position in `completions`."""
@@ -122,6 +130,7 @@ class Limits:
 
     questions_per_call: int | None = None
     calls_in_flight: int | None = None
+    own_retries: bool = False  # it limits and repeats its calls itself; repeating them all would pay twice
 
 
 def limits_of(judge: Judge) -> Limits:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from judges.calling import Caller, Sleep
+from judges.llm import describe_llm
 from judges.protocol import Judge
 from judges.python_judge import adapt
 from judges.user_code import load_target, read_source
@@ -19,6 +20,7 @@ from online_dpo.judge_config import (
     CachedJudge,
     EnsembleJudge,
     LengthPenaltyJudge,
+    LlmJudge,
     NormaliseJudge,
     OuterJudge,
     ProcessJudge,
@@ -49,6 +51,8 @@ class JudgeSpec:
                 return f"{self.field}.path {self.section.path}"
             case PythonJudge():
                 return f"{self.field}.target {self.section.target}"
+            case LlmJudge():
+                return describe_llm(self.section, self.field)
         return f"{self.field} ({self.section.type})"
 
 
@@ -110,6 +114,12 @@ def _build_python(section: PythonJudge, spec: JudgeSpec, _: Inner) -> Judge:
     return adapt(target, section.args, field=spec.field, name=section.target, both_orders=section.both_orders)
 
 
+def _build_llm(section: LlmJudge, spec: JudgeSpec, _: Inner) -> Judge:
+    from judges.llm.building import build_llm  # httpx
+
+    return build_llm(section, spec.field)
+
+
 def _build_verifier(section: VerifierJudge, spec: JudgeSpec, _: Inner) -> Judge:
     from judges.verifier import Verifier
 
@@ -152,6 +162,7 @@ def _build_cached(section: CachedJudge, spec: JudgeSpec, inner: Inner) -> Judge:
 _BUILDERS: dict[type, Callable[[Any, JudgeSpec, Inner], Judge]] = {
     RewardModelJudge: _build_reward_model,
     PythonJudge: _build_python,
+    LlmJudge: _build_llm,
     VerifierJudge: _build_verifier,
     ProcessJudge: _build_process,
     EnsembleJudge: _build_ensemble,

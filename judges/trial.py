@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from judges.calling import Caller
-from judges.protocol import Judge, Question, check_verdicts
+from judges.protocol import Judge, Question, StopJudging, check_verdicts, limits_of
 from online_dpo.errors import JudgeError
 from online_dpo.types import PromptContent
 
@@ -53,17 +53,21 @@ async def try_judge(
         field: what error messages call it, such as `JudgeSpec.label`.
         chat: whether the run's prompts are chat messages; the canned prompt is then one.
         metadata: that of the run's first prompt, for judges that read it.
-        timeout_s: seconds until it counts as never returning.
+        timeout_s: seconds until it counts as never returning, unless it limits its calls itself.
 
     Raises:
         JudgeError: it raises, takes too long, or returns something that is no verdict.
     """
     content: PromptContent = [{"role": "user", "content": TEXT}] if chat else TEXT
     question = Question(prompt_id="trial", prompt=content, completions=ANSWERS, metadata=dict(metadata or {}))
-    limit = asyncio.timeout(timeout_s)
+    limit = asyncio.timeout(None if limits_of(judge).own_retries else timeout_s)
     try:
         async with limit:
-            check_verdicts([question], await judge.judge([question]))
+            verdicts = check_verdicts([question], await judge.judge([question]))[0]
+        if all(verdict.failed for verdict in verdicts):
+            raise JudgeError(str(verdicts[0].reason))
+    except StopJudging:
+        raise
     except JudgeError as error:
         raise JudgeError(f"{field} was tried on two canned completions and {error}") from error
     except (Exception, SystemExit) as error:

@@ -31,6 +31,10 @@ class JudgeError(UserError):
     """A judge cannot be loaded, or does not keep its contract."""
 
 
+class JudgingStopped(UserError):
+    """A judge may or can go on no more: its budget is spent, or its endpoint refuses it. What it said is committed."""
+
+
 class NoPairsError(UserError):
     """A round produced no pair at all; the message carries the counts of every reason."""
 

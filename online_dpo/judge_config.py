@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config_base import Auto, Count, Name, Section, changeable
+from online_dpo.llm_config import OVERALL, Budget, Endpoint, JudgeEngine, check_llm
 
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -55,6 +56,37 @@ class PythonJudge(HostedJudge):
     target: str
     args: dict[str, Any] = Field(default_factory=dict)
     both_orders: bool = False  # ask compare about (a, b) and (b, a); pairs take the mean
+
+
+class LlmJudge(HostedJudge):
+    """A chat model that compares or grades answers, by the probability or the JSON that it replies with."""
+
+    about = "a chat model behind an endpoint or in an engine of its own: compares, grades, or goes by written principles"
+
+    type: Literal["llm"]
+    endpoint: Endpoint | None = None
+    engine: JudgeEngine | None = None
+    form: Literal["pairwise", "pointwise"] = "pairwise"  # every two completions, or each from 1 to 10
+    # One request for each; their verdicts are aggregated.
+    principles: list[Annotated[str, Field(min_length=1)]] = Field(default=[OVERALL], min_length=1)
+    weights: list[Annotated[float, Field(gt=0.0)]] | None = None  # of the principles; None = equal
+    aggregate: Literal["mean", "min", "majority"] = "mean"
+    verdict: Literal["json", "token"] = "json"  # a JSON object, or the probability of the first token
+    min_mass: float = Field(0.5, ge=0.0, le=1.0)  # verdict: token; probability that must lie on the letters together
+    both_orders: bool = True  # pairwise; otherwise one of the two by chance
+    on_conflict: Literal["abstain", "average"] = "abstain"  # where the same place wins in both orders
+    votes: int = Field(1, ge=1)  # requests for each verdict; more than half must be readable
+    temperature: float = Field(0.0, ge=0.0)
+    max_tokens: int = Field(64, ge=1)  # of a JSON reply
+    seed: int = Field(0, ge=0)
+    budget: Budget = Budget()
+    concurrency: int = changeable(64, ge=1)  # requests in flight
+    timeout_s: float = changeable(120.0, gt=0.0)  # of one try of a request
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> LlmJudge:
+        check_llm(self)
+        return self
 
 
 class VerifierJudge(HostedJudge):
@@ -207,6 +239,7 @@ class CachedJudge(OuterJudge):
 JudgeSection: TypeAlias = Annotated[
     RewardModelJudge
     | PythonJudge
+    | LlmJudge
     | VerifierJudge
     | ProcessJudge
     | EnsembleJudge

@@ -19,6 +19,9 @@ PromptContent: TypeAlias = str | list[Message]
 FAILURE = "failed: "
 """How the reason of an abstention begins that stands for a judge call that went wrong."""
 
+CONFLICT = "orders disagree"
+"""How the reason of an abstention begins where a judge prefers the same place in both orders of presentation."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -247,6 +250,7 @@ class Judged:
 
     verdicts: tuple[Verdict, ...]  # in prompt order
     counters: Mapping[str, int | float]  # calls, retries, failures, ... of this shard
+    stopped: str | None = None  # why nothing is said about some of the prompts; None = something is about all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,121 @@
+"""What a judge may still spend. The budget is never exceeded: whatever is asked is reserved at its worst case first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from judges.protocol import StopJudging, count
+from online_dpo.llm_config import Budget, Prices
+
+COUNTS = {
+    "calls": "num_judge_charged_calls",
+    "prompt": "num_judge_prompt_tokens",
+    "completion": "num_judge_completion_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Something spent, or at worst about to be."""
+
+    calls: int = 0
+    prompt: int = 0  # tokens
+    completion: int = 0
+
+    def __add__(self, other: Spend) -> Spend:
+        return Spend(self.calls + other.calls, self.prompt + other.prompt, self.completion + other.completion)
+
+    def __sub__(self, other: Spend) -> Spend:
+        return Spend(self.calls - other.calls, self.prompt - other.prompt, self.completion - other.completion)
+
+
+class Purse:
+    """The budget of one judge while it is spent. One event loop."""
+
+    def __init__(
+        self, budget: Budget, prices: Prices | None, *, field: str, counted: Mapping[str, float], scope: str = ""
+    ) -> None:
+        """Open it.
+
+        Args:
+            budget: its limits.
+            prices: of tokens, where it has a limit in money.
+            field: the budget's section, for messages.
+            counted: what the run's judges counted before, under the names that `spend` counts by.
+            scope: where the judge is inside another one: it then counts by these names with this ending as well.
+        """
+        self._budget, self._prices, self._field = budget, prices, field
+        self._scope = scope
+        self._spent = Spend(*(int(counted.get(name + scope, 0)) for name in COUNTS.values()))
+        self._reserved = Spend()
+        self._closed: str | None = None
+        self._changed = asyncio.Condition()
+
+    async def reserve(self, worst: Sequence[Spend]) -> None:
+        """Set the worst case of some requests aside; waits while requests under way may still give some back.
+
+        Raises:
+            StopJudging: what is left would not do. Nothing can be reserved from then on.
+        """
+        wanted = sum(worst, Spend())
+        async with self._changed:
+            while self._closed is None:
+                if self._fits(wanted):
+                    self._reserved += wanted
+                    return
+                if self._reserved == Spend():
+                    self._closed = self._explain(wanted)
+                    self._changed.notify_all()
+                    break
+                await self._changed.wait()
+            raise StopJudging(self._closed)
+
+    async def reserve_again(self, worst: Spend) -> bool:
+        """For another try of a request that may have been charged for; never waits."""
+        async with self._changed:
+            fits = self._fits(worst)
+            self._reserved += worst if fits else Spend()
+            return fits
+
+    async def settle(self, worst: Spend, actual: Spend) -> None:
+        """A reserved request is over: this is what it cost."""
+        async with self._changed:
+            self._reserved -= worst
+            self._spent += actual
+            self._changed.notify_all()
+        for part, name in COUNTS.items():
+            for ending in dict.fromkeys(("", self._scope)):
+                count(name + ending, getattr(actual, part))
+
+    def _fits(self, wanted: Spend) -> bool:
+        return not self._exceeded(self._spent + self._reserved + wanted)
+
+    def _exceeded(self, total: Spend) -> list[tuple[str, float, float]]:
+        limits = {
+            "calls": (self._budget.calls, total.calls),
+            "tokens": (self._budget.tokens, total.prompt + total.completion),
+            "cost": (self._budget.cost, self._cost(total)),
+        }
+        return [
+            (name, limit, amount) for name, (limit, amount) in limits.items() if limit is not None and amount > limit
+        ]
+
+    def _cost(self, total: Spend) -> float:
+        if self._prices is None:
+            return 0.0
+        return (total.prompt * self._prices.prompt + total.completion * self._prices.completion) / 1e6
+
+    def _explain(self, wanted: Spend) -> str:
+        spent = {
+            "calls": self._spent.calls,
+            "tokens": self._spent.prompt + self._spent.completion,
+            "cost": self._cost(self._spent),
+        }
+        lines = [
+            f"{self._field}.{name} is {limit:g}, of which {spent[name]:g} are spent, and the next prompt may take "
+            f"up to {amount - spent[name]:g}"
+            for name, limit, amount in self._exceeded(self._spent + wanted)
+        ]
+        return f"{'; '.join(lines)}: what was paid for is kept; raise it and resume"

@@ -1,0 +1,72 @@
+"""Section of an `llm` judge -> the judge."""
+
+from __future__ import annotations
+
+import asyncio
+
+from judges.hosting import hosting
+from judges.llm.budget import Purse
+from judges.llm.chat import Chat, EngineWish
+from judges.llm.client import EndpointChat, Sleep
+from judges.llm.judge import ChatJudge
+from judges.llm.key import read_key
+from judges.protocol import Limits
+from online_dpo.judge_config import LlmJudge
+
+
+def build_llm(section: LlmJudge, field: str, *, sleep: Sleep = asyncio.sleep) -> ChatJudge:
+    """Build the judge where it will live.
+
+    Args:
+        section: the judge's part of the config.
+        field: the name of that part.
+        sleep: waits between two tries of a request, in seconds.
+
+    Raises:
+        JudgeError: its key is not where the section says, or no engine can be had here.
+    """
+    if section.endpoint is None:
+        # One call at a time: what shares a batch of the engine must not depend on what else is being judged.
+        return ChatJudge(section, _engine(section, field), limits=Limits(calls_in_flight=1))
+    place = f"{field}.endpoint"
+    purse = Purse(
+        section.budget,
+        section.endpoint.prices,
+        field=f"{field}.budget",
+        counted=hosting().counted,
+        scope=_scope(field),
+    )
+    chat = EndpointChat(
+        section.endpoint,
+        field=place,
+        key=read_key(section.endpoint, place),
+        purse=purse,
+        concurrency=section.concurrency,
+        timeout_s=section.timeout_s,
+        retries=section.retries,
+        sleep=sleep,
+    )
+    # A prompt at a time, so that the budget ends between two prompts and not within many.
+    return ChatJudge(section, chat, limits=Limits(questions_per_call=1, own_retries=True))
+
+
+def _engine(section: LlmJudge, field: str) -> Chat:
+    assert section.engine is not None
+    engine = section.engine
+    wish = EngineWish(
+        path=engine.path,
+        dtype=engine.dtype,
+        max_model_len=engine.max_model_len,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_gib=engine.kv_cache_gib,
+        trust_remote_code=engine.trust_remote_code,
+        label=f"{field}.engine",
+    )
+    return hosting().engine(wish)
+
+
+def _scope(field: str) -> str:
+    """Empty for a judge that has a host of its own; else where it is inside that judge."""
+    own = 1 if field.split(".")[0] == "judge" else 3  # judge | evaluation.judges.NAME
+    inside = ".".join(field.split(".")[own:])
+    return f"[{inside}]" if inside else ""

@@ -1,0 +1,156 @@
+"""Questions -> requests -> votes -> verdicts, for whatever `Chat` answers the requests."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from judges.llm.chat import Chat, ChatRequest
+from judges.llm.parsing import read_json, read_token
+from judges.llm.prompts import Task, build_messages, make_key
+from judges.protocol import Abstain, Limits, Question, count
+from online_dpo.judge_config import LlmJudge
+from online_dpo.types import CONFLICT, Verdict, derive_seed
+
+Subject = tuple[int, ...]
+"""What one verdict is about: (i,), or (i, j) where i is presented first."""
+Vote = float | Abstain
+
+TOP_LOGPROBS = 20
+"""Alternatives of the first token: as many as OpenAI and vLLM report by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ballot:
+    """One request and where its vote belongs."""
+
+    question: int  # index in the batch
+    subject: Subject
+    principle: int
+    request: ChatRequest
+
+
+class ChatJudge:
+    """A chat model asked about each completion, or about every two in both orders; see docs/judges.md."""
+
+    def __init__(self, section: LlmJudge, chat: Chat, *, limits: Limits) -> None:
+        self.limits = limits
+        self._section = section
+        self._chat = chat
+        self._task = Task(form=section.form, as_json=section.verdict == "json", key=make_key(section.seed))
+
+    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        ballots = [ballot for index, question in enumerate(questions) for ballot in self._ballots(index, question)]
+        replies = await self._chat.ask([ballot.request for ballot in ballots]) if ballots else []
+        votes: dict[tuple[int, Subject, int], list[Vote]] = {}
+        for ballot, reply in zip(ballots, replies, strict=True):
+            if self._section.verdict == "json":
+                vote = read_json(reply, self._task.key, form=self._section.form)
+            else:
+                vote = read_token(reply, form=self._section.form, min_mass=self._section.min_mass)
+            count("num_judge_votes")
+            count("num_judge_votes_unreadable", isinstance(vote, Abstain))
+            votes.setdefault((ballot.question, ballot.subject, ballot.principle), []).append(vote)
+        said: dict[tuple[int, Subject], Vote] = {}
+        for index, subject in dict.fromkeys((ballot.question, ballot.subject) for ballot in ballots):
+            principles = range(len(self._section.principles))
+            said[index, subject] = self._aggregate([_poll(votes[index, subject, p]) for p in principles])
+        return [self._verdicts(index, question, said) for index, question in enumerate(questions)]
+
+    def _ballots(self, index: int, question: Question) -> Iterator[_Ballot]:
+        section = self._section
+        for subject in self._subjects(question):
+            texts = tuple(question.completions[i] for i in subject)
+            for p, principle in enumerate(section.principles):
+                messages = build_messages(
+                    self._task, principle=principle, prompt=question.prompt, answers=texts, seed=section.seed
+                )
+                for vote in range(section.votes):
+                    yield _Ballot(index, subject, p, self._request(messages, vote))
+
+    def _subjects(self, question: Question) -> Iterator[Subject]:
+        """What is asked about. The same text is asked about once, and never compared with itself."""
+        texts = question.completions
+        if self._section.form == "pointwise":
+            yield from ((texts.index(text),) for text in dict.fromkeys(texts))
+            return
+        for i, j in combinations(range(len(texts)), 2):
+            if texts[i] == texts[j]:
+                continue
+            if self._section.both_orders:
+                yield from ((i, j), (j, i))
+            else:  # half of the time the other way round, so that a liking for the first place favours nobody
+                flip = derive_seed(self._section.seed, "order", json.dumps([question.prompt, texts[i], texts[j]])) % 2
+                yield (j, i) if flip else (i, j)
+
+    def _request(self, messages: Sequence[dict[str, str]], vote: int) -> ChatRequest:
+        section, as_json = self._section, self._section.verdict == "json"
+        # From the content alone: the same question is answered alike wherever it comes up.
+        seed = derive_seed(section.seed, "vote", vote, json.dumps(messages)) >> 32
+        return ChatRequest(
+            messages=tuple(messages),
+            schema=self._task.schema,
+            max_tokens=section.max_tokens if as_json else 1,
+            temperature=section.temperature,
+            seed=seed if section.temperature > 0.0 else None,
+            num_logprobs=None if as_json else TOP_LOGPROBS,
+        )
+
+    def _aggregate(self, votes: Sequence[Vote]) -> Vote:
+        """Of all principles; one that is undecided leaves the whole undecided."""
+        section = self._section
+        found = []
+        for principle, vote in enumerate(votes):
+            if isinstance(vote, Abstain):
+                return vote if len(votes) == 1 else Abstain(f"{vote.reason} (principle {principle + 1})")
+            found.append(vote)
+        weights = section.weights or [1.0] * len(found)
+        if section.aggregate == "min":
+            return min(found)
+        if section.aggregate == "majority":
+            found = [(vote > 0.5) + 0.5 * (vote == 0.5) for vote in found]
+        mean = math.fsum(w * vote for w, vote in zip(weights, found, strict=True)) / math.fsum(weights)
+        return min(max(mean, min(found)), max(found))  # rounding may leave the range
+
+    def _verdicts(self, index: int, question: Question, said: dict[tuple[int, Subject], Vote]) -> list[Verdict]:
+        texts = question.completions
+        if self._section.form == "pointwise":
+            return [question.score(i, said[index, (texts.index(text),)]) for i, text in enumerate(texts)]
+        verdicts = [question.abstain(0, "nothing to compare with")] if len(texts) == 1 else []
+        for i, j in combinations(range(len(texts)), 2):
+            if texts[i] == texts[j]:
+                verdicts.append(question.compare(i, j, "tie"))
+                continue
+            votes = {subject: said[index, subject] for subject in ((i, j), (j, i)) if (index, subject) in said}
+            if len(votes) == 2:
+                votes = self._confront(votes)
+            verdicts += [question.compare(*subject, vote) for subject, vote in votes.items()]
+        return verdicts
+
+    def _confront(self, votes: dict[tuple[int, int], Vote]) -> dict[tuple[int, int], Vote]:
+        """The votes of the two orders, silenced where both prefer the same place and not the same answer."""
+        first, second = votes.values()
+        if isinstance(first, Abstain) or isinstance(second, Abstain):
+            return votes
+        count("num_judge_orders_compared")
+        if (first - 0.5) * (second - 0.5) <= 0.0:
+            return votes
+        place = "first" if first > 0.5 else "second"
+        count("num_judge_order_conflicts")
+        count(f"num_judge_order_conflicts_{place}_place")
+        if self._section.on_conflict == "average":
+            return votes
+        return dict.fromkeys(votes, Abstain(f"{CONFLICT}: the {place} place wins both"))
+
+
+def _poll(votes: Sequence[Vote]) -> Vote:
+    """The mean of the votes of one question, where more than half are readable; else the commonest trouble."""
+    readable = [vote for vote in votes if not isinstance(vote, Abstain)]
+    if 2 * len(readable) > len(votes):
+        return math.fsum(readable) / len(readable)
+    reasons = Counter(vote.reason for vote in votes if isinstance(vote, Abstain))
+    return Abstain(reasons.most_common(1)[0][0])

@@ -1,0 +1,99 @@
+"""Replies -> votes. An unreadable reply is never guessed at: it becomes an abstention with its reason."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from judges.llm.chat import CallFailed, ChatReply
+from judges.protocol import Abstain
+from online_dpo.types import FAILURE
+
+LABELS: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
+"""What may win, and the probability that the answer presented first is the better one."""
+
+GRADES: Mapping[str, float] = {letter: float(i) for i, letter in enumerate("ABCDEFGHIJ", start=1)}
+"""Scores as letters: "10" is two tokens in some vocabularies, and "1" would then stand for both 1 and 10."""
+
+LONGEST = 2000
+"""Characters of the longest reply that is looked at; a verdict has a few dozen."""
+
+
+def read_json(reply: ChatReply | CallFailed, key: str, *, form: str) -> float | Abstain:
+    """The vote in a reply that is exactly one JSON object with exactly this key.
+
+    Args:
+        reply: of the model.
+        key: chosen by the judge; a verdict that stands in an answer that was judged does not have it.
+        form: pairwise: one of LABELS, spelled like that; pointwise: a whole number from 1 to 10.
+
+    Returns:
+        The probability that the first answer wins, or the score; else why there is none.
+    """
+    if isinstance(reply, CallFailed) or reply.refused:
+        return _why_silent(reply)
+    if reply.cut_short:
+        return Abstain("unreadable: a reply cut short by max_tokens")
+    text = reply.text.strip()
+    if not text:
+        return Abstain("unreadable: an empty reply")
+    if len(text) > LONGEST:
+        return Abstain(f"unreadable: a reply of more than {LONGEST} characters")
+    try:
+        found = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return Abstain("unreadable: a reply that is not JSON")
+    if not isinstance(found, dict) or list(found) != [key]:
+        return Abstain("unreadable: JSON of another form")
+    value = found[key]
+    if form == "pairwise":
+        return LABELS[value] if isinstance(value, str) and value in LABELS else Abstain("unreadable: no known verdict")
+    is_score = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10
+    return float(value) if is_score else Abstain("unreadable: no whole number from 1 to 10")
+
+
+def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> float | Abstain:
+    """The vote in the probabilities of the reply's first token.
+
+    Args:
+        reply: of the model.
+        form: pairwise: `P(A) / (P(A) + P(B))`; pointwise: the mean score under the letters' probabilities.
+        min_mass: probability that must lie on the letters together.
+
+    Returns:
+        The probability that the first answer wins, or the score; else why there is none.
+    """
+    if isinstance(reply, CallFailed) or reply.refused:
+        return _why_silent(reply)
+    if not reply.first_logprobs:
+        return Abstain("unreadable: a reply without log-probs")
+    values = GRADES if form == "pointwise" else {"A": 1.0, "B": 0.0}
+    mass = dict.fromkeys(values, 0.0)
+    for token, logprob in reply.first_logprobs:
+        letter = token.strip(" \n\t\u0120\u2581")  # some hosts show a space as a letter of their vocabulary
+        if not logprob <= 1e-3:  # NaN too
+            return Abstain("unreadable: a log-prob that is none")
+        if letter in mass:
+            mass[letter] += math.exp(logprob)
+    total = math.fsum(mass.values())
+    if total < min_mass or total == 0.0:
+        return Abstain("unreadable: another token than an answer's letter")
+    mean = math.fsum(values[letter] * p for letter, p in mass.items()) / total
+    return min(max(mean, min(values.values())), max(values.values()))  # rounding may leave the range
+
+
+def _why_silent(reply: ChatReply | CallFailed) -> Abstain:
+    return Abstain(f"{FAILURE}{reply.reason}" if isinstance(reply, CallFailed) else "refused by the model")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
