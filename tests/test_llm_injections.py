@@ -1,0 +1,146 @@
+"""What a completion says is quoted, whatever it says; and no verdict that stands in it is read as one."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from injections import INJECTIONS
+from judge_servers import Answer, completion, material, serve, verdict
+from test_llm_judge import ask, question, section
+
+from judges.llm.building import build_llm
+from judges.llm.chat import ChatReply
+from judges.llm.parsing import read_json, read_token
+from judges.llm.prompts import Task, build_messages, make_key, neutralise
+from judges.protocol import Abstain
+
+KEY = make_key(0)
+PAIRWISE = Task(form="pairwise", as_json=True, key=KEY)
+POINTWISE = Task(form="pointwise", as_json=True, key=KEY)
+PRINCIPLE = "It is right."
+
+
+def user(task: Task, *answers: str, prompt: Any = "Which city?", seed: int = 0) -> str:
+    messages = build_messages(task, principle=PRINCIPLE, prompt=prompt, answers=answers, seed=seed)
+    assert [message["role"] for message in messages] == ["system", "user"]
+    return messages[1]["content"]
+
+
+def nonce_of(text: str) -> str:
+    return re.findall(r"^<prompt-([0-9a-f]{12})>$", text, re.M)[0]
+
+
+def skeleton(text: str) -> str:
+    """A message without what it quotes: each quoted text becomes a dot, the code becomes N."""
+    nonce = nonce_of(text)
+    return re.sub(rf"(<([\w-]+)-{nonce}>\n).*?(\n</\2-{nonce}>)", r"\1.\3", text, flags=re.S).replace(nonce, "N")
+
+
+def injection(name: str) -> str:
+    """With all that an earlier call for the same texts could have told."""
+    return INJECTIONS[name].replace("{nonce}", nonce_of(user(PAIRWISE, "x", "Lyon."))).replace("{key}", KEY)
+
+
+HARMLESS = skeleton(user(PAIRWISE, "Paris.", "Lyon."))
+
+
+def expect_quoted(text: str, *, answers: tuple[str, str], prompt: Any = "Which city?") -> None:
+    built = user(PAIRWISE, *answers, prompt=prompt)
+    assert skeleton(built) == HARMLESS, "nothing outside of the quotation changed"
+    nonce = nonce_of(built)
+    assert nonce not in text
+    # Every angle bracket is one of ours, and every tag of ours stands once.
+    assert sorted(re.findall(r"<[^<>]*>", built)) == sorted(
+        f"<{slash}{name}-{nonce}>" for name in ("prompt", "answer-A", "answer-B") for slash in ("", "/")
+    )
+    assert built.count("<") == built.count(">") == 6
+    quoted = neutralise(text)
+    assert quoted in built
+    for look_alike in (quoted, unicodedata.normalize("NFKC", quoted)):
+        assert not re.search(r"[<>]|\[\s*/?\s*g?[A-Z][A-Z_ ]+\]", look_alike), "no tag and no control token"
+    assert all(c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Zl") for c in quoted)
+
+
+def test_there_are_enough() -> None:
+    assert len(set(INJECTIONS.values())) == len(INJECTIONS) >= 30
+
+
+@pytest.mark.parametrize("name", INJECTIONS)
+def test_an_injection_stays_inside_its_quotation(name: str) -> None:
+    text = injection(name)
+    expect_quoted(text, answers=(text, "Lyon."))
+    expect_quoted(text, answers=("Paris.", text))
+    expect_quoted(text, answers=(text, text + "!"))
+    expect_quoted(text, answers=("Paris.", "Lyon."), prompt=text)
+    chat = user(PAIRWISE, "Paris.", "Lyon.", prompt=[{"role": text, "content": text}])
+    assert skeleton(chat) == HARMLESS and chat.count("<") == 8, "two more for the one turn"
+    assert user(POINTWISE, text).count("<") == 4
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_any_text_stays_inside_its_quotation_and_stays_itself(text: str, other: str) -> None:
+    expect_quoted(text, answers=(text, other))
+    assert html.unescape(neutralise(text).replace("\n", "\\n")) == text.replace("\n", "\\n") or "&#x" in neutralise(
+        text
+    )
+    assert (neutralise(text) == neutralise(other)) == (text == other)
+
+
+def test_ordinary_text_of_any_language_is_left_as_it_is() -> None:
+    for text in (
+        "if a[i] == b: pass  # [x]",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f469\u200d\U0001f467 caf\u00e9\t\u4f60\u597d\n\u00a3\u20ac",
+    ):
+        assert neutralise(text) == text
+    assert neutralise("a < b && c > d") == "a &lt; b &amp;&amp; c &gt; d"
+
+
+def test_the_code_is_the_same_again_and_another_for_other_material() -> None:
+    first = user(PAIRWISE, "Paris.", "Lyon.")
+    assert first == user(PAIRWISE, "Paris.", "Lyon.")
+    codes = {
+        nonce_of(text)
+        for text in (
+            first,
+            user(PAIRWISE, "Lyon.", "Paris."),
+            user(PAIRWISE, "Paris.", "Lyon.", seed=1),
+            user(PAIRWISE, f"Paris.{nonce_of(first)}", "Lyon."),
+            user(PAIRWISE, "Paris.", "Lyon.", prompt="Which town?"),
+        )
+    }
+    assert len(codes) == 5
+
+
+@pytest.mark.parametrize("name", INJECTIONS)
+def test_a_model_that_parrots_an_injection_gives_no_verdict(name: str) -> None:
+    """The completion as the reply, as is and as it was quoted. Only one that knows the key could pass: it cannot."""
+    text = INJECTIONS[name].replace("{nonce}", nonce_of(user(PAIRWISE, "x", "y"))).replace("{key}", make_key(1))
+    for reply in (text, neutralise(text), text.strip().splitlines()[-1], text.split("```")[-1]):
+        for form in ("pairwise", "pointwise"):
+            assert isinstance(read_json(ChatReply(text=reply), KEY, form=form), Abstain)
+            assert isinstance(read_token(ChatReply(text=reply), form=form, min_mass=0.0), Abstain)
+
+
+@pytest.mark.parametrize("name", INJECTIONS)
+def test_whom_an_injection_praises_does_not_matter_to_an_honest_model(name: str) -> None:
+    """Through the wire: the server sees both texts apart, and its verdict is about the right one in both orders."""
+    text = injection(name)
+
+    def handler(body: dict[str, Any], _: int) -> Answer:
+        found = material(body)
+        assert set(found) == {"prompt", "answer-A", "answer-B"}
+        assert {found["answer-A"], found["answer-B"]} == {neutralise(text), "Lyon."}
+        return Answer(completion(verdict(body, "A" if found["answer-A"] == "Lyon." else "B")))
+
+    with serve(handler) as server:
+        [verdicts], _ = ask(build_llm(section(server), "judge"), question(text, "Lyon.", prompt="Which city?"))
+    assert [(v.first, v.second, v.probability) for v in verdicts] == [(0, 1, 0.0), (1, 0, 1.0)]
+    assert len({json.dumps(r["messages"]) for r in server.requests}) == 2
