@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
@@ -92,6 +93,9 @@ class EndpointChat:
             return min(max(asked, backoff(state)), endpoint.max_wait_s)
 
         self._wait, self._stop = wait, stop_after_attempt(1 + retries)
+        # A line for each request, and at DEBUG the headers of answers, in which a server may send the key back.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     async def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | CallFailed]:
         """One reply for each request, in order.
