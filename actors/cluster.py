@@ -69,12 +69,19 @@ class RayStages:
 
     # Start and end
 
-    def start_judges(self, specs: Mapping[str, JudgeSpec], *, first: Prompt) -> None:
+    def start_judges(
+        self,
+        specs: Mapping[str, JudgeSpec],
+        *,
+        first: Prompt,
+        counted: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         """Start every judge's host and try it on two canned completions, before any engine starts.
 
         Args:
             specs: judge's name -> judge.
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
+            counted: judge's name -> sums of its counters in the run so far.
 
         Raises:
             JudgeError: judges cannot be built or do not keep their contract; a line for each.
@@ -83,7 +90,8 @@ class RayStages:
             section = spec.section
             threads = cast(int, section.threads)
             options = _actor_options(section.num_cpus, section.num_gpus, threads)
-            self._judges[name] = ray.remote(JudgeHost).options(**options).remote(spec, threads=threads)
+            host: Any = ray.remote(JudgeHost).options(**options)
+            self._judges[name] = host.remote(spec, threads=threads, counted=(counted or {}).get(name))
         chat, metadata = first.messages is not None, dict(first.metadata)
         trials = {name: host.try_it.remote(chat, metadata) for name, host in self._judges.items()}
         problems = []

@@ -9,25 +9,36 @@ from dataclasses import replace
 from typing import Any
 
 from judges.calling import Caller, Sleep
+from judges.hosting import Hosting, hosted
+from judges.llm.chat import Chat, EngineWish
 from judges.protocol import Question, collect_counts
 from judges.registry import JudgeSpec, build_caller
 from judges.trial import try_judges
-from online_dpo.types import Completion, Judged, Shard, Verdict, group_by_prompt
+from online_dpo.types import STOPPED, Completion, Judged, Shard, Verdict, group_by_prompt
 
 
 class JudgeHost:
     """One judge, called by the rules of its config. All methods run on one event loop."""
 
-    def __init__(self, spec: JudgeSpec, *, threads: int | None = None, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        spec: JudgeSpec,
+        *,
+        threads: int | None = None,
+        counted: Mapping[str, float] | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
         """Nothing is loaded yet: `try_it` or the first shard does that, where its error can be reported.
 
         Args:
             spec: the judge and its hosting numbers.
             threads: of torch, where the judge uses it; None = as the process has it.
+            counted: sums of its counters in the run so far; budgets go on from there.
             sleep: waits between retries, in seconds.
         """
         self._spec = spec
         self._threads = threads
+        self._counted = counted or {}
         self._sleep = sleep
         self._caller: Caller | None = None
 
@@ -49,8 +60,8 @@ class JudgeHost:
 
         Returns:
             Verdicts about sample indices, in prompt order; for a question that failed one abstention per completion,
-            whose reason begins with `failed: `. Counters of calls, retries, timeouts and failed questions, and what
-            the judge counted itself.
+            whose reason begins with `failed: `; none at all for one that was not asked because the judge stopped.
+            Counters of calls, retries, timeouts and failed questions, and what the judge counted itself.
 
         Raises:
             ValueError: a completion answers no prompt of the shard.
@@ -77,18 +88,30 @@ class JudgeHost:
         counts |= found
         counts["num_judge_failures"] += sum(any(verdict.failed for verdict in answer) for answer in answers)
         verdicts: list[Verdict] = []
+        stopped: str | None = None
         for question, answer in zip(questions, answers, strict=True):
+            stops = [str(verdict.reason) for verdict in answer if verdict.stopped]
+            if stops:
+                stopped = stopped or stops[0].removeprefix(STOPPED)
+                continue
             samples = [c.sample_index for c in groups[question.prompt_id]]
             verdicts.extend(_rename(verdict, samples) for verdict in answer)
-        return Judged(verdicts=tuple(verdicts), counters=counts)
+        return Judged(verdicts=tuple(verdicts), counters=counts, stopped=stopped)
 
     def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._caller is None:
-            self._caller = build_caller(self._spec, sleep=self._sleep)
+            with hosted(Hosting(engine=_provide_engine, counted=self._counted)):
+                self._caller = build_caller(self._spec, sleep=self._sleep)
             if self._threads is not None and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)
         return self._caller
+
+
+def _provide_engine(wish: EngineWish) -> Chat:
+    from actors.judge_engine import JudgeEngine  # vllm
+
+    return JudgeEngine(wish)
 
 
 def _rename(verdict: Verdict, samples: Sequence[int]) -> Verdict:

@@ -1,7 +1,7 @@
 """Verdicts kept in an SQLite file, so that nobody pays twice for the same one: across shards, resumes and runs.
 
 An entry is addressed by what it depends on: the judge's fingerprint, the prompt with its metadata, and the
-completions in their order. Failed calls are never kept.
+completions in their order. Failed calls are never kept, nor questions that were not asked.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Cached:
     async def _pay(self, batch: Sequence[Question], digests: Mapping[str, str]) -> dict[str, list[Verdict]]:
         said = await self._inner.ask_batch(batch)
         answers = {digests[q.prompt_id]: verdicts for q, verdicts in zip(batch, said, strict=True)}
-        kept = {key: verdicts for key, verdicts in answers.items() if not any(v.failed for v in verdicts)}
+        kept = {key: verdicts for key, verdicts in answers.items() if not any(v.failed or v.stopped for v in verdicts)}
         try:
             await in_thread(self._store.put, kept)
         except sqlite3.Error as error:  # what was paid for is used, kept or not

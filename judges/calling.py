@@ -12,10 +12,10 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
 
-from judges.protocol import Judge, Question, check_verdicts, collect_counts, count, limits_of
+from judges.protocol import Judge, Limits, Question, StopJudging, check_verdicts, collect_counts, count, limits_of
 from online_dpo.errors import JudgeError
 from online_dpo.judge_config import HostedJudge
-from online_dpo.types import FAILURE, Verdict
+from online_dpo.types import FAILURE, STOPPED, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class Caller:
         self.trial_timeout_s: float = section.timeout_s
         self._sleep = sleep
         self._rules = section if isinstance(section, HostedJudge) else None
+        self._limits = limits = limits_of(judge) if self._rules is not None else Limits()
         if self._rules is not None:
-            limits = limits_of(judge)
             calls = min(self._rules.concurrency, limits.calls_in_flight or self._rules.concurrency)
             self._slots = asyncio.Semaphore(calls)
             self._batch_size = min(self._rules.batch_size, limits.questions_per_call or self._rules.batch_size)
@@ -58,7 +58,11 @@ class Caller:
         return [questions[i : i + self._batch_size] for i in range(0, len(questions), self._batch_size)]
 
     async def ask(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        """All questions, in order; for one that failed an abstention per completion that begins with `failed: `."""
+        """All questions, in order; for one that failed an abstention per completion that begins with `failed: `.
+
+        For one that was not asked because the judge stopped it begins with `stopped: `; an outer judge hands that on
+        for the whole question.
+        """
         answers = await asyncio.gather(*(self.ask_batch(batch) for batch in self.batches(questions)))
         return [verdicts for answer in answers for verdicts in answer]
 
@@ -73,8 +77,8 @@ class Caller:
         try:
             return list(await self._ask_with_retries(batch))
         except Exception as error:
-            if len(batch) == 1:
-                return [error]
+            if len(batch) == 1 or isinstance(error, StopJudging):
+                return [error] * len(batch)
             log.warning("%s: a batch of %d failed, asking one by one: %s", self.label, len(batch), error)
         return list(await asyncio.gather(*(self._ask_alone(question) for question in batch)))
 
@@ -93,7 +97,7 @@ class Caller:
 
         retrying = AsyncRetrying(
             sleep=self._sleep,
-            stop=stop_after_attempt(1 + self._rules.retries),
+            stop=stop_after_attempt(1 if self._limits.own_retries else 1 + self._rules.retries),
             wait=wait_exponential(multiplier=0.5, max=10.0),
             retry=retry_if_exception(_is_worth_a_retry),
             before_sleep=before_sleep,
@@ -108,7 +112,7 @@ class Caller:
         """
         if self._rules is None:
             return check_verdicts(batch, await self.judge.judge(batch))
-        timeout_s = self._rules.timeout_s
+        timeout_s = None if self._limits.own_retries else self._rules.timeout_s
         async with self._slots:
             count("num_judge_calls")
             limit = asyncio.timeout(timeout_s)
@@ -120,6 +124,10 @@ class Caller:
                 if limit.expired():
                     count("num_judge_timeouts")
                     raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+                raise
+            except StopJudging:
+                for event, amount in own.items():  # some of it may have been paid for
+                    count(event, amount)
                 raise
             except SystemExit as error:  # would end the host
                 raise RuntimeError(f"called sys.exit({error.code})") from error
@@ -141,5 +149,6 @@ def _is_worth_a_retry(error: BaseException) -> bool:
 def _failure(question: Question, error: Exception) -> list[Verdict]:
     message = " ".join(str(error).split())
     message = message if len(message) <= 200 else f"{message[:197]}..."
-    reason = f"{FAILURE}{type(error).__name__}: {message}"
+    stopped = isinstance(error, StopJudging)
+    reason = f"{STOPPED}{error}" if stopped else f"{FAILURE}{type(error).__name__}: {message}"
     return [question.abstain(i, reason) for i in range(len(question.completions))]

@@ -34,6 +34,10 @@ class Ensemble:
         verdicts = []
         for index, question in enumerate(questions):
             said = {name: answer[index] for name, answer in zip(self._members, answers, strict=True)}
+            stops = [verdict.reason for found in said.values() for verdict in found if verdict.stopped]
+            if stops:  # the others' quorum must not decide what this member would have been asked
+                verdicts.append([question.abstain(i, str(stops[0])) for i in range(len(question.completions))])
+                continue
             count("num_member_failures", sum(any(v.failed for v in found) for found in said.values()))
             verdicts.append(self._combine(question, said))
         return verdicts

@@ -56,6 +56,8 @@ class Process:
                     f"{self._field}.judge compares completions, and steps are scored one by one; choose a judge that "
                     f"scores, such as a reward model"
                 )
+            if verdict.stopped:
+                return question.abstain(position, str(verdict.reason))
             if verdict.reason is not None:
                 reason = f"step {verdict.first + 1}: {verdict.reason.removeprefix(FAILURE)}"
                 return question.abstain(position, f"{FAILURE}{reason}" if verdict.failed else reason)

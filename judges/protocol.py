@@ -33,8 +33,8 @@ class Abstain:
 class StopJudging(JudgeError):
     """Raised by a judge that may or can answer nothing more, such as at the end of a budget.
 
-    The question is then no failure: it stays unasked, what was answered before is committed, the run stops with this
-    message, and its continuation asks what is missing.
+    The questions of this call are then no failures: they stay unasked, what was answered before is committed, the run
+    stops with this message, and its continuation asks what is missing.
     """
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from online_dpo.checks import Gap, check_digests, check_gap, check_versions, sampler_logps
+from online_dpo.errors import JudgingStopped
+from online_dpo.parts import get_parts, join, put_part, remove_parts, sum_counters
 from online_dpo.stages import REWARD, Event, Stages, Task
 from online_dpo.store import RoundStore
 from online_dpo.types import Adapter, Completion, Judged, Prompt, Row, Sampled, SamplingPlan, Scores, Shard, Verdict
@@ -79,6 +80,10 @@ def collect(
         base: prefix of the commits' names inside the round, such as `evaluation/heldout/`.
 
     Returns (as the generator's value): `Collected`.
+
+    Raises:
+        JudgingStopped: a judge can or may go on no more. All that was said until then is committed, and a continuation
+            asks for the rest; what is being sampled meanwhile is not waited for.
     """
     work = _Work(stages, store, pusher, policy, plan, judges, base)
     shards = [
@@ -93,10 +98,12 @@ def collect(
             yield from work.judge(shard, tuple(store.get_records(work.name("completions", shard), Completion)))
     for shard in missing:
         work.running[stages.start_sampling(shard, plan, policy.version)] = ("sampled", shard, None)
-    while work.running:
-        task, result = stages.first_done(list(work.running))
+    while waited_for := work.waited_for():
+        task, result = stages.first_done(waited_for)
         kind, shard, context = work.running.pop(task)
         yield from getattr(work, f"on_{kind}")(shard, context, result)
+    if work.stopped is not None:
+        raise JudgingStopped(f"round {store.index + 1}: {work.stopped}")
     return work.collected(shards)
 
 
@@ -117,6 +124,7 @@ class _Work:
         self.plan, self.judges, self.base = plan, judges, base
         self.running: dict[Task, tuple[str, Shard, Any]] = {}
         self.waiting: list[tuple[Shard, Sampled]] = []  # until no engine is being checked
+        self.stopped: str | None = None  # why a judge stopped
 
     def name(self, what: str, shard: Shard, judge: str = REWARD) -> str:
         return f"{self.base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard.index:05d}"
@@ -138,31 +146,43 @@ class _Work:
         yield from self._commit_completions(shard, sampled)
         yield from self._commit_waiting()
 
+    def waited_for(self) -> list[Task]:
+        """Once a judge has stopped: only what others are still being paid for."""
+        return [task for task, (kind, _, _) in self.running.items() if self.stopped is None or kind == "judged"]
+
     def on_judged(self, shard: Shard, judge: str, result: Judged) -> Iterator[Event]:
+        parts = self.name("parts", shard, judge)
+        if result.stopped is not None:
+            put_part(self.store, parts, result)
+            self.stopped = self.stopped or result.stopped
+            return
+        result = join(shard, [*get_parts(self.store, parts), result])
         # The verdicts' commit is what counts as done, so it comes last.
         counters = self.name("counters", shard, judge)
         if self.store.has(counters):
             self.store.remove(counters)  # of verdicts that a kill kept from being committed
         self.store.put_json(counters, dict(result.counters))
         self.store.put_records(self.name("verdicts", shard, judge), result.verdicts)
+        remove_parts(self.store, parts)
         yield self._event("shard_judged", shard, judge=judge, verdicts=result.verdicts)
 
     def judge(self, shard: Shard, completions: tuple[Completion, ...]) -> Iterator[Event]:
         for judge in self.judges:
-            if not self.store.has(self.name("verdicts", shard, judge)):
+            if self.stopped is None and not self.store.has(self.name("verdicts", shard, judge)):
                 yield self._event("judging_started", shard, judge=judge)
-                self.running[self.stages.start_judging(judge, shard, completions)] = ("judged", shard, judge)
+                parts = get_parts(self.store, self.name("parts", shard, judge))
+                judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
+                asked = tuple(c for c in completions if c.prompt_id not in judged)
+                self.running[self.stages.start_judging(judge, shard, asked)] = ("judged", shard, judge)
 
     def collected(self, shards: Sequence[Shard]) -> Collected:
         """Read back from the store: what is used is what was committed."""
         verdicts: dict[str, tuple[Verdict, ...]] = {}
-        counters: dict[str, Counter[str]] = {}
+        counters: dict[str, Mapping[str, int | float]] = {}
         for judge in self.judges:
             parts = [self.store.get_records(self.name("verdicts", shard, judge), Verdict) for shard in shards]
             verdicts[judge] = tuple(verdict for part in parts for verdict in part)
-            counters[judge] = Counter()
-            for shard in shards:
-                counters[judge].update(self.store.get_json(self.name("counters", shard, judge)))
+            counters[judge] = sum_counters(self.store.get_json(self.name("counters", shard, judge)) for shard in shards)
         completions = [self.store.get_records(self.name("completions", shard), Completion) for shard in shards]
         return Collected(
             completions=tuple(c for part in completions for c in part),

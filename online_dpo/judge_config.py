@@ -61,7 +61,9 @@ class PythonJudge(HostedJudge):
 class LlmJudge(HostedJudge):
     """A chat model that compares or grades answers, by the probability or the JSON that it replies with."""
 
-    about = "a chat model behind an endpoint or in an engine of its own: compares, grades, or goes by written principles"
+    about = (
+        "a chat model behind an endpoint or in an engine of its own: compares, grades, or goes by written principles"
+    )
 
     type: Literal["llm"]
     endpoint: Endpoint | None = None

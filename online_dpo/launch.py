@@ -18,6 +18,7 @@ from online_dpo.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.metrics import MetricsWriter, check_metrics
 from online_dpo.model_files import tensor_shapes
 from online_dpo.models import ModelInfo
+from online_dpo.parts import counted_so_far
 from online_dpo.preparation import (
     Inputs,
     Materials,
@@ -145,7 +146,8 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))
     stack.callback(stages.close)
-    stages.start_judges(materials.judges, first=materials.first)
+    counted = None if store is None else counted_so_far(store, list(materials.judges))
+    stages.start_judges(materials.judges, first=materials.first, counted=counted)
     if store is None:
         info = run_info(materials)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))

@@ -19,6 +19,9 @@ PromptContent: TypeAlias = str | list[Message]
 FAILURE = "failed: "
 """How the reason of an abstention begins that stands for a judge call that went wrong."""
 
+STOPPED = "stopped: "
+"""How the reason of an abstention begins that stands for a question that was not asked; none is ever committed."""
+
 CONFLICT = "orders disagree"
 """How the reason of an abstention begins where a judge prefers the same place in both orders of presentation."""
 
@@ -117,6 +120,11 @@ class Verdict:
     def failed(self) -> bool:
         """Whether this abstention stands for a judge call that went wrong."""
         return self.reason is not None and self.reason.startswith(FAILURE)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether this abstention stands for a question that was not asked, because the judge stopped before."""
+        return self.reason is not None and self.reason.startswith(STOPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
