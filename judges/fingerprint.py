@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 import online_dpo
 from judges.registry import JudgeSpec
 from judges.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
-from online_dpo.judge_config import OuterJudge, PythonJudge, RewardModelJudge
+from online_dpo.judge_config import LlmJudge, OuterJudge, PythonJudge, RewardModelJudge
 from online_dpo.models import inspect_model, locate
 
 SAME_VERDICTS = frozenset({"batch_size", "batch_tokens", "threads"})
@@ -29,9 +31,9 @@ def fingerprint(spec: JudgeSpec, *, version: str = "") -> str:
 
 def _describe(spec: JudgeSpec) -> dict[str, Any]:
     section = spec.section
-    left_out = {name for name, info in type(section).model_fields.items() if _is_changeable(info)} | SAME_VERDICTS
+    left_out = _changeable(section) | dict.fromkeys(SAME_VERDICTS, True)
     if isinstance(section, OuterJudge):
-        left_out |= {place.split(".")[0] for place in section.inner}
+        left_out |= {place.split(".")[0]: True for place in section.inner}
     return {
         "section": section.model_dump(mode="json", exclude=left_out),
         "content": _content(spec),
@@ -45,6 +47,9 @@ def _content(spec: JudgeSpec) -> str | None:
     if isinstance(section, RewardModelJudge):
         field = f"{spec.field}.path"
         return inspect_model(locate(section.path, field=field), field=field, generates=False).fingerprint
+    if isinstance(section, LlmJudge) and section.engine is not None:
+        field = f"{spec.field}.engine.path"
+        return inspect_model(locate(section.engine.path, field=field), field=field).fingerprint
     if not isinstance(section, PythonJudge):
         return None
     if spec.source is not None:
@@ -59,8 +64,16 @@ def _content(spec: JudgeSpec) -> str | None:
     return _sha256(Path(found.origin).read_bytes()) if found and found.origin and is_file else None
 
 
-def _is_changeable(info: Any) -> bool:
-    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("changeable"))
+def _changeable(section: BaseModel) -> dict[str, Any]:
+    """The fields that cannot change what is said, those of parts of the section too, as pydantic's `exclude`."""
+    found: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        part = getattr(section, name)
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("changeable"):
+            found[name] = True
+        elif isinstance(part, BaseModel) and not isinstance(section, OuterJudge):
+            found[name] = _changeable(part)
+    return found
 
 
 def _sha256(data: bytes) -> str:

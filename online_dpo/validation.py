@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+from judges.hosting import NeedsEngine
 from judges.registry import build_caller, make_spec
 from judges.trial import try_judges
 from online_dpo.config import RunConfig
@@ -67,6 +68,8 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
     for name, spec in materials.judges.items():
         try:
             asyncio.run(try_judges(build_caller(spec), chat=chat, metadata=metadata))
+        except NeedsEngine as error:
+            yield f"judge {name}: not tried, {error}"
         except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
             problems.append(str(error))
         else:

@@ -184,7 +184,7 @@ class EndpointChat:
             self._client = httpx.AsyncClient(
                 timeout=None,  # ours is of the whole request; httpx's starts anew with every byte
                 limits=httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
-                follow_redirects=False,  # the key would go along
+                follow_redirects=False,  # to a place that the config does not name
             )
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._key.headers}
         url = f"{self._endpoint.base_url}/chat/completions"
@@ -229,7 +229,7 @@ class EndpointChat:
         if status in FATAL:
             self._close(FATAL[status], reason)
         if 300 <= status < 400:
-            self._close("redirects elsewhere, where the key must not go", reason)
+            self._close("redirects elsewhere, which is not followed", reason)
         if status in PASSING or status >= 500:
             wait_s = _retry_after(headers.get("retry-after"))
             if wait_s is not None:
