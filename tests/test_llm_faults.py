@@ -130,7 +130,7 @@ def test_a_lasting_fault_costs_its_own_verdict_only(name: str, table: list[str])
     started = time.monotonic()
     timeout_s = TIMEOUT_S if name in SLOW else 60.0
     with serve(handler) as server:
-        judge = build_llm(section(server, timeout_s=timeout_s, retries=2), "judge")
+        judge = build_llm(section(server, timeout_s=timeout_s, retries=2, concurrency=2), "judge")
         [verdicts], counts = ask(judge, question("one", "three", "seventeen"))
     elapsed = time.monotonic() - started
     assert brief(verdicts) == [

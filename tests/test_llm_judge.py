@@ -16,6 +16,8 @@ from judges.llm.chat import ChatReply
 from judges.llm.judge import ChatJudge
 from judges.llm.parsing import read_json, read_token
 from judges.protocol import Abstain, Question, check_verdicts, collect_counts
+from judges.trial import try_judge
+from online_dpo.errors import JudgeError
 from online_dpo.judge_config import JudgeSection, LlmJudge
 from online_dpo.types import Verdict
 
@@ -177,6 +179,13 @@ def test_a_grade_is_the_mean_under_the_letters() -> None:
         assert found == Abstain("unreadable: a log-prob that is none")
     silent = ChatReply(text="A", first_logprobs=(("A", -9999.0),))
     assert isinstance(read_token(silent, form="pairwise", min_mass=0.0), Abstain)
+
+
+def test_the_trial_refuses_an_endpoint_without_log_probs() -> None:
+    with serve(lambda body, _: Answer(completion("A"))) as server:
+        judge = build_llm(section(server, verdict="token"), "judge")
+        with pytest.raises(JudgeError, match="reports no log-probs, which verdict: token needs"):
+            asyncio.run(try_judge(judge, field="judge", chat=False))
 
 
 UNREADABLE = [

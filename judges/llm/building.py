@@ -27,7 +27,8 @@ def build_llm(section: LlmJudge, field: str, *, sleep: Sleep = asyncio.sleep) ->
     """
     if section.endpoint is None:
         # One call at a time: what shares a batch of the engine must not depend on what else is being judged.
-        return ChatJudge(section, _engine(section, field), limits=Limits(calls_in_flight=1))
+        # A call goes through or fails at once, and how long it takes depends on the batch: no limit of time fits.
+        return ChatJudge(section, _engine(section, field), limits=Limits(calls_in_flight=1, own_retries=True))
     place = f"{field}.endpoint"
     purse = Purse(
         section.budget,

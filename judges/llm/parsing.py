@@ -68,7 +68,7 @@ def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> 
     if isinstance(reply, CallFailed) or reply.refused:
         return _why_silent(reply)
     if not reply.first_logprobs:
-        return Abstain("unreadable: a reply without log-probs")
+        return Abstain(f"{FAILURE}the endpoint reports no log-probs, which verdict: token needs")
     values = GRADES if form == "pointwise" else {"A": 1.0, "B": 0.0}
     mass = dict.fromkeys(values, 0.0)
     for token, logprob in reply.first_logprobs:
