@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_kit import FakeStages, token_logps
+from loop_kit import FakeStages, token_logps, weights_of
 from loop_runs import Kill, Run, comparable, records
 from test_resume_kills import WORK, go_on_and_compare
 
 from online_dpo.errors import ConfigError, DataError
 from online_dpo.pair_words import num_items
 from online_dpo.store import RunStore
-from online_dpo.types import Labelled, Pair, Row
+from online_dpo.types import Adapter, Labelled, Pair, Row
 
 NUM_ROWS, NUM_HELD_OUT = 7, 3
 HELD_OUT_SCORE = f"score {2 * NUM_HELD_OUT} policy"
@@ -146,6 +146,21 @@ def test_a_fraction_of_what_a_round_trains_on(fraction: float, num_written: int,
         sampled = [not name.startswith("pairs/") for name in names(items(run.path, index))]
         assert sampled == [True] * 4 + [False] * num_written
         assert len(set(names(items(run.path, index)))) == 4 + num_written
+
+
+def test_only_samples_take_their_reference_from_the_sampler(tmp_path: Path) -> None:
+    """`reference.logps: sampler` beside rows that nothing sampled: would catch log-probs of 0, or of another policy."""
+    sampler = {"type": "every", "rounds": 1, "logps": "sampler"}
+    run = offline(tmp_path, pairs__fraction=0.5, reference=sampler)
+    run.go_on()
+    done = [record for record in records(run.path) if record["kind"] == "round_done"]
+    assert [(r["num_reference_sampler"], r["num_reference_recomputed"]) for r in done] == [(4, 4)] * 2
+    with RunStore.read(run.path) as store:
+        reference = weights_of(Adapter.from_files(1, store.round(0).get_files("adapter")))
+    *sampled, written = items(run.path, 1)[3:5]
+    assert [pair.chosen.is_sampled for pair in (*sampled, written)] == [True, False]
+    expected = sum(token_logps(Row.of(written.prompt, written.chosen), reference))
+    assert written.chosen_ref_logps == pytest.approx(expected) != 0.0
 
 
 def test_more_or_fewer_rows_than_a_round_can_take_is_told_before_anything_starts(tmp_path: Path) -> None:
