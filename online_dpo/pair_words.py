@@ -26,4 +26,5 @@ def show_preferences(figures: Mapping[str, Any]) -> str:
         low, high = figures["implicit_accuracy_low"], figures["implicit_accuracy_high"]
         parts.append(f"over the initial policy {figures['implicit_accuracy']:.3f} [{low:.3f}, {high:.3f}]")
         parts.append(f"by {figures['implicit_gap']:+.2f} nats")
+    parts.append(f"by length alone {figures['shorter_accuracy']:.3f}")
     return ", ".join(parts) + f" ({figures['num_pairs']} pairs)"

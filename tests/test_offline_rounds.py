@@ -225,6 +225,7 @@ def test_held_out_preferences(tmp_path: Path) -> None:
     share = {name: sum(flags) / NUM_HELD_OUT for name, flags in right.items()}
     assert first["policy_version"] == 0 and "implicit_accuracy" not in first
     assert (first["accuracy"], first["accuracy_per_token"]) == (share["before"], share["per token"])
+    assert first["shorter_accuracy"] == 0.0  # " yes" is longer than " no"
     assert last["accuracy"] == share["after"] and last["accuracy_gain"] == share["after"] - share["before"]
     assert last["implicit_accuracy"] == sum(gap > 0 for gap in gaps) / NUM_HELD_OUT
     assert last["implicit_gap"] == pytest.approx(sum(gaps) / NUM_HELD_OUT)
