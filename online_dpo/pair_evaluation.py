@@ -76,10 +76,11 @@ def describe_preferences(
     Returns:
         `accuracy`: share of pairs whose preferred answer is the more likely one; `accuracy_per_token`: the same of
         log-probs per token, which does not favour short answers; `shorter_accuracy`: share whose preferred answer is
-        the shorter one (half of it where they are equally long), which is what knowing the lengths alone scores. Where `before` is given, also the gain of both over
-        the initial policy; `implicit_accuracy`: share whose preferred answer gained more (arXiv:2305.18290: the
-        implicit reward is beta times that gain); and `implicit_gap`: by how many nats, on average. `_low` and `_high`
-        are paired-bootstrap 95 % intervals.
+        the shorter one (equally long ones count half), which is what knowing the lengths alone scores.
+
+        Where `before` is given, also the gain of the first two over the initial policy; `implicit_accuracy`: share
+        whose preferred answer gained more (arXiv:2305.18290: the implicit reward is beta times that gain); and
+        `implicit_gap`: by how many nats, on average. `_low` and `_high` are paired-bootstrap 95 % intervals.
     """
     lengths = [(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
     right = _right(now, lengths)
