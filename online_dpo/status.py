@@ -69,7 +69,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
         console.print(samples_table(status))
         console.print(seconds_table(status))
     for record in status["preferences"]:
-        console.print(f"policy {record['policy_version']} on {record['set']}: {show_preferences(record)}")
+        shown = show_preferences(record)
+        console.print(f"policy {record['policy_version']} on {record['set']}: {shown}", highlight=False, soft_wrap=True)
     for record in status["rounds"]:
         for warning in record["warnings"]:
             console.print(f"warning: {warning}", soft_wrap=True)
