@@ -98,6 +98,15 @@ class JudgeHost:
             verdicts.extend(_rename(verdict, samples) for verdict in answer)
         return Judged(verdicts=tuple(verdicts), counters=counts, stopped=stopped)
 
+    def latencies_s(self) -> dict[str, list[float]]:
+        """Each judge that answers by itself -> seconds of its last calls. No counter: seconds never repeat."""
+        return {caller.label: list(caller.latencies_s) for caller in self._ready().leaves()}
+
+    def forget_latencies(self) -> None:
+        """Start anew, such as after the trial."""
+        for caller in self._ready().leaves():
+            caller.latencies_s.clear()
+
     def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._caller is None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
@@ -19,6 +21,7 @@ from online_dpo.types import FAILURE, STOPPED, Verdict
 
 log = logging.getLogger(__name__)
 
+LATENCIES_KEPT = 10_000
 Outcome = list[Verdict] | Exception
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -43,6 +46,7 @@ class Caller:
         """
         self.judge, self.label, self.inner = judge, label, inner
         self.trial_timeout_s: float = section.timeout_s
+        self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)  # of the last calls that were answered
         self._sleep = sleep
         self._rules = section if isinstance(section, HostedJudge) else None
         self._limits = limits = limits_of(judge) if self._rules is not None else Limits()
@@ -50,6 +54,13 @@ class Caller:
             calls = min(self._rules.concurrency, limits.calls_in_flight or self._rules.concurrency)
             self._slots = asyncio.Semaphore(calls)
             self._batch_size = min(self._rules.batch_size, limits.questions_per_call or self._rules.batch_size)
+
+    def leaves(self) -> Iterator[Caller]:
+        """Those that answer by themselves: this one, or those inside it."""
+        if self._rules is not None:
+            yield self
+        for inner in self.inner:
+            yield from inner.leaves()
 
     def batches(self, questions: Sequence[Question]) -> list[Sequence[Question]]:
         """The questions as the judge gets them, call by call."""
@@ -115,7 +126,7 @@ class Caller:
         timeout_s = None if self._limits.own_retries else self._rules.timeout_s
         async with self._slots:
             count("num_judge_calls")
-            limit = asyncio.timeout(timeout_s)
+            limit, started = asyncio.timeout(timeout_s), time.perf_counter()
             try:
                 async with limit:
                     with collect_counts() as own:  # outside of it this call's counts are those of the shard
@@ -136,6 +147,7 @@ class Caller:
                 if task is not None and task.cancelling():
                     raise  # somebody cancelled the host's task, not the judge its own
                 raise RuntimeError("cancelled its own call") from error
+        self.latencies_s.append(time.perf_counter() - started)
         for event, amount in own.items():
             count(event, amount)
         return verdicts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import traceback
@@ -84,6 +85,41 @@ def export(
 
     number = write(run_dir, out, round_number=round_number, merge=merge)
     typer.echo(f"round {number} of {run_dir}: {'merged model' if merge else 'adapter'} in {out}")
+
+
+@app.command()
+def judge(
+    config: Config,
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Rows with a prompt and its completions.")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option("--judge", help="One of evaluation.judges.")] = None,
+    gold: Annotated[str | None, typer.Option("--gold", help="Column of known labels; `chosen` for pairs.")] = None,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Ask again; how often is the outcome the same?")] = False,
+    swap: Annotated[bool, typer.Option("--swap", help="Ask again with the completions in opposite order.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", help="Read so many rows at most.", min=1)] = None,
+    show: Annotated[int, typer.Option("--show", help="Print the verdicts on so many prompts.", min=0)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Run only the judge, over prompts and completions from a file."""
+    from online_dpo.judge_command import Options, judge_file
+    from online_dpo.judge_command import show as lines
+
+    options = Options(judge=name, gold=gold, repeat=repeat, swap=swap, limit=limit)
+    report = judge_file(config, file, overrides or (), options)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for line in lines(report, num_prompts=show):
+        typer.echo(line)
+
+
+@app.command()
+def judges() -> None:
+    """List the kinds of judges, and those that installed packages offer."""
+    from online_dpo.judge_command import installed_judges
+
+    for line in installed_judges():
+        typer.echo(line)
 
 
 @app.command()

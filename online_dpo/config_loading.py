@@ -15,10 +15,20 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Tag, ValidationError
 from yaml import YAMLError
 
-from online_dpo.config import RunConfig
+from online_dpo.config import EvaluationSection, RunConfig
+from online_dpo.config_base import Section
 from online_dpo.errors import ConfigError
+from online_dpo.judge_config import JudgeSection
 
+AnySection = typing.TypeVar("AnySection", bound=Section)
 _UNIONS = (typing.Union, types.UnionType)
+
+
+class JudgesConfig(Section):
+    """As much of a config as judging alone needs."""
+
+    judge: JudgeSection | None = None
+    evaluation: EvaluationSection = EvaluationSection()
 
 
 def load_config(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -31,6 +41,28 @@ def load_config(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
     Raises:
         ConfigError: the file is missing or malformed, a key is unknown, a value is wrong.
     """
+    return _validate(RunConfig, _merge(source, overrides))
+
+
+def load_judges(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig | JudgesConfig:
+    """As `load_config`, for a file that may have nothing but the sections of judges.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    data = _merge(source, overrides)
+    return _validate(JudgesConfig if data.keys() <= JudgesConfig.model_fields.keys() else RunConfig, data)
+
+
+def _validate(model: type[AnySection], data: dict[str, Any]) -> AnySection:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain_all(error.errors()))) from None
+
+
+def _merge(source: str | Path | dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The file's mapping under the overrides."""
     raw = source if isinstance(source, dict) else _read_yaml(Path(source))
     given = OmegaConf.merge(*map(_read_override, overrides)) if overrides else OmegaConf.create({})
     try:
@@ -53,10 +85,7 @@ def load_config(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
             and values.get("type", old.get("type")) != old.get("type")
         ):
             data[section] = values
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain_all(error.errors()))) from None
+    return data
 
 
 def dump_config(config: RunConfig) -> str:

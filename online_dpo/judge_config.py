@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -254,6 +254,12 @@ for _outer in (ProcessJudge, EnsembleJudge, LengthPenaltyJudge, NormaliseJudge, 
     _outer.model_rebuild()
 
 AnyJudge = TypeVar("AnyJudge", bound=Section)
+
+
+def judge_kinds() -> dict[str, str]:
+    """`type` -> what it is, in a line."""
+    kinds = get_args(get_args(JudgeSection)[0])
+    return {get_args(kind.model_fields["type"].annotation)[0]: kind.about for kind in kinds}
 
 
 def hosted_judges(section: Any, field: str) -> Iterator[tuple[str, Any]]:

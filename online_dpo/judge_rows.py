@@ -1,0 +1,140 @@
+"""Prompts and completions from a file, for judging alone: rows of JSON, one a line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from online_dpo.errors import DataError
+from online_dpo.types import Completion, Prompt, PromptContent, derive_seed
+
+COMPLETIONS = ("completions", "completion", "chosen", "rejected")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeRow:
+    """A prompt, its completions, and what is known about them."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    gold: tuple[float, ...] | None  # for each completion, higher is better
+
+
+def read_rows(path: Path, *, gold: str | None, limit: int | None = None) -> list[JudgeRow]:
+    """Read a .jsonl or .jsonl.gz file.
+
+    A row has `prompt` (text or messages; empty where it is missing), and `completions` (a list of texts), `completion`
+    (one text), or `chosen` and `rejected`, which are put in an order that does not tell. Everything else is metadata.
+
+    Args:
+        path: of the file.
+        gold: the column of known labels: a number for each completion, or the position of the best one. `chosen` says
+            that `chosen` is better than `rejected`.
+        limit: read so many rows at most.
+
+    Raises:
+        DataError: the file or a row is not of this form; names the line.
+    """
+    rows = []
+    for number, row in _lines(path):
+        if limit is not None and len(rows) == limit:
+            break
+        place = f"{path}, line {number}"
+        texts, chosen = _texts(row, place, number)
+        known = None
+        if gold == "chosen":
+            if chosen is None:
+                raise DataError(f"{place} has no chosen and rejected; name the column of labels by --gold")
+            known = tuple(float(i == chosen) for i in range(2))
+        elif gold is not None:
+            known = _gold(row, gold, len(texts), place)
+        metadata = {key: value for key, value in row.items() if key not in ("prompt", *COMPLETIONS) and key != gold}
+        name = str(number)
+        prompt = Prompt(prompt_id=name, token_ids=(), metadata=metadata, **_content(row.get("prompt", ""), place))
+        rows.append(JudgeRow(prompt=prompt, completions=answers(name, texts), gold=known))
+    if not rows:
+        raise DataError(f"{path} has no rows; give a file with a prompt and its completions on each line")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; give a .jsonl or .jsonl.gz file in UTF-8") from None
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is no JSON ({error}); write one row a line") from None
+        if not isinstance(row, dict):
+            raise DataError(f'{path}, line {number} is no JSON object; write {{"prompt": ..., "completions": [...]}}')
+        yield number, row
+
+
+def _texts(row: Mapping[str, Any], place: str, number: int) -> tuple[list[str], int | None]:
+    """The completions, and the position of `chosen` where the row has that."""
+    if "completions" in row:
+        texts, chosen = row["completions"], None
+    elif "completion" in row:
+        texts, chosen = [row["completion"]], None
+    elif "chosen" in row and "rejected" in row:
+        chosen = derive_seed(0, "chosen", number) & 1
+        texts = [row["rejected"], row["chosen"]] if chosen else [row["chosen"], row["rejected"]]
+    else:
+        raise DataError(
+            f"{place} has the columns {', '.join(row) or 'none'}; it needs completions (a list of texts), completion, "
+            f"or chosen and rejected"
+        )
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{place} has completions that are no texts; write a list of strings")
+    return texts, chosen
+
+
+def _content(value: PromptContent, place: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"text": value}
+    fields = [set(m) if isinstance(m, dict) else set() for m in value] if isinstance(value, list) else [set()]
+    if not all({"role", "content"} <= keys for keys in fields):
+        raise DataError(f"{place} has a prompt that is neither text nor a list of messages with role and content")
+    return {"messages": tuple(value)}
+
+
+def _gold(row: Mapping[str, Any], column: str, number: int, place: str) -> tuple[float, ...]:
+    value = row.get(column)
+    if isinstance(value, int) and not isinstance(value, bool) and number > 1 and 0 <= value < number:
+        return tuple(float(i == value) for i in range(number))
+    values = value if isinstance(value, list) else [value]
+    are_numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    if not are_numbers or len(values) != number:
+        raise DataError(
+            f"{place} has {json.dumps(value)[:60]} in {column} and {number} completions; gold is a number for each of "
+            f"them, or the position of the best"
+        )
+    return tuple(float(v) for v in values)
+
+
+def answers(name: str, texts: Sequence[str]) -> tuple[Completion, ...]:
+    """Texts as completions of the prompt `name`; they have no tokens, since nothing is trained on them."""
+    return tuple(
+        Completion(
+            prompt_id=name,
+            sample_index=i,
+            token_ids=(),
+            text=text,
+            finish_reason=None,
+            sampler_logps=None,
+            policy_version=None,
+            seed=None,
+        )
+        for i, text in enumerate(texts)
+    )
