@@ -6,11 +6,12 @@ without one it is the last number for numeric and symbolic answers, and the whol
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from judges.expressions import Answer, plain_symbols, read_answer, same_answer
+from judges.expressions import MAX_LENGTH, Answer, plain_symbols, read_answer, same_answer
 from judges.protocol import Limits, Question, count
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
@@ -22,8 +23,8 @@ MAX_WORD = 30
 
 _BETWEEN = r"[\s*_:\"'`]{0,5}"
 _MARKERS = (
-    re.compile(r"####\s*(.+)"),
-    re.compile(rf"(?i)\banswers?\b{_BETWEEN}(?:(?:is|are|was|=|:){_BETWEEN})+(\S.*)"),
+    re.compile(r"####\s{0,5}(?=(.{1,400}))"),
+    re.compile(rf"(?i)\banswers?\b{_BETWEEN}(?:(?:is|are|was|=|:){_BETWEEN}){{1,3}}(?=(\S.{{0,400}}))"),
 )
 _DIGITS = r"\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(rf"(?<![\w.])(-?)(?:\\?[$€£]\s?)?(-?)((?:{_DIGITS})(?:[eE][+-]?\d+\b)?)")
@@ -162,7 +163,8 @@ def read_number(text: str) -> float | None:
     if match is None:
         return None
     before, after, digits = match.groups()
-    return float(f"{before or after}{digits.replace(',', '').replace('{}', '')}")
+    number = float(f"{before or after}{digits.replace(',', '').replace('{}', '')}")
+    return number if math.isfinite(number) else None
 
 
 def _read_symbolic(text: str) -> tuple[str, Answer | None] | None:
@@ -177,9 +179,9 @@ def _read_symbolic(text: str) -> tuple[str, Answer | None] | None:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """From behind an opening brace to its closing one."""
+    """From behind an opening brace to its closing one; None where it is missing or far away."""
     depth = 1
-    for i in range(start, len(text)):
+    for i in range(start, min(len(text), start + MAX_LENGTH)):
         depth += (text[i] == "{") - (text[i] == "}")
         if depth == 0:
             return text[start:i]

@@ -51,7 +51,9 @@ def load_judges(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
         ConfigError: as `load_config`.
     """
     data = _merge(source, overrides)
-    return _validate(JudgesConfig if data.keys() <= JudgesConfig.model_fields.keys() else RunConfig, data)
+    if data.keys() <= JudgesConfig.model_fields.keys():
+        return _validate(JudgesConfig, data)
+    return _validate(RunConfig, data)
 
 
 def _validate(model: type[AnySection], data: dict[str, Any]) -> AnySection:

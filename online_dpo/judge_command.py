@@ -102,7 +102,7 @@ def installed_judges() -> Iterator[str]:
     for name, point in sorted(entry_points().items()):
         dist = point.dist
         origin = "" if dist is None else f", {dist.name} {dist.version}"
-        summary = "" if dist is None else str(dist.metadata.get("Summary") or "")
+        summary = dist.metadata["Summary"] if dist is not None and "Summary" in dist.metadata else ""
         yield f"target: {name:<14} {point.value}{origin}{f': {summary}' if summary else ''}"
 
 

@@ -41,7 +41,7 @@ def read_rows(path: Path, *, gold: str | None, limit: int | None = None) -> list
     Raises:
         DataError: the file or a row is not of this form; names the line.
     """
-    rows = []
+    rows: list[JudgeRow] = []
     for number, row in _lines(path):
         if limit is not None and len(rows) == limit:
             break
@@ -114,13 +114,13 @@ def _gold(row: Mapping[str, Any], column: str, number: int, place: str) -> tuple
     if isinstance(value, int) and not isinstance(value, bool) and number > 1 and 0 <= value < number:
         return tuple(float(i == value) for i in range(number))
     values = value if isinstance(value, list) else [value]
-    are_numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-    if not are_numbers or len(values) != number:
+    labels = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+    if not len(labels) == len(values) == number:
         raise DataError(
             f"{place} has {json.dumps(value)[:60]} in {column} and {number} completions; gold is a number for each of "
             f"them, or the position of the best"
         )
-    return tuple(float(v) for v in values)
+    return tuple(labels)
 
 
 def answers(name: str, texts: Sequence[str]) -> tuple[Completion, ...]:

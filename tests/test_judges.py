@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -33,8 +34,9 @@ from judges.python_judge import PointwiseJudge
 from judges.registry import build, make_spec
 from judges.reward_model import RewardModel
 from judges.trial import try_judge
+from online_dpo.config_loading import load_judges
 from online_dpo.errors import JudgeError, ModelError
-from online_dpo.judge_config import PythonJudge, RewardModelJudge
+from online_dpo.judge_config import PythonJudge, RewardModelJudge, judge_kinds
 from online_dpo.types import Verdict
 
 QUESTIONS = [
@@ -232,8 +234,23 @@ def test_the_documentation_s_examples_pass_their_trial(
 
 
 def test_the_documentation_s_examples_are_found() -> None:
-    assert [name for name, _, _ in EXAMPLES] == ["brevity", "Exact", "Tournament"]
-    assert len(EXAMPLES) == DOCS.read_text().count("```python")
+    assert [name for name, _, _ in EXAMPLES] == ["brevity", "Exact", "About", "Tournament"]
+    assert len(EXAMPLES) + len(["vader.py"]) == DOCS.read_text().count("```python")
+
+
+SECTIONS = re.findall(r"```yaml\n(judge:.*?)```", DOCS.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("text", SECTIONS)
+def test_the_documentation_s_sections_load(text: str) -> None:
+    section = load_judges(OmegaConf.to_container(OmegaConf.create(text))).judge  # type: ignore[arg-type]
+    assert section is not None and section.type in judge_kinds()
+
+
+def test_the_documentation_has_a_section_of_every_kind() -> None:
+    assert len(SECTIONS) == DOCS.read_text().count("```yaml")
+    kinds = {OmegaConf.create(text).judge.type for text in SECTIONS}
+    assert kinds == set(judge_kinds())
 
 
 LOADING = [
