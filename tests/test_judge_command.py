@@ -71,7 +71,7 @@ def test_preference_pairs_come_in_an_order_that_does_not_tell(tmp_path: Path) ->
         ("[1]", "line 2 is no JSON object"),
         ('{"prompt": "p", "answer": "a"}', "line 2 has the columns prompt, answer; it needs completions"),
         ('{"completions": "a"}', "line 2 has completions that are no texts"),
-        ('{"prompt": 3, "completions": ["a"], "best": 1}', "line 2 has a prompt that is neither text nor a list of messages"),
+        ('{"prompt": 3, "completions": ["a"], "best": 1}', "line 2 has a prompt that is neither text nor a list"),
         ('{"completions": ["a", "b"], "best": 2}', "line 2 has 2 in best and 2 completions; gold is a number for each"),
         ('{"completions": ["a", "b"], "best": [1, null]}', "line 2 has [1, null] in best"),
         ('{"completions": ["a", "b"]}', "line 2 has null in best"),

@@ -293,7 +293,7 @@ def test_errors_name_the_path_of_the_field(change: dict[str, Any], message: str)
         ),
         (
             process(judge=python("Longer")),
-            "judge (process) was tried on two canned completions and judge.judge compares",
+            "judge (process) was tried on two canned completions and failed: step 1: JudgeError: returned no verdict",
         ),
         (
             process(judge=python("Asked"), aggregate="product"),
