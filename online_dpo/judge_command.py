@@ -60,6 +60,7 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
     judged, again, swapped, elapsed = asyncio.run(ask())
     figures: dict[str, Any] = describe(rows, judged.verdicts)
     figures["counters"] = dict(judged.counters)
+    figures["stopped"] = judged.stopped
     figures["elapsed_s"] = elapsed
     figures["latency_s"] = {label: _latency(seconds) for label, seconds in host.latencies_s().items() if seconds}
     figures["order_consistency"] = order_consistency(judged.verdicts)
@@ -178,6 +179,8 @@ def _summary(figures: dict[str, Any]) -> Iterator[str]:
         f"{figures['num_prompts']} prompts, {figures['num_completions']} completions, {figures['num_verdicts']} "
         f"verdicts in {figures['elapsed_s']:.2f} s"
     )
+    if figures["stopped"] is not None:
+        yield f"the judge stopped, so some prompts have no verdict: {figures['stopped']}"
     yield f"abstentions: {figures['num_abstained']}, of which failed calls: {figures['num_failed']}"
     for reason, number in list(figures["reasons"].items())[:10]:
         yield f"  {number} x {reason}"

@@ -162,7 +162,14 @@ def test_biases_ties_and_agreement_by_hand(tmp_path: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 JUDGES = """
-from judges import Abstain
+from judges import Abstain, StopJudging
+class Once:
+    calls = 0
+    async def score(self, prompt, completion):
+        Once.calls += 1
+        if Once.calls > 6:
+            raise StopJudging("the budget is spent")
+        return 1.0
 class First:
     def compare(self, prompt, a, b): return 0.9
 def length(prompt, completion):
@@ -176,6 +183,7 @@ def test_the_report_names_a_judge_s_faults(tmp_path: Path, monkeypatch: pytest.M
     rows = write(tmp_path / "rows.jsonl", *({"prompt": "p", "completions": ["a", "b" * n]} for n in range(2, 6)))
     judges = {"first": {"type": "python", "target": "mine.py:First"}}
     judges["both"] = {**judges["first"], "both_orders": True}
+    judges["once"] = {"type": "python", "target": "mine.py:Once", "concurrency": 1}
     judges["long"] = {"type": "python", "target": "mine.py:length"}
     config = tmp_path / "judges.yaml"
     config.write_text(json.dumps({"evaluation": {"judges": judges}}))
@@ -191,9 +199,13 @@ def test_the_report_names_a_judge_s_faults(tmp_path: Path, monkeypatch: pytest.M
     assert (both["order_consistency"], both["num_tied"], both["swap_agreement"]) == ((0.0, 4), 4, (1.0, 4))
     long = figures("long", swap=True)
     assert (long["longer_wins"], long["swap_agreement"]) == (1.0, (1.0, 4))
+    once = figures("once")  # two calls for the trial, four for the first two prompts
+    assert (once["stopped"], once["num_verdicts"], once["num_failed"]) == ("the budget is spent", 4, 0)
     with pytest.raises(ConfigError, match="has no judge section"):
         judge_file(config, rows, [], Options())
-    with pytest.raises(ConfigError, match=r"--judge gold is none of evaluation\.judges; they are: first, both, long"):
+    with pytest.raises(
+        ConfigError, match=r"--judge gold is none of evaluation\.judges; they are: first, both, once, long"
+    ):
         judge_file(config, rows, [], Options(judge="gold"))
 
 
