@@ -19,7 +19,7 @@ from online_dpo.files import TEMPORARY, Files, FolderLock, expect_writable
 from online_dpo.history import History, canonical_json, round_folder
 from online_dpo.round_store import RoundStore
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METRICS = "metrics.jsonl"
 _RUN_FILES = {"config.yaml", "run.json"}
 

@@ -213,7 +213,8 @@ def good(prompt, completion):
         (
             "run",
             "judge.py",
-            "names no function or class; write path/to/file.py:name, package.module:name or embedded:gold",
+            "names no function or class; write path/to/file.py:name, package.module:name, embedded:gold or the name of "
+            "an installed entry point",
         ),
     ],
 )

@@ -211,6 +211,8 @@ def test_more_rounds_are_refused_where_the_schedule_is_stretched(schedule: str, 
         check_resumable(two, three)
 
 
+NESTED = "judge.judge.judge.judge.judge"  # the ensemble in OUTER
+
 CHANGEABLE = {
     "run.name",
     "run.dir",
@@ -223,16 +225,12 @@ CHANGEABLE = {
     "generator.max_restarts",
     "generator.tolerance",
     "generator.rescored",
-    "judge.concurrency",
-    "judge.timeout_s",
-    "judge.retries",
-    "judge.num_cpus",
-    "judge.num_gpus",
-    "evaluation.judges.gold.concurrency",
-    "evaluation.judges.gold.timeout_s",
-    "evaluation.judges.gold.retries",
-    "evaluation.judges.gold.num_cpus",
-    "evaluation.judges.gold.num_gpus",
+    *(
+        f"{judge}.{name}"
+        for judge in ("judge", "evaluation.judges.gold", f"{NESTED}.judges.a", f"{NESTED}.judges.b")
+        for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus")
+    ),
+    "judge.judge.path",  # of the cache
     "learner.checkpoint_steps",
     "learner.num_gpus",
     "cluster.address",
@@ -252,10 +250,15 @@ COMMON: dict[str, Any] = {
 }
 PAIRWISE = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 JUDGE = {"type": "python", "target": "j"}
+VERIFIER = {"type": "verifier", "method": "exact", "answer": "a"}
+OUTER: dict[str, Any] = {"type": "ensemble", "judges": {"a": VERIFIER, "b": JUDGE}}
+for name, extra in (("process", {}), ("normalise", {}), ("cached", {}), ("length_penalty", {"rate": 0.1})):
+    OUTER = {"type": name, "judge": OUTER, **extra}
 CONTROL = {"drift": {"max_kl": 1.0, "action": "stop"}, "alarm": {"action": "stop"}}
 CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "ensemble", "last": 2}, **CONTROL}),
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
+    RunConfig.model_validate({**COMMON, "judge": OUTER}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "learner": {"lora": {"r": 8}}}),
     RunConfig.model_validate(
         {

@@ -154,8 +154,8 @@ def test_folders_that_are_no_run_are_left_alone(tmp_path: Path) -> None:
     RunStore.create(path, config_yaml=CONFIG, info={}).close()
     with pytest.raises(RunDirectoryError, match="holds a run already; continue it with `online-dpo resume"):
         RunStore.create(path, config_yaml=CONFIG, info={})
-    (path / "run.json").write_text(json.dumps({"format_version": 2}))
-    with pytest.raises(RunDirectoryError, match="has format version 2 and this program reads version 1; use"):
+    (path / "run.json").write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(RunDirectoryError, match="has format version 1 and this program reads version 2; use"):
         RunStore.open(path)
 
 
