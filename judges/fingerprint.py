@@ -34,8 +34,14 @@ def _describe(spec: JudgeSpec) -> dict[str, Any]:
     left_out = _changeable(section) | dict.fromkeys(SAME_VERDICTS, True)
     if isinstance(section, OuterJudge):
         left_out |= {place.split(".")[0]: True for place in section.inner}
+    described = section.model_dump(mode="json", exclude=left_out)
+    # Where a model or file lies does not matter, what is in it does.
+    if isinstance(section, RewardModelJudge):
+        del described["path"]
+    elif spec.source is not None:
+        described["target"] = split_target(section.target, spec.label)[1]
     return {
-        "section": section.model_dump(mode="json", exclude=left_out),
+        "section": described,
         "content": _content(spec),
         "inner": {place: _describe(inner) for place, inner in spec.inner.items()},
     }

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from judge_kit import ask, brief, caller_of, python, question
 
+import online_dpo
 from actors.judge import JudgeHost
 from judges.cache import Cached, VerdictStore
+from judges.fingerprint import fingerprint
 from judges.registry import make_spec
 from online_dpo.config_loading import load_judges
 from online_dpo.errors import JudgeError
@@ -105,6 +107,19 @@ def test_another_text_of_the_file_is_another_judge(tmp_path: Path) -> None:
     ask(caller_of(tmp_path, cached(), SOURCE), question("a", log=log))
     (said,), counts = ask(caller_of(tmp_path, cached(), SOURCE.replace("/ 3", "/ 4")), question("a", log=log))
     assert (brief(said), counts["num_cache_hits"]) == ([0.25], 0)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/other.py").write_text(SOURCE)
+    moved = {"type": "python", "target": "elsewhere/other.py:Judge"}
+    (said,), counts = ask(caller_of(tmp_path, cached(judge=moved)), question("a", log=log))
+    assert (brief(said), counts["num_cache_hits"]) == ([1 / 3], 1), "the same text in another place"
+    moved["target"] = "elsewhere/other.py:Compare"
+    assert ask(caller_of(tmp_path, cached(judge=moved)), question("a", "b", log=log))[1]["num_cache_hits"] == 0
+    embedded = {"type": "reward_model", "path": "embedded:reward"}
+    by_name, by_path = (
+        fingerprint(make_spec(load_judges({"judge": {**embedded, **place}}).judge, field="judge", base_dir=tmp_path))
+        for place in ({}, {"path": str(Path(online_dpo.__file__).parent / "embedded/reward")})
+    )
+    assert by_name == by_path
 
 
 def test_what_was_paid_before_a_kill_is_kept(tmp_path: Path) -> None:
