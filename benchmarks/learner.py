@@ -1,6 +1,6 @@
 """The learner alone beside TRL's `DPOTrainer`, on the same pairs: a step with its reference pass, and memory.
 
-    python benchmarks/learner.py [--model qwen|tiny] [--pairs 4] [--prompt-tokens 256] [--new-tokens 128] [--steps 5]
+    python benchmarks/learner.py [--model qwen|tiny] [--pairs 2] [--prompt-tokens 256] [--new-tokens 128] [--steps 4]
 
 Both sides live in processes of their own and take their steps in turn, so that a busy moment of the machine hits both;
 medians of all steps but the first. `--model qwen` is a random model in the shape of Qwen2-0.5B (494 M parameters,
@@ -31,10 +31,10 @@ EOS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["qwen", "tiny"], default="qwen")
-    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--sides", default="ours/float32,trl/float32;ours/bfloat16,trl/bfloat16")
     parser.add_argument("--online", action="store_true", help="TRL's OnlineDPOTrainer as well, for its memory")
@@ -71,27 +71,32 @@ def compare(args: argparse.Namespace, sides: list[str]) -> list[dict[str, Any]]:
     workers = {}
     for side in sides:
         command = [sys.executable, __file__, *flags(args), "--worker", side]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        log = (args.folder / f"{side.replace('/', '-')}.log").open("w")
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         workers[side] = subprocess.Popen(command, text=True, **pipes)
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
+        read_reply(workers[side], side, args.folder)  # one starts after the other
+    seconds: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(args.steps):
         for side, worker in workers.items():
             print("step", file=worker.stdin, flush=True)
-            seconds[side].append(json.loads(read_reply(worker, side)))
+            seconds[side].append(read_reply(worker, side, args.folder))
+            print(f"{side}: {seconds[side][-1][0]:.2f} s, {seconds[side][-1][1]:.2f} s of CPU", file=sys.stderr)
     rows = []
     for side, worker in workers.items():
         print("end", file=worker.stdin, flush=True)
-        row = json.loads(read_reply(worker, side))
+        row = read_reply(worker, side, args.folder)
         worker.wait()
-        rows.append({"side": side, "seconds": statistics.median(seconds[side][1:]), "first": seconds[side][0], **row})
+        wall, cpu = (statistics.median(step[i] for step in seconds[side][1:]) for i in (0, 1))
+        rows.append({"side": side, "seconds": wall, "cpu": cpu, "first": seconds[side][0][0], **row})
     return rows
 
 
-def read_reply(worker: Any, side: str) -> str:
+def read_reply(worker: Any, side: str, folder: Path) -> Any:
     for line in worker.stdout:
         if line.startswith("reply "):
-            return str(line.removeprefix("reply "))
-    raise SystemExit(f"{side} died; run it alone: --sides {side}")
+            return json.loads(line.removeprefix("reply "))
+    log = folder / f"{side.replace('/', '-')}.log"
+    raise SystemExit(f"{side} died:\n" + "\n".join(log.read_text().splitlines()[-25:]))
 
 
 def report(args: argparse.Namespace, rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
@@ -99,24 +104,23 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], rates: dict[str
         f"{args.pairs} pairs, prompt {args.prompt_tokens}, completion {args.new_tokens}, {args.threads} threads; "
         f"matrix products: {rates['float32'] / 1e9:.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:.0f} in bfloat16\n"
     )
-    print("| side | s per step | first step | floor | over its floor | peak GiB |\n|---|---|---|---|---|---|")
+    print("| side | s per step | CPU s | first step | floor | over its floor | peak GiB |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         peak = row["peak_bytes"] / 2**30
         if "seconds" not in row:
-            print(f"| {row['side']} | - | - | - | - | {peak:.2f} |")
+            print(f"| {row['side']} | - | - | - | - | - | {peak:.2f} |")
             continue
         floor = row["flops"] / rates["float32" if row["side"].endswith("float32") else "bfloat16"]
-        print(
-            f"| {row['side']} | {row['seconds']:.2f} | {row['first']:.2f} | {floor:.2f} | {row['seconds'] / floor:.2f} "
-            f"| {peak:.2f} |"
-        )
+        times = [f"{row[name]:.2f}" for name in ("seconds", "cpu", "first")]
+        print(f"| {row['side']} | {' | '.join(times)} | {floor:.2f} | {row['seconds'] / floor:.2f} | {peak:.2f} |")
     by_side = {row["side"]: row for row in rows}
     for ours, theirs in (("ours/float32", "trl/float32"), ("ours/bfloat16", "trl/bfloat16")):
         if ours in by_side and theirs in by_side:
             left, right = by_side[ours], by_side[theirs]
             print(
                 f"\n{ours} over {theirs}: time {left['seconds'] / right['seconds']:.3f}, "
-                f"memory {left['peak_bytes'] / right['peak_bytes']:.3f}"
+                f"CPU time {left['cpu'] / right['cpu']:.3f}, memory {left['peak_bytes'] / right['peak_bytes']:.3f}"
             )
     if "trl-online" in by_side:
         for side in by_side:
@@ -213,6 +217,12 @@ def matrix_rates() -> dict[str, float]:
     return rates
 
 
+def both_clocks(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of wall and of CPU: where others use the machine too, the second tells more."""
+    cpu = time.process_time()
+    return timed(work), time.process_time() - cpu
+
+
 def timed(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
@@ -274,8 +284,9 @@ def ours(args: argparse.Namespace, precision: str) -> None:
         learner.step(0)
 
     index = 0
+    reply("ready")
     while wait_for_step():
-        reply(timed(lambda: step(index)))  # noqa: B023
+        reply(both_clocks(lambda: step(index)))  # noqa: B023
         index += 1
     reply({"peak_bytes": peak_bytes(), "flops": step_flops(config, args, prompts=1)})
 
@@ -283,7 +294,7 @@ def ours(args: argparse.Namespace, precision: str) -> None:
 def trl(args: argparse.Namespace, precision: str) -> None:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     model = AutoModelForCausalLM.from_pretrained(args.folder)
@@ -298,16 +309,18 @@ def trl(args: argparse.Namespace, precision: str) -> None:
     ]
 
     class InTurn(TrainerCallback):
-        start = 0.0
+        start = cpu = 0.0
 
         def on_step_begin(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 0:
+                reply("ready")
             if not wait_for_step():
                 reply({"peak_bytes": peak_bytes(), "flops": step_flops(model.config, args, prompts=2)})
                 os._exit(0)
-            self.start = time.perf_counter()
+            self.start, self.cpu = time.perf_counter(), time.process_time()
 
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-            reply(time.perf_counter() - self.start)
+            reply((time.perf_counter() - self.start, time.process_time() - self.cpu))
 
     trainer = DPOTrainer(
         model=model,
@@ -317,7 +330,7 @@ def trl(args: argparse.Namespace, precision: str) -> None:
             logging_steps=10**6, disable_tqdm=True, **options,
         ),
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(args.folder),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(args.folder),
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[InTurn()],
     )  # fmt: skip
@@ -330,7 +343,7 @@ def trl_online(args: argparse.Namespace) -> None:
     """One step of TRL's online trainer with its fastest memory-relevant settings: cached generation, float32."""
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     model = AutoModelForCausalLM.from_pretrained(args.folder)
@@ -345,7 +358,7 @@ def trl_online(args: argparse.Namespace) -> None:
             generation_kwargs={"min_new_tokens": args.new_tokens, "use_cache": True},
         ),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=AutoTokenizer.from_pretrained(args.folder),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(args.folder),
         reward_funcs=lambda prompts, completions, **_: [float(len(c)) for c in completions],
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
     )  # fmt: skip

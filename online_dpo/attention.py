@@ -69,6 +69,11 @@ def packed_attention(
 AttentionInterface.register(PACKED, packed_attention)
 
 
+def leave_uncompiled() -> None:
+    """Keep the compiler out of attention from now on: it would compile anew for every layout."""
+    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
+
+
 def _by_flex(query: Tensor, key: Tensor, value: Tensor, packing: PackedBatch, scale: float) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     output = _compiled_flex()(query, key, value, block_mask=packing.block_mask, scale=scale, enable_gqa=grouped)

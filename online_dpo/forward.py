@@ -60,9 +60,12 @@ class Forward:
             if section.layout == "shared":
                 raise ModelError(f"learner.layout is shared and {reason}; set learner.layout to auto or separate")
             self.notices.append(f"the learner pads its rows and repeats prompts: {reason}")
-        self._products = Products(self._decoder, _low_precision(section, self._device))
+        low = _low_precision(section, self._device)
+        self._products = Products(self._decoder, low, compiled=section.compile)
         self._dropouts = [module.lora_dropout for module in model.modules() if isinstance(module, LoraLayer)]
         self._checkpointed = self._wrap_layers() if section.activation_checkpointing else []
+        if section.compile:
+            self._compile()
 
     @property
     def min_shared(self) -> int | None:
@@ -128,6 +131,21 @@ class Forward:
             dropout.train(on)
         for layer in self._checkpointed:
             layer.training = on  # of the layer alone, not of what is inside: it switches recomputation on
+
+    def _compile(self) -> None:
+        """Compile what lies between the matrix products of every layer: norms, rotations, activations, sums."""
+        layers = [module for module in self._decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        attention.leave_uncompiled()
+        for layer in layers:
+            layer.compile(dynamic=True)
+        try:
+            with torch.no_grad():
+                self.token_logps(_probe_rows(self._decoder.config.vocab_size), training=False)
+        except Exception as error:  # whatever the compiler or a missing one comes up with
+            for layer in layers:
+                layer._compiled_call_impl = None
+            what = (str(error).strip() or repr(error)).splitlines()[0]
+            self.notices.append(f"the learner runs uncompiled: {type(error).__name__}: {what}")
 
     def _wrap_layers(self) -> list[Any]:
         """Let every decoder layer keep its input only and compute the rest again in the backward pass."""

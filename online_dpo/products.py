@@ -29,22 +29,24 @@ class Products:
     Args:
         decoder: holds the layers; linear layers without LoRA inside count as well.
         low: precision of products while `lowered` is on; None = as stored, always.
+        compiled: the decoder will be compiled; these products stay as they are.
     """
 
-    def __init__(self, decoder: nn.Module, low: torch.dtype | None) -> None:
+    def __init__(self, decoder: nn.Module, low: torch.dtype | None, *, compiled: bool = False) -> None:
         self._low = low
         self._is_low = False
         self._copies: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._last_cast: tuple[Tensor, Tensor] | None = None
+        keep: Any = torch.compiler.disable if compiled else lambda function: function
         parts: set[nn.Module] = set()  # of LoRA layers; those of another kind than plain linear are left to PEFT
         for module in decoder.modules():
             if isinstance(module, LoraLayer):
                 parts.update(module.modules())
             if type(module) is LoraLinear and type(module.base_layer) is nn.Linear:
-                module.forward = partial(self._lora_linear, module)  # type: ignore[method-assign]
+                module.forward = keep(partial(self._lora_linear, module))  # type: ignore[method-assign]
         for module in decoder.modules():
             if low is not None and type(module) is nn.Linear and module not in parts:
-                module.forward = partial(self._frozen_linear, module)  # type: ignore[method-assign]
+                module.forward = keep(partial(self._frozen_linear, module))  # type: ignore[method-assign]
 
     @contextmanager
     def lowered(self) -> Iterator[None]:

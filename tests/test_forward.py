@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch._dynamo
+import torch._inductor.config
 from learner_kit import EOS, VOCAB, slow_token_logps
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import flex_attention
@@ -270,6 +272,38 @@ def test_a_reference_equal_to_the_policy_has_exactly_its_log_probs(autocast):
     with torch.no_grad():
         reference = forward.token_logps(ROWS, training=False).logps
     for ours, theirs in zip(forward.token_logps(ROWS, training=True).logps, reference, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+# Compilation
+
+
+def test_compiled_layers_have_the_same_log_probs_and_gradients():
+    plain, compiled = (build(FAMILIES["llama"], dtype=torch.float32) for _ in range(2))
+    expected = Forward(plain, section()).token_logps(ROWS, training=True).logps
+    wanted = gradients(plain, weighted(expected))
+    forward = Forward(compiled, section(compile=True))
+    assert forward.notices == []
+    torch._dynamo.utils.counters.clear()
+    logps = forward.token_logps(ROWS, training=True).logps
+    found = gradients(compiled, weighted(logps))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled, not left as it is
+    for ours, theirs in zip(logps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() < 1e-3 * gradient.norm(), name
+
+
+def test_without_a_compiler_the_layers_stay_as_they_are_with_one_line(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    torch._dynamo.reset()
+    model = build(FAMILIES["llama"], dtype=torch.float32)
+    expected = Forward(build(FAMILIES["llama"], dtype=torch.float32), section()).token_logps(ROWS, training=True).logps
+    forward = Forward(model, section(compile=True))
+    (notice,) = forward.notices
+    assert notice.startswith("the learner runs uncompiled: ") and "\n" not in notice
+    for ours, theirs in zip(forward.token_logps(ROWS, training=True).logps, expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
