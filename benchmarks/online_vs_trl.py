@@ -31,6 +31,7 @@ OURS = {
     "model.dtype": "float32",
     "sampling.num_samples": 2,
     "generator.enforce_eager": False,
+    "generator.rescored": 16,
     "learner.autocast": "bfloat16",
     "learner.micro_batch_tokens": 4096,
     "learner.lr": 1e-5,
@@ -203,7 +204,9 @@ def ours(args: argparse.Namespace) -> None:
         "prompts.source": args.folder / "prompts.jsonl", "prompts.per_round": args.pairs,
         "prompts.max_tokens": args.prompt_tokens,
         "sampling.max_tokens": args.new_tokens,
-        "generator.shard_prompts": args.pairs, "generator.threads": args.threads,
+        # An engine's Python per token is on one core: two engines of half the threads use both.
+        "generator.replicas": 2, "generator.shard_prompts": -(-args.pairs // 2),
+        "generator.threads": max(args.threads // 2, 1),
         "judge.type": "python", "judge.target": f"{args.folder / 'judge.py'}:score",
         "learner.batch_pairs": args.pairs, "learner.threads": args.threads,
     }  # fmt: skip
