@@ -37,10 +37,15 @@ class JudgeEngine:
 
         field = f"{wish.label}.path"
         folder = locate(wish.path, field=field)
-        inspect_model(folder, field=field)
+        info = inspect_model(folder, field=field)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
         if self._tokenizer.chat_template is None:
             raise JudgeError(f"{field} {wish.path} has no chat template; choose a chat model")
+        options: dict[str, Any] = {}
+        if not on_gpu:
+            # vLLM 0.32 on CPU dies of a request with a seed whose prompt is taken in in pieces.
+            longest = wish.max_model_len or info.max_model_len or 0
+            options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, longest)}
         self._llm: Any = LLM(
             model=str(folder),
             dtype=cast(Any, wish.dtype),
@@ -53,8 +58,9 @@ class JudgeEngine:
             generation_config="vllm",  # nothing of the model's own may leak into sampling
             logprobs_mode="raw_logprobs",
             # A weak model may otherwise fill its reply with spaces, which JSON allows.
-            structured_outputs_config={"disable_any_whitespace": True},
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             disable_log_stats=True,
+            **options,
         )
         self._max_tokens = int(self._llm.llm_engine.model_config.max_model_len)
         self._lock = threading.Lock()

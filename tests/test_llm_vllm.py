@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judges.llm.building import build_llm
 from judges.llm.judge import ChatJudge
+from judges.llm.prompts import Task, build_messages
 from judges.protocol import StopJudging
 from judges.trial import try_judge
 from online_dpo.judge_config import JudgeSection, LlmJudge
@@ -55,18 +56,25 @@ class Serving:
 
 @pytest.fixture(scope="session")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with room for a judge's questions, a chat template, and a strong opinion: A or B."""
+    """The tiny model with room for a judge's questions, a chat template, and something to say: A or B."""
     folder = build_tiny_model(tmp_path_factory.mktemp("chat") / "model", seed=3)
     change_json(folder / "config.json", max_position_embeddings=4096)
     change_json(folder / "tokenizer_config.json", chat_template=TEMPLATE, model_max_length=4096)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     a, b = (tokenizer.convert_tokens_to_ids(letter) for letter in "AB")
+    # Both letters point to where the model is after a question of ours: together they are then likely.
+    task = Task(form="pairwise", as_json=False, key="")
+    messages = [dict(m) for m in build_messages(task, principle="P", prompt="Say it.", answers=TEXTS[:2], seed=0)]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     tensors = load_file(folder / "model.safetensors")
-    embedding = tensors["model.embed_tokens.weight"]
-    direction = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(0))
-    # Opposite rows: whichever way the last hidden state points, one of the two is likely.
-    embedding[a], embedding[b] = 2.0 * direction, -2.0 * direction
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    embedding, noise = tensors["model.embed_tokens.weight"], torch.Generator().manual_seed(0)
+    for _ in range(2):  # the letters stand in the question too, and move it
+        with torch.no_grad():
+            state = AutoModelForCausalLM.from_pretrained(folder).model(ids).last_hidden_state[0, -1]
+        for row, logit in ((a, 14.0), (b, 13.5)):
+            embedding[row] = logit * state / state.square().sum() + 0.04 * torch.randn(state.shape, generator=noise)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -78,10 +86,14 @@ def serving(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "log"
     command = [
-        *(str(Path(sys.executable).parent / "vllm"), "serve", str(chat_model), "--served-model-name", "tiny"),
+        # What `vllm serve` runs; that command looks its version up under another name than the CPU wheel has.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(chat_model), "--served-model-name", "tiny"),
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--enforce-eager", "--dtype", "float32"),
         *("--max-model-len", "4096", "--max-num-seqs", "32", "--generation-config", "vllm"),
-        *("--structured-outputs-config", '{"disable_any_whitespace": true}'),
+        # vLLM 0.32 on CPU dies of a request with a seed whose prompt is taken in in pieces.
+        *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096"),
+        *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
     ]
     environment = {
         **os.environ,
@@ -140,7 +152,7 @@ def test_structured_output_is_always_readable_and_the_same_again(serving: Servin
 def test_grades_are_whole_numbers_and_votes_differ(serving: Serving) -> None:
     section = serving.section(form="pointwise", votes=4, temperature=2.0)
     [verdicts], counts = ask(build_llm(section, "judge"), question(*TEXTS))
-    assert counts["num_judge_votes_unreadable"] == 0
+    assert counts["num_judge_votes_unreadable"] == 0, verdicts
     assert all(v.score is not None and 1.0 <= v.score <= 10.0 for v in verdicts)
     assert any(v.score != round(v.score) for v in verdicts if v.score is not None), "the mean of four that differ"
     assert ask(build_llm(section, "judge"), question(*TEXTS))[0] == [verdicts], "their seeds are the same again"
@@ -216,6 +228,7 @@ def test_an_engine_of_the_judges_own_says_the_same(serving: Serving, ray_local: 
     found = judged(verdict="token")
     judge = build_llm(serving.section(verdict="token", on_conflict="average"), "judge")
     [expected], _ = ask(judge, question(*TEXTS[:3], name="p", prompt="prompt p"))
+    assert all(v.probability is not None for v in expected)
     assert {(v.first, v.second): v.probability for v in found.verdicts if v.prompt_id == "p"} == pytest.approx(
         {(v.first, v.second): v.probability for v in expected}, abs=1e-4
     )
