@@ -33,6 +33,10 @@ class EngineSpec:
     seed: int
 
 
+MAX_BATCHED_TOKENS = 8192
+"""Prompt tokens that an engine on CPU takes in at once, unless a single prompt is longer."""
+
+
 class Generator:
     """Hosts one vLLM engine. Calls are synchronous: a shard is alone in the engine, which its reproducibility needs."""
 
@@ -45,6 +49,7 @@ class Generator:
         if spec.tensor_parallel > 1:
             # CPU only: by default vLLM wants one NUMA node for each of its workers, and dies on a machine with fewer.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        import torch
         from vllm import LLM
 
         self._spec = spec
@@ -59,6 +64,11 @@ class Generator:
             options.update(lora_target_modules=list(spec.lora_targets))
         if spec.block_size is not None:
             options.update(block_size=spec.block_size)
+        if not torch.cuda.is_available():
+            # vLLM 0.32 on CPU dies of a request with a seed whose prompt is taken in in pieces.
+            options.update(
+                enable_chunked_prefill=False, max_num_batched_tokens=max(MAX_BATCHED_TOKENS, spec.max_model_len)
+            )
         self._llm: Any = LLM(
             model=spec.model_folder,
             dtype=cast(Any, spec.dtype),
