@@ -34,7 +34,7 @@ print("sampled", len(completions))
 
 
 def test_prompts_of_36_000_tokens_in_one_shard(tiny_model: Path) -> None:
-    """vLLM 0.32 on CPU dies ("CPU Generator does not use offset") of a seeded request whose prompt it cuts in pieces."""
+    """vLLM 0.32 on CPU dies ("CPU Generator does not use offset") of a seeded request whose prompt it splits."""
     env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, "-c", SCRIPT, str(tiny_model)]
     done = subprocess.run(command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
