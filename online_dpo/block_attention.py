@@ -1,6 +1,6 @@
 """Attention over blocks of equal groups as dense matrix products: what the CPU is good at.
 
-At the lengths of preference pairs, SDPA on CPU takes two to four times as long as these products (docs/performance.md).
+At the lengths of preference pairs, SDPA on CPU is mostly slower than these products (docs/performance.md).
 What a completion sees is gathered side by side, so apart from the triangles on the diagonal nothing masked is
 computed; the work is cut into tiles that stay in the cache, and the weights of attention are computed again in the
 backward pass, tile by tile, so that only queries, keys and values are kept.

@@ -153,7 +153,7 @@ class LearnerSection(Section):
     layout: Literal["auto", "shared", "separate"] = "auto"  # do a prompt's answers share it; auto = where it pays
     autocast: Literal["auto", "bfloat16", "off"] = "auto"  # of matrix products; auto = bfloat16 on GPU, off on CPU
     activation_checkpointing: bool = False  # less memory for about a third more time
-    compile: bool = False  # a tenth faster after about a minute; wants a C++ compiler on CPU
+    compile: bool = False  # of what lies between the products; wants a C++ compiler on CPU
     epochs: int = Field(1, ge=1)
     max_grad_norm: float = Field(1.0, gt=0.0)
     checkpoint_steps: int = changeable(25, ge=0)  # a mid-round checkpoint every so many steps; 0 = none
