@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config_base import Section, changeable
 
-Price = Annotated[float, Field(ge=0.0)]
 OVERALL = "It is more helpful, more correct and better written, taken all in all."
 
 
 class Prices(Section):
     """Of a million tokens, in whatever money `budget.cost` counts."""
 
-    prompt: Price
-    completion: Price
+    prompt: float = changeable(..., ge=0.0)
+    completion: float = changeable(..., ge=0.0)
 
 
 class Endpoint(Section):

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from online_dpo.config import RunConfig
 from online_dpo.config_base import Section
-from online_dpo.config_loading import check_resumable
+from online_dpo.config_loading import JudgesConfig, check_resumable
 from online_dpo.errors import ConfigError
 from online_dpo.files import TEMPORARY
 from online_dpo.objective_config import MEMBERS, PairObjective
@@ -231,6 +231,10 @@ CHANGEABLE = {
         for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus")
     ),
     "judge.judge.path",  # of the cache
+    *(f"judge.endpoint.{name}" for name in ("base_url", "api_key_env", "api_key_file", "max_wait_s")),
+    *(f"judge.endpoint.prices.{name}" for name in ("prompt", "completion")),
+    *(f"judge.budget.{name}" for name in ("calls", "tokens", "cost")),
+    *(f"judge.engine.{name}" for name in ("gpu_memory_utilization", "kv_cache_gib")),
     "learner.checkpoint_steps",
     "learner.num_gpus",
     "cluster.address",
@@ -254,11 +258,14 @@ VERIFIER = {"type": "verifier", "method": "exact", "answer": "a"}
 OUTER: dict[str, Any] = {"type": "ensemble", "judges": {"a": VERIFIER, "b": JUDGE}}
 for name, extra in (("process", {}), ("normalise", {}), ("cached", {}), ("length_penalty", {"rate": 0.1})):
     OUTER = {"type": name, "judge": OUTER, **extra}
+PRICED = {"base_url": "http://localhost/v1", "model": "m", "prices": {"prompt": 1.0, "completion": 2.0}}
 CONTROL = {"drift": {"max_kl": 1.0, "action": "stop"}, "alarm": {"action": "stop"}}
 CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "ensemble", "last": 2}, **CONTROL}),
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "engine": {"path": "m"}}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "learner": {"lora": {"r": 8}}}),
     RunConfig.model_validate(
         {
@@ -324,7 +331,7 @@ def test_the_leaves_are_all_there_are() -> None:
         return {base}.union(*map(all_sections, base.__subclasses__()))
 
     seen = {cls for config in CONFIGS for _, section in sections_of(config) for cls in type(section).__mro__}
-    assert all_sections(Section) <= seen
+    assert all_sections(Section) - {JudgesConfig} <= seen  # of `online-dpo judge`, which has no run to resume
     assert LEAVES.keys() >= CHANGEABLE
 
 
