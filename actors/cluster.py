@@ -17,7 +17,7 @@ from online_dpo.checks import TokenLogps, check_digests
 from online_dpo.config import RunConfig
 from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
 from online_dpo.learning import LearnerSpec
-from online_dpo.stages import LearnerStage, Under
+from online_dpo.stages import REWARD, LearnerStage, Under
 from online_dpo.types import Adapter, Completion, Prompt, Row, Sampled, SamplingPlan, Shard
 
 GENERATOR_CPUS = LEARNER_CPUS = 1.0
@@ -93,7 +93,8 @@ class RayStages:
             host: Any = ray.remote(JudgeHost).options(**options)
             self._judges[name] = host.remote(spec, threads=threads, counted=(counted or {}).get(name))
         chat, metadata = first.messages is not None, dict(first.metadata)
-        trials = {name: host.try_it.remote(chat, metadata) for name, host in self._judges.items()}
+        rules = {REWARD: self._config.pairing}
+        trials = {name: host.try_it.remote(chat, metadata, rules.get(name)) for name, host in self._judges.items()}
         problems = []
         for name, trial in trials.items():
             try:

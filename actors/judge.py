@@ -14,6 +14,7 @@ from judges.llm.chat import Chat, EngineWish
 from judges.protocol import Question, collect_counts
 from judges.registry import JudgeSpec, build_caller
 from judges.trial import try_judges
+from online_dpo.pairing_config import PairingSection
 from online_dpo.types import STOPPED, Completion, Judged, Shard, Verdict, group_by_prompt
 
 
@@ -42,18 +43,21 @@ class JudgeHost:
         self._sleep = sleep
         self._caller: Caller | None = None
 
-    async def try_it(self, chat: bool, metadata: Mapping[str, Any] | None = None) -> None:
+    async def try_it(
+        self, chat: bool, metadata: Mapping[str, Any] | None = None, rules: PairingSection | None = None
+    ) -> None:
         """Build the judge and try it on two canned completions.
 
         Args:
             chat: whether the run's prompts are chat messages.
             metadata: that of the run's first prompt.
+            rules: of the training judge; where they read scores, it must give some.
 
         Raises:
             JudgeError: it cannot be built, or does not keep its contract.
             ModelError: its model's folder is missing or incomplete.
         """
-        await try_judges(self._ready(), chat=chat, metadata=metadata)
+        await try_judges(self._ready(), chat=chat, metadata=metadata, rules=rules)
 
     async def judge_shard(self, shard: Shard, completions: Sequence[Completion]) -> Judged:
         """Judge all completions of a shard. Batches never cross shards, so a redone shard gets the same verdicts.

@@ -10,19 +10,24 @@ from typing import Any
 from judges.calling import Caller
 from judges.protocol import Judge, Question, StopJudging, check_verdicts, limits_of
 from online_dpo.errors import JudgeError
-from online_dpo.types import PromptContent
+from online_dpo.opinions import scores_nothing
+from online_dpo.pairing_config import PairingSection, explain_no_scores
+from online_dpo.types import PromptContent, Verdict
 
 TEXT = "In a few words, the film was"
 ANSWERS = (" a quiet joy from the first scene to the last.", " far too long, and I left before the end.")
 
 
-async def try_judges(caller: Caller, *, chat: bool, metadata: Mapping[str, Any] | None = None) -> None:
+async def try_judges(
+    caller: Caller, *, chat: bool, metadata: Mapping[str, Any] | None = None, rules: PairingSection | None = None
+) -> None:
     """Try a judge, after those inside it, so that what is said names the one that is wrong.
 
     Args:
         caller: any judge.
         chat: whether the run's prompts are chat messages.
         metadata: that of the run's first prompt.
+        rules: of the training judge; where they read scores, it must give some.
 
     Raises:
         JudgeError: a line for each that does not keep its contract.
@@ -35,7 +40,11 @@ async def try_judges(caller: Caller, *, chat: bool, metadata: Mapping[str, Any] 
             problems.append(str(error))
     if problems:
         raise JudgeError("\n".join(problems))
-    await try_judge(caller.judge, field=caller.label, chat=chat, metadata=metadata, timeout_s=caller.trial_timeout_s)
+    said = await try_judge(
+        caller.judge, field=caller.label, chat=chat, metadata=metadata, timeout_s=caller.trial_timeout_s
+    )
+    if rules is not None and rules.score_reader is not None and scores_nothing(said):
+        raise JudgeError(explain_no_scores(rules, caller.label))
 
 
 async def try_judge(
@@ -45,7 +54,7 @@ async def try_judge(
     chat: bool,
     metadata: Mapping[str, Any] | None = None,
     timeout_s: float = 600.0,
-) -> None:
+) -> list[Verdict]:
     """Ask one question with two completions, and hold the answer to the contract. Abstaining is allowed.
 
     Args:
@@ -66,6 +75,7 @@ async def try_judge(
             verdicts = check_verdicts([question], await judge.judge([question]))[0]
         if all(verdict.failed for verdict in verdicts):
             raise JudgeError(str(verdicts[0].reason))
+        return verdicts
     except StopJudging:
         raise
     except JudgeError as error:

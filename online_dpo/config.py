@@ -17,6 +17,7 @@ from online_dpo.control_config import AlarmSection, DriftSection, FixedReference
 from online_dpo.judge_config import JudgeSection
 from online_dpo.objective_config import ObjectiveSection, SigmoidObjective
 from online_dpo.pair_config import DEFAULT_MAX_TOKENS, EvaluationPairs, PairsSection, check_pairs
+from online_dpo.pairing_config import PairingSection, check_pairing
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
 
@@ -114,11 +115,6 @@ class EvaluationSection(Section):
         if "reward" in value:
             raise ValueError("has a judge named reward; that name is the training judge's, choose another")
         return value
-
-
-class PairingSection(Section):
-    strategy: Literal["best_vs_worst", "random", "all_pairs"] = "best_vs_worst"
-    min_margin: float = Field(0.0, ge=0.0)
 
 
 class LoraSection(Section):
@@ -243,6 +239,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fields_agree(self) -> RunConfig:
         check_pairs(self)
+        check_pairing(self)
         if self.generator.weight_push == "merge" and self.model.dtype == "bfloat16":
             raise ValueError(
                 "generator.weight_push is merge and model.dtype is bfloat16; rounding W + dW to bfloat16 swallows "

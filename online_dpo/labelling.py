@@ -8,15 +8,18 @@ from dataclasses import replace
 from online_dpo.types import Labelled, Pair
 
 
+def halves(pair: Pair) -> tuple[Labelled, Labelled]:
+    """The two labelled answers of a pair, chosen and rejected; not mismatched yet."""
+    chosen, rejected = (
+        Labelled(prompt=pair.prompt, completion=answer, desirable=answer is pair.chosen, weight=pair.weight)
+        for answer in (pair.chosen, pair.rejected)
+    )
+    return chosen, rejected
+
+
 def unpair(pairs: Sequence[Pair]) -> list[Labelled]:
     """Two labelled answers of every pair, chosen and rejected in turn, mismatched."""
-    return with_mismatches(
-        [
-            Labelled(prompt=pair.prompt, completion=answer, desirable=answer is pair.chosen, weight=pair.weight)
-            for pair in pairs
-            for answer in (pair.chosen, pair.rejected)
-        ]
-    )
+    return with_mismatches([half for pair in pairs for half in halves(pair)])
 
 
 def with_mismatches(items: Sequence[Labelled]) -> list[Labelled]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from online_dpo.config import RunConfig
 from online_dpo.drawing import Cursor
 from online_dpo.errors import ConfigError, DataError
-from online_dpo.labelling import unpair, with_mismatches
+from online_dpo.labelling import halves, with_mismatches
 from online_dpo.preferences import PairSource
 from online_dpo.references import Reference, put_scored
 from online_dpo.stages import LearnerStage
@@ -40,7 +40,7 @@ def name_of_items(config: RunConfig) -> str:
 
 
 def take_share(
-    config: RunConfig, source: PairSource | None, store: RoundStore, cursor: Cursor, num_sampled: int
+    config: RunConfig, source: PairSource | None, store: RoundStore, cursor: Cursor, sampled: Items
 ) -> Share:
     """A round's share of the data set, drawn once and committed with where the next round's begins.
 
@@ -49,7 +49,7 @@ def take_share(
         source: None in a run without `pairs`.
         store: of the round.
         cursor: where the share begins.
-        num_sampled: pairs that the round has of its own.
+        sampled: what the round has of its own.
 
     Raises:
         DataError: there are not enough usable rows, or the source is another one than when the share was drawn.
@@ -58,7 +58,7 @@ def take_share(
         return Share(items=(), cursor=cursor, figures={})
     if store.has(DRAW) and store.has(name_of_items(config)):
         return _committed(store, ())
-    wanted = num_wanted(config, store.index, num_sampled)
+    wanted = num_wanted(config, store.index, num_answers(sampled))
     draw = source.draw(cursor, wanted, asked_by=asked_by(config))
     figures = {"rows": sum(draw.outcomes.values()), **draw.outcomes, **draw.counts}
     drawn = {
@@ -75,10 +75,20 @@ def take_share(
     return _committed(store, draw.items)
 
 
+def num_answers(items: Items) -> int:
+    """Answers that are trained on: two of a pair."""
+    return sum(2 if isinstance(item, Pair) else 1 for item in items)
+
+
 def num_wanted(config: RunConfig, index: int, num_sampled: int) -> int | None:
     """Rows of the data set that a round takes; None = the rest of an epoch.
 
-    In a mixed round they make up `pairs.fraction` of all items, rounded to the nearest number.
+    In a mixed round they make up `pairs.fraction` of all answers, rounded to the nearest number.
+
+    Args:
+        config: of the run.
+        index: of the round.
+        num_sampled: answers that the round has of its own.
     """
     pairs = config.pairs
     assert pairs is not None
@@ -86,8 +96,8 @@ def num_wanted(config: RunConfig, index: int, num_sampled: int) -> int | None:
         return pairs.per_round
     if pairs.fraction is None:
         return 0
-    num_items = 2 * num_sampled if pairs.is_labelled else num_sampled
-    return math.floor(pairs.fraction / (1.0 - pairs.fraction) * num_items + 0.5)
+    num_rows = num_sampled if pairs.is_labelled else num_sampled / 2
+    return math.floor(pairs.fraction / (1.0 - pairs.fraction) * num_rows + 0.5)
 
 
 def most_wanted(config: RunConfig) -> int | None:
@@ -96,11 +106,19 @@ def most_wanted(config: RunConfig) -> int | None:
     assert pairs is not None
     wanted = [] if pairs.fraction is not None and pairs.warm_start_rounds is None else [pairs.per_round]
     if pairs.fraction is not None and prompts is not None:
-        k = config.sampling.num_samples
-        per_prompt = k * (k - 1) // 2 if config.pairing.strategy == "all_pairs" else 1
-        wanted.append(num_wanted(config, config.run.rounds, prompts.per_round * per_prompt))
+        wanted.append(num_wanted(config, config.run.rounds, prompts.per_round * _most_answers(config)))
     numbers = [number for number in wanted if number is not None]
     return max(numbers) if numbers else None
+
+
+def _most_answers(config: RunConfig) -> int:
+    """The most answers to one prompt that a round can train on, each as often as it is in a pair."""
+    k, rules = config.sampling.num_samples, config.pairing
+    if rules.labels is not None:
+        return k
+    if rules.strategy != "all_pairs":
+        return 2
+    return 2 * min(k * (k - 1) // 2, rules.max_pairs_per_prompt or k * k)
 
 
 def asked_by(config: RunConfig) -> str:
@@ -141,31 +159,31 @@ def check_one_form(config: RunConfig, prompts: Sequence[Prompt], written: Prompt
         )
 
 
-def labelled_items(pairs: Sequence[Pair], written: Sequence[Pair] | Sequence[Labelled]) -> list[Labelled]:
+def labelled_items(items: Sequence[Pair | Labelled]) -> list[Labelled]:
     """Single answers of pairs and of labelled rows, mismatched over all of them together (for KTO's KL estimate)."""
-    return with_mismatches([*unpair(pairs), *(item for item in written if isinstance(item, Labelled))])
+    single = [part for item in items for part in (halves(item) if isinstance(item, Pair) else (item,))]
+    return with_mismatches(single)
 
 
 def commit_items(
     config: RunConfig,
     learner: LearnerStage,
     store: RoundStore,
-    sampled: Sequence[Pair],
-    written: Sequence[Pair] | Sequence[Labelled],
+    sampled: Items,
+    written: Items,
     reference: Reference,
 ) -> Items:
-    """What a round trains on, with its reference log-probs, committed once: its own pairs, then the data set's.
+    """What a round trains on, with its reference log-probs, committed once: its own items, then the data set's.
 
     An unpaired objective gets single answers.
     """
-    name = name_of_items(config)
-    pairs = [*sampled, *(item for item in written if isinstance(item, Pair))]
+    name, items = name_of_items(config), [*sampled, *written]
     if config.objective.is_unpaired:
         if not store.has(name):
-            put_scored(config, learner, store, name, labelled_items(pairs, written), reference)
+            put_scored(config, learner, store, name, labelled_items(items), reference)
         return store.get_records(name, Labelled)
     if not store.has(name):
-        put_scored(config, learner, store, name, pairs, reference)
+        put_scored(config, learner, store, name, [item for item in items if isinstance(item, Pair)], reference)
     return store.get_records(name, Pair)
 
 

@@ -54,6 +54,8 @@ class Opinion:
         self._scores = {v.first: v.score for v in verdicts if v.score is not None}
         self._silent: set[int | frozenset[int]] = set()  # completions and pairs that the judge abstained on
         self._wins: dict[Indices, list[float]] = {}  # (i, j) with i < j -> probabilities that i wins
+        self._spreads: dict[Indices, list[float]] = {}  # (i, j) with i < j -> how far an ensemble disagrees
+        self._score_spreads = {v.first: v.uncertainty for v in verdicts if v.score is not None}
         for verdict in verdicts:
             i, j = verdict.first, verdict.second
             if verdict.reason is not None:
@@ -61,6 +63,8 @@ class Opinion:
             elif verdict.probability is not None and j is not None:
                 p = verdict.probability
                 self._wins.setdefault((min(i, j), max(i, j)), []).append(p if i < j else 1.0 - p)
+                if verdict.uncertainty is not None:
+                    self._spreads.setdefault((min(i, j), max(i, j)), []).append(verdict.uncertainty)
         self.has_failures = any(v.failed and {v.first, v.second} & set(self.indices) for v in verdicts)
 
     def preference(self, i: int, j: int) -> Preference | None:
@@ -83,6 +87,25 @@ class Opinion:
             return from_margin(self._scores[i] - self._scores[j] + handicap)
         return None
 
+    def score(self, i: int) -> float | None:
+        """The score of sample `i`, less its penalty; None where the judge gave none."""
+        if i in self._silent or i not in self._scores:
+            return None
+        return self._scores[i] - self._penalties.get(i, 0.0)
+
+    def disagreement(self, i: int, j: int) -> float | None:
+        """How far the judges of an ensemble disagree about two completions that `preference` knows; None = one judge.
+
+        Between comparisons the standard deviation of their probabilities, the mean of both orders; between scores that
+        of the difference, as if the two scores' errors were independent.
+        """
+        duel = (min(i, j), max(i, j))
+        if duel in self._wins:
+            spreads = self._spreads.get(duel)
+            return math.fsum(spreads) / len(spreads) if spreads else None
+        first, second = self._score_spreads.get(i), self._score_spreads.get(j)
+        return None if first is None or second is None else math.hypot(first, second)
+
     def strengths(self) -> dict[int, float]:
         """Mean probability of winning over the opponents judged, of every completion that has one."""
         won: dict[int, list[float]] = {}
@@ -92,6 +115,11 @@ class Opinion:
                 won.setdefault(i, []).append(preference.probability)
                 won.setdefault(j, []).append(1.0 - preference.probability)
         return {i: math.fsum(values) / len(values) for i, values in sorted(won.items())}
+
+
+def scores_nothing(verdicts: Sequence[Verdict]) -> bool:
+    """Whether completions were compared and none was scored."""
+    return any(v.probability is not None for v in verdicts) and all(v.score is None for v in verdicts)
 
 
 def logit(probability: float) -> float:

@@ -1,21 +1,22 @@
 """Judged completions -> pairs. Every prompt ends as paired or under exactly one reason, and everything is counted.
 
-Whatever a judge says, pairing sees one function: `preference(i, j)` of `online_dpo.opinions`.
+Whatever a judge says, pairing sees one function: `preference(i, j)` of `online_dpo.opinions`. Which pairs of a prompt
+are taken is settled in `online_dpo.strategies`.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 from online_dpo.opinions import Indices, Opinion
+from online_dpo.pairing_config import PairingSection
+from online_dpo.strategies import DROPS, Choice, choose, information
 from online_dpo.types import Completion, Pair, Prompt, Verdict, derive_seed, group_by_prompt
 
-Strategy = Literal["best_vs_worst", "random", "all_pairs"]
 Truncated = Literal["keep", "drop", "penalise"]
 
 DEFAULT_TRUNCATED_PENALTY = 1.0
@@ -26,10 +27,16 @@ OUTCOMES = (
     "truncated",  # fewer than two left without those cut by the length limit (truncated: drop)
     "empty_completions",  # fewer than two left that have tokens
     "duplicates",  # fewer than two different ones
+    "near_duplicates",  # all that are left are too alike
     "judge_failed",  # no two were judged, and the judge failed on some
     "abstained",  # no two were judged
     "tie",  # the judge strictly prefers none
-    "below_min_margin",  # it does, but by less than min_margin
+    # From here on: the last pair that the strategy looks at was dropped by this filter.
+    "length_ratio",
+    "below_min_margin",
+    "no_score",  # min_chosen_score, and the judge compared but did not score
+    "below_min_chosen_score",
+    "over_budget",  # others tell more (strategy uncertain)
 )
 
 
@@ -47,8 +54,7 @@ def build_pairs(
     completions: Sequence[Completion],
     verdicts: Sequence[Verdict],
     *,
-    strategy: Strategy,
-    min_margin: float,
+    rules: PairingSection,
     truncated: Truncated,
     truncated_penalty: float | None,
     seed: int,
@@ -60,102 +66,115 @@ def build_pairs(
         prompts: those drawn for the round; pairs come in their order.
         completions: of these prompts. Exact copies (by token ids) count once, under the lowest sample index.
         verdicts: about sample indices; every completion is in at least one.
-        strategy: `best_vs_worst` takes the highest and lowest mean probability of winning over the opponents judged;
-            `all_pairs` takes each strictly preferred pair; `random` draws one of these, so a tie or a pair below
-            `min_margin` is never drawn.
-        min_margin: smallest margin of a pair, in score units or logits.
+        rules: strategy and filters; what each does is in docs/pairs.md.
         truncated: what to do with completions cut by the length limit.
         truncated_penalty: taken off a truncated side's margin where `truncated` is `penalise`; None = 1.
-        seed: of the run; with round and prompt id it seeds the random strategy.
+        seed: of the run; with round and prompt id it seeds the strategies that draw.
         round_index: of the round.
 
     Raises:
         ValueError: a prompt, sample or verdict occurs twice, a completion or verdict belongs to nothing else here, or a
             completion has no verdict.
     """
-    _check_input(prompts, completions, verdicts)
+    check_input(prompts, completions, verdicts)
     groups = group_by_prompt(completions)
-    said: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        said.setdefault(verdict.prompt_id, []).append(verdict)
-    penalty = 0.0
-    if truncated == "penalise":
-        penalty = DEFAULT_TRUNCATED_PENALTY if truncated_penalty is None else truncated_penalty
-    pairs: list[Pair] = []
-    outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
-    counts = _count_completions(completions, verdicts)
+    said = by_prompt(verdicts)
+    penalty = penalty_of(truncated, truncated_penalty)
+    counts = count_completions(completions, verdicts)
+    counts.update(dict.fromkeys(("num_comparisons", *DROPS), 0))
+    choices: dict[str, Choice] = {}
+    opinions: dict[str, Opinion] = {}
     for prompt in prompts:
-        answers, reason = _eligible(groups.get(prompt.prompt_id, []), drop_truncated=truncated == "drop", counts=counts)
-        if reason is None:
-            penalties = {c.sample_index: penalty * (c.finish_reason == "length") for c in answers}
-            opinion = Opinion(said.get(prompt.prompt_id, []), [c.sample_index for c in answers], penalties=penalties)
-            draw = random.Random(derive_seed(seed, "pairing", round_index, prompt.prompt_id))
-            winners, reason = _choose(opinion, strategy, min_margin, draw, counts)
-            by_index = {c.sample_index: c for c in answers}
-            pairs.extend(_pair(prompt, by_index, opinion, winner) for winner in winners)
-        outcomes[reason or "paired"] += 1
+        name = prompt.prompt_id
+        answers, reason = _eligible(groups.get(name, []), rules, drop_truncated=truncated == "drop", counts=counts)
+        if reason is not None:
+            choices[name] = Choice(reason=reason)
+            continue
+        opinions[name] = opinion_on(answers, said.get(name, []), penalty)
+        draw = random.Random(derive_seed(seed, "pairing", round_index, name))
+        by_index = {c.sample_index: c for c in answers}
+        choices[name] = choose(opinions[name], rules, by_index, draw, counts)
+    if rules.budget is not None:
+        _keep_most_informative(choices, opinions, rules.budget, counts)
+    pairs = [
+        _pair(prompt, {c.sample_index: c for c in groups[prompt.prompt_id]}, opinions[prompt.prompt_id], winner)
+        for prompt in prompts
+        for winner in choices[prompt.prompt_id].winners
+    ]
     counts["num_pairs"] = len(pairs)
-    assert sum(outcomes.values()) == len(prompts), "a prompt was lost without a reason"
+    outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
+    outcomes.update(choice.reason or "paired" for choice in choices.values())
+    assert outcomes.keys() == set(OUTCOMES) and sum(outcomes.values()) == len(prompts), "a prompt was lost"
     return Pairing(pairs=tuple(pairs), outcomes=dict(outcomes), counts=dict(counts))
 
 
+def penalty_of(truncated: Truncated, truncated_penalty: float | None) -> float:
+    """What a truncated completion loses, score units or logits."""
+    if truncated != "penalise":
+        return 0.0
+    return DEFAULT_TRUNCATED_PENALTY if truncated_penalty is None else truncated_penalty
+
+
+def by_prompt(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+    """Prompt id -> what was said about its completions."""
+    said: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        said.setdefault(verdict.prompt_id, []).append(verdict)
+    return said
+
+
+def opinion_on(answers: Sequence[Completion], said: Sequence[Verdict], penalty: float) -> Opinion:
+    """What was said about a prompt's completions that may be trained on, truncated ones penalised."""
+    penalties = {c.sample_index: penalty * (c.finish_reason == "length") for c in answers}
+    return Opinion(said, [c.sample_index for c in answers], penalties=penalties)
+
+
+def different(said: Sequence[Completion], by: Literal["tokens", "text"]) -> list[Completion]:
+    """One of each, in sample order.
+
+    Of equal token ids the lowest sample index stays. Of equal texts one that was not cut does, then the one whose
+    token ids come first, so that it does not depend on the order in which they were sampled.
+    """
+    first_of: dict[tuple[int, ...], Completion] = {}
+    for completion in said:
+        first_of.setdefault(completion.token_ids, completion)
+    found = list(first_of.values())
+    if by == "text":
+        best_of: dict[str, Completion] = {}
+        for completion in sorted(found, key=lambda c: (c.finish_reason == "length", c.token_ids)):
+            best_of.setdefault(completion.text, completion)
+        found = sorted(best_of.values(), key=lambda c: c.sample_index)
+    return found
+
+
 def _eligible(
-    group: Sequence[Completion], *, drop_truncated: bool, counts: Counter[str]
+    group: Sequence[Completion], rules: PairingSection, *, drop_truncated: bool, counts: Counter[str]
 ) -> tuple[list[Completion], str | None]:
     """The completions of a group in sample order that may be paired, and the reason where they are too few."""
     if len(group) < 2:
         return [], "too_few_completions"
     kept = [c for c in group if not (drop_truncated and c.finish_reason == "length")]
     said = [c for c in kept if c.token_ids]  # nothing could be learned from the others
-    first_of: dict[tuple[int, ...], Completion] = {}
-    for completion in said:
-        first_of.setdefault(completion.token_ids, completion)
-    different = list(first_of.values())
-    counts["num_duplicate_completions"] += len(said) - len(different)
+    found = different(said, rules.duplicates)
+    counts["num_duplicate_completions"] += len(said) - len(found)
     if len(kept) < 2:
         return [], "truncated"
     if len(said) < 2:
         return [], "empty_completions"
-    if len(different) < 2:
+    if len(found) < 2:
         return [], "duplicates"
-    return different, None
+    return found, None
 
 
-def _choose(
-    opinion: Opinion, strategy: Strategy, min_margin: float, draw: random.Random, counts: Counter[str]
-) -> tuple[list[Indices], str | None]:
-    """(chosen, rejected) sample indices, and the reason where there are none."""
-    candidates = list(combinations(opinion.indices, 2))
-    judged = [(pair, p) for pair in candidates if (p := opinion.preference(*pair)) is not None]
-    counts["num_unjudged_comparisons"] += len(candidates) - len(judged)
-    counts["num_tied_comparisons"] += sum(not (p.is_strict or p.reversed().is_strict) for _, p in judged)
-    if not judged:
-        return [], "judge_failed" if opinion.has_failures else "abstained"
-    if strategy == "best_vs_worst":
-        duel = _best_and_worst(opinion)
-        considered = [] if duel is None else [duel]
-    else:
-        considered = [pair if p.is_strict else pair[::-1] for pair, p in judged]
-    strict = [(i, j) for i, j in considered if (p := opinion.preference(i, j)) is not None and p.is_strict]
-    if not strict:
-        return [], "tie"
-    large = [(i, j) for i, j in strict if (p := opinion.preference(i, j)) is not None and p.margin >= min_margin]
-    counts["num_comparisons_below_min_margin"] += len(strict) - len(large)
-    if not large:
-        return [], "below_min_margin"
-    return ([draw.choice(large)] if strategy == "random" else large), None
-
-
-def _best_and_worst(opinion: Opinion) -> Indices | None:
-    """The strongest completion and the weakest of those it was judged against; None where their strengths are equal.
-
-    Equals are told apart by the lowest sample index.
-    """
-    strengths = opinion.strengths()
-    best = max(strengths, key=lambda i: (strengths[i], -i))
-    opponents = [i for i in strengths if i != best and opinion.preference(best, i) is not None]
-    worst = min(opponents, key=lambda i: (strengths[i], i))
-    return (best, worst) if strengths[best] > strengths[worst] else None
+def _keep_most_informative(
+    choices: dict[str, Choice], opinions: Mapping[str, Opinion], budget: int, counts: Counter[str]
+) -> None:
+    """Leave the pairs of so many prompts, those that tell most; equals in the order in which prompts were drawn."""
+    found = [(name, choice.winners[0]) for name, choice in choices.items() if choice.winners]
+    found.sort(key=lambda entry: information(opinions[entry[0]], entry[1]), reverse=True)  # stable
+    for name, _ in found[budget:]:
+        choices[name] = Choice(reason="over_budget")
+        counts["num_comparisons_over_budget"] += 1
 
 
 def _pair(prompt: Prompt, by_index: Mapping[int, Completion], opinion: Opinion, indices: Indices) -> Pair:
@@ -171,7 +190,8 @@ def _pair(prompt: Prompt, by_index: Mapping[int, Completion], opinion: Opinion, 
     )
 
 
-def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> Counter[str]:
+def count_completions(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> Counter[str]:
+    """`num_...` of what was sampled and judged."""
     silent = [v for v in verdicts if v.reason is not None and v.second is None]
     return Counter(
         num_completions=len(completions),
@@ -180,13 +200,12 @@ def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Ver
         num_duplicate_completions=0,
         num_failed_completions=len({(v.prompt_id, v.first) for v in silent if v.failed}),
         num_abstained_completions=len({(v.prompt_id, v.first) for v in silent if not v.failed}),
-        num_unjudged_comparisons=0,
-        num_tied_comparisons=0,
-        num_comparisons_below_min_margin=0,
     )
 
 
-def _check_input(prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> None:
+def check_input(prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> None:
+    """Raises ValueError where something is there twice, or belongs to nothing else."""
+
     def repeated(keys: Iterator[object]) -> list[object]:
         return [key for key, number in Counter(keys).items() if number > 1]
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from online_dpo.pair_words import num_items, offline_outcomes, show_preferences
 from online_dpo.stages import REWARD, Event
 from online_dpo.types import Verdict
+from online_dpo.yields import losses
 
 
 class Progress:
@@ -78,7 +79,8 @@ class Progress:
             self._status["reward"] = f"{sum(scores) / len(scores):.3f}"
 
     def _on_paired(self, data: Mapping[str, Any]) -> None:
-        self._status["pairs"] = str(data["num_pairs"])
+        name = "labels" if "labels" in data else "pairs"
+        self._status[name] = str(data["num_items"])
 
     def _on_step(self, data: Mapping[str, Any]) -> None:
         self._status["step"] = f"{data['step'] + 1}/{data['num_steps']}"
@@ -114,10 +116,11 @@ def describe_round(data: Mapping[str, Any]) -> str:
     items = f"{num_items(data)} {'pairs' if 'num_pairs' in data else 'labelled answers'}"
     if "num_prompts" in data:
         too_many = {"too_long": data["num_prompts_too_long"], "empty": data["num_prompts_empty"]}
-        lost = _reasons({**data["outcomes"], **too_many}, without="paired")
-        items += f" from {data['num_prompts']} prompts" + (f" (no pair: {lost})" if lost else "")
+        lost = _reasons({**losses(data["outcomes"]), **too_many})
+        nothing = "label" if "labels" in data else "pair"
+        items += f" from {data['num_prompts']} prompts" + (f" (no {nothing}: {lost})" if lost else "")
     if "num_offline_rows" in data:
-        lost = _reasons(offline_outcomes(data), without="kept")
+        lost = _reasons({name: number for name, number in offline_outcomes(data).items() if name != "kept"})
         items += f", {data['num_offline_kept']} rows of the data set" + (f" (dropped: {lost})" if lost else "")
         cut = data["num_offline_truncated_answers"]
         items += f", {cut} answers cut" if cut else ""
@@ -129,8 +132,8 @@ def describe_round(data: Mapping[str, Any]) -> str:
     return f"{items}{training}{skipped}{reward}"
 
 
-def _reasons(outcomes: Mapping[str, int], *, without: str) -> str:
-    return ", ".join(f"{name} {count}" for name, count in outcomes.items() if count and name != without)
+def _reasons(outcomes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in outcomes.items() if count)
 
 
 def describe_evaluation(data: Mapping[str, Any]) -> str:

@@ -14,10 +14,8 @@ from online_dpo import offline
 from online_dpo.collecting import Collected, Policy, Pusher, collect
 from online_dpo.config import RunConfig
 from online_dpo.control import advance, findings, measure, stop_reason
-from online_dpo.errors import NoPairsError
 from online_dpo.evaluation import evaluate
 from online_dpo.pair_evaluation import evaluate_pairs
-from online_dpo.pairing import build_pairs
 from online_dpo.positions import Position, committed_policy, restore_position
 from online_dpo.preferences import PairDraw, PairSource
 from online_dpo.prompts import Cursor, PromptSource
@@ -27,11 +25,12 @@ from online_dpo.references import (
     committed_sources,
     next_reference,
 )
+from online_dpo.selection import check_not_empty, select
 from online_dpo.stages import REWARD, Event, Stages
 from online_dpo.store import RoundStore, RunStore
 from online_dpo.summaries import describe_completions, describe_items, mean
 from online_dpo.training import newest_checkpoint, restore_learner, train
-from online_dpo.types import Adapter, Items, Pair, Prompt, Row, SamplingPlan
+from online_dpo.types import Adapter, Items, Prompt, Row, SamplingPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,22 +121,22 @@ class Rounds:
     def gather(self, store: RoundStore, position: Position) -> Generator[Event, None, Gathered]:
         """What the round trains on, with its reference log-probs, committed: own pairs, a data set's, or both."""
         config, index = self.config, position.round_index
-        pairs: list[Pair] = []
+        sampled: Items = ()
         figures: dict[str, Any] = {}
         cursor = position.cursor
         if offline.samples(config, index):
-            pairs, figures, cursor = yield from self.sample(store, position)
-        share = offline.take_share(config, self.job.pairs, store, position.pairs_cursor, len(pairs))
+            sampled, figures, cursor = yield from self.sample(store, position)
+        share = offline.take_share(config, self.job.pairs, store, position.pairs_cursor, sampled)
         if not store.has(offline.name_of_items(config)):
             yield Event(kind="stage", round_index=index, data={"stage": "reference"})
-        items = offline.commit_items(config, self.stages.learner, store, pairs, share.items, position.reference)
+        items = offline.commit_items(config, self.stages.learner, store, sampled, share.items, position.reference)
         figures |= {**share.figures, **describe_items(items), **committed_sources(store)}
         return Gathered(items=items, figures=figures, cursor=cursor, pairs_cursor=share.cursor)
 
     def sample(
         self, store: RoundStore, position: Position
-    ) -> Generator[Event, None, tuple[list[Pair], dict[str, Any], Cursor]]:
-        """The round's own pairs with its counts, and where the next round's prompts begin."""
+    ) -> Generator[Event, None, tuple[Items, dict[str, Any], Cursor]]:
+        """What the round has of its own with its counts, and where the next round's prompts begin."""
         index = position.round_index
         prompts, draw = self.draw(store, position.cursor)
         yield Event(kind="stage", round_index=index, data={"stage": "sampling", "num_prompts": len(prompts)})
@@ -151,10 +150,10 @@ class Rounds:
             plan=training_plan(self.config, index),
             judges=[REWARD],
         )
-        pairs, figures = yield from self.pair(prompts, collected, index)
+        items, figures = yield from self.pair(prompts, collected, index)
         counts = {f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")}
         cursor = Cursor.from_dict(draw["cursor"])
-        return pairs, {"num_prompts": len(prompts), **counts, **figures}, cursor
+        return items, {"num_prompts": len(prompts), **counts, **figures}, cursor
 
     def is_evaluated(self, index: int) -> bool:
         """Whether the schedule wants an evaluation after this round, however long the run is."""
@@ -173,31 +172,19 @@ class Rounds:
 
     def pair(
         self, prompts: Sequence[Prompt], collected: Collected, index: int
-    ) -> Generator[Event, None, tuple[list[Pair], dict[str, Any]]]:
-        """The round's own pairs and its counts."""
+    ) -> Generator[Event, None, tuple[Items, dict[str, Any]]]:
+        """The round's own pairs, or labelled answers, and its counts."""
         config, verdicts = self.config, collected.verdicts[REWARD]
-        pairing = build_pairs(
-            prompts,
-            collected.completions,
-            verdicts,
-            strategy=config.pairing.strategy,
-            min_margin=config.pairing.min_margin,
-            truncated=config.sampling.truncated,
-            truncated_penalty=config.sampling.truncated_penalty,
-            seed=config.run.seed,
-            round_index=index,
-        )
+        found = select(config, prompts, collected.completions, verdicts, index)
         figures = {
             **describe_completions(collected.completions),
-            "outcomes": dict(pairing.outcomes),
-            **pairing.counts,
+            **found.figures,
             **collected.counters[REWARD],
             REWARD: mean([verdict.score for verdict in verdicts if verdict.score is not None]),
         }
-        yield Event(kind="paired", round_index=index, data={"num_pairs": len(pairing.pairs), **figures})
-        if not pairing.pairs:
-            raise NoPairsError(_explain_no_pairs(index, len(prompts), pairing.outcomes))
-        return list(pairing.pairs), figures
+        yield Event(kind="paired", round_index=index, data={"num_items": len(found.items), **figures})
+        check_not_empty(found, index, len(prompts))
+        return found.items, figures
 
     def evaluate(
         self, policy: Policy, reference: Reference, index: int, base: str
@@ -295,12 +282,3 @@ def training_plan(config: RunConfig, index: int) -> SamplingPlan:
 def _without_scores(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Per-prompt scores stay in the run directory; they are too many for a line of the log."""
     return {name: value for name, value in summary.items() if name != "scores"}
-
-
-def _explain_no_pairs(index: int, num_prompts: int, outcomes: Mapping[str, int]) -> str:
-    reasons = ", ".join(f"{name} {value}" for name, value in outcomes.items() if value)
-    return (
-        f"round {index + 1} gave no pair from {num_prompts} prompts: {reasons}; what was sampled and judged is "
-        f"committed in rounds/{index:05d} and stays so: look at it, then start a new run, under another run.name, with "
-        f"a judge that tells these completions apart"
-    )

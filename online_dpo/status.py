@@ -15,6 +15,7 @@ from online_dpo.metrics import check_metrics
 from online_dpo.pair_words import num_items, offline_outcomes, show_preferences
 from online_dpo.stages import REWARD
 from online_dpo.store import RunStore
+from online_dpo.yields import losses, read_yield, yield_table
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -42,14 +43,16 @@ def read_status(run_dir: Path) -> dict[str, Any]:
                 "has_pairs": "pairs" in commits or "labelled" in commits,
                 "num_steps": sum(r["kind"] == "step" and r["round"] == len(finished) for r in records),
             }
+    # A round whose summary is written but not committed would be done again.
+    rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]
     return {
         "run_dir": str(run_dir),
         "num_rounds": config.run.rounds,
         "num_finished": len(finished),
         "preferences": [r for r in records if r["kind"] == "evaluated_pairs"],
         "initial": [r for r in records if r["kind"] == "evaluated" and r["policy_version"] == 0],
-        # A round whose summary is written but not committed would be done again.
-        "rounds": [r for r in records if r["kind"] == "round_done" and r["round"] in finished],
+        "rounds": rounds,
+        "yield": [found for record in rounds if (found := read_yield(record)) is not None],
         "current": current,
         "stopped": stopped,
     }
@@ -65,6 +68,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
         console.print(rounds_table(status))
         if status["initial"]:
             console.print(price_table(status))
+        if status["yield"]:
+            console.print(yield_table(status["yield"], _titled("prompts, and why some gave nothing to train on")))
         console.print(training_table(status))
         console.print(samples_table(status))
         console.print(seconds_table(status))
@@ -104,7 +109,7 @@ def rounds_table(status: dict[str, Any]) -> Table:
         table.add_row("start", "", "", "", *_evaluation_cells(initial, sets, judges, _IMPROVEMENT_PRICE))
     for record in status["rounds"]:
         rows = {f"row {name}": number for name, number in offline_outcomes(record).items() if name != "kept"}
-        lost = {k: v for k, v in {**record.get("outcomes", {}), **rows}.items() if v and k != "paired"}
+        lost = {**losses(record.get("outcomes", {})), **{k: v for k, v in rows.items() if v}}
         table.add_row(
             str(record["policy_version"]),
             str(num_items(record)),

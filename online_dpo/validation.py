@@ -22,6 +22,7 @@ from online_dpo.preparation import (
     peek_sources,
     prepare,
 )
+from online_dpo.stages import REWARD
 
 
 def validate_light(config: RunConfig) -> Iterator[str]:
@@ -67,7 +68,8 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
     metadata, problems = dict(materials.first.metadata), []
     for name, spec in materials.judges.items():
         try:
-            asyncio.run(try_judges(build_caller(spec), chat=chat, metadata=metadata))
+            rules = config.pairing if name == REWARD else None
+            asyncio.run(try_judges(build_caller(spec), chat=chat, metadata=metadata, rules=rules))
         except NeedsEngine as error:
             yield f"judge {name}: not tried, {error}"
         except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once

@@ -16,6 +16,7 @@ from judges.registry import JudgeSpec
 from online_dpo.errors import JudgeError
 from online_dpo.judge_config import PythonJudge
 from online_dpo.pairing import build_pairs
+from online_dpo.pairing_config import PairingSection
 from online_dpo.types import Completion, Judged, Prompt, Shard, Verdict
 
 
@@ -244,8 +245,7 @@ def test_a_broken_contract_fails_its_question_only_and_is_never_a_label(case: st
         shard.prompts,
         given,
         judged.verdicts,
-        strategy="all_pairs",
-        min_margin=0.0,
+        rules=PairingSection(strategy="all_pairs"),
         truncated="keep",
         truncated_penalty=None,
         seed=0,

@@ -1,77 +1,19 @@
-"""Pairing: tables of hand-made cases, and properties over any verdicts."""
+"""Pairing: tables of hand-made cases; the properties are in `test_pair_properties`."""
 
 from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from pairing_kit import FAILED, FOUR, completion, duels, only_outcome, pair_up, prompt, scores, winners
 
 from online_dpo.opinions import PROBABILITY_EPS
-from online_dpo.pairing import OUTCOMES, Pairing, build_pairs
-from online_dpo.types import FAILURE, Completion, Prompt, Verdict
-
-
-def prompt(name: str = "p") -> Prompt:
-    return Prompt(prompt_id=name, token_ids=(1, 2), text="x")
-
-
-def completion(index: int, *, name: str = "p", tokens: tuple[int, ...] | None = None, cut: bool = False) -> Completion:
-    ids = (10 + index,) if tokens is None else tokens
-    return Completion(
-        prompt_id=name,
-        sample_index=index,
-        token_ids=ids,
-        text=str(ids),
-        finish_reason="length" if cut else "stop",
-        sampler_logps=(-1.0,) * len(ids),
-        policy_version=0,
-        seed=index,
-    )
-
-
-def scores(*values: float | str, name: str = "p") -> list[Verdict]:
-    """One verdict per completion; a string is the reason of an abstention."""
-    return [
-        Verdict(prompt_id=name, first=i, **{"reason" if isinstance(value, str) else "score": value})  # type: ignore[arg-type]
-        for i, value in enumerate(values)
-    ]
-
-
-def duels(table: dict[tuple[int, int], float | str]) -> list[Verdict]:
-    return [
-        Verdict(prompt_id="p", first=i, second=j, **{"reason" if isinstance(p, str) else "probability": p})  # type: ignore[arg-type]
-        for (i, j), p in table.items()
-    ]
-
-
-def pair_up(completions: list[Completion], verdicts: list[Verdict], **options: Any) -> Pairing:
-    prompts = options.pop("prompts", [prompt()])
-    defaults: dict[str, Any] = {
-        "strategy": "best_vs_worst",
-        "min_margin": 0.0,
-        "truncated": "keep",
-        "truncated_penalty": None,
-        "seed": 0,
-        "round_index": 0,
-    }
-    return build_pairs(prompts, completions, verdicts, **{**defaults, **options})
-
-
-def winners(result: Pairing) -> list[tuple[int, int]]:
-    return [(p.chosen.sample_index, p.rejected.sample_index) for p in result.pairs]
-
-
-def only_outcome(result: Pairing) -> str:
-    (word,) = [word for word, number in result.outcomes.items() if number]
-    return word
-
-
-FAILED = f"{FAILURE}ValueError: x"
-FOUR = [completion(i) for i in range(4)]
+from online_dpo.pairing import OUTCOMES
+from online_dpo.pairing_config import Strategy
+from online_dpo.strategies import DROPS
+from online_dpo.types import Completion, Verdict
 
 STRATEGIES = [
     # verdicts, pairs of best_vs_worst, pairs of all_pairs
@@ -140,7 +82,7 @@ OUTCOME_CASES = [
 ]
 
 
-@pytest.mark.parametrize("strategy", ["best_vs_worst", "random", "all_pairs"])
+@pytest.mark.parametrize("strategy", get_args(Strategy))
 @pytest.mark.parametrize(("outcome", "completions", "verdicts", "options"), OUTCOME_CASES)
 def test_outcomes(
     strategy: str, outcome: str, completions: list[Completion], verdicts: list[Verdict], options: dict[str, Any]
@@ -202,9 +144,10 @@ def test_counts_and_order_over_several_prompts() -> None:
         "num_duplicate_completions": 1,
         "num_failed_completions": 1,
         "num_abstained_completions": 1,
+        "num_comparisons": 5,
+        **dict.fromkeys(DROPS, 0),
         "num_unjudged_comparisons": 1,
         "num_tied_comparisons": 1,
-        "num_comparisons_below_min_margin": 0,
         "num_pairs": 3,
     }
 
@@ -244,74 +187,3 @@ def test_inconsistent_input_is_refused(completions: list[Completion], verdicts: 
     with pytest.raises(ValueError) as caught:
         pair_up(completions, verdicts)
     assert str(caught.value) == message
-
-
-NUMBERS = st.one_of(st.sampled_from([0.0, 1.0, 1.0, 2.5, -1.0]), st.floats(allow_nan=False, allow_infinity=False))
-REASONS = st.sampled_from(["cannot tell", FAILED])
-
-
-@st.composite
-def rounds(draw: st.DrawFn) -> tuple[list[Prompt], list[Completion], list[Verdict]]:
-    prompts = [prompt(f"p{i}") for i in range(draw(st.integers(0, 4)))]
-    completions, verdicts = [], []
-    for p in prompts:
-        count = draw(st.integers(0, 4))
-        for i in range(count):
-            tokens = tuple(draw(st.lists(st.integers(0, 1), max_size=2)))
-            completions.append(completion(i, name=p.prompt_id, tokens=tokens, cut=draw(st.booleans())))
-            said = {"reason": draw(REASONS)} if draw(st.integers(0, 4)) == 0 else {"score": draw(NUMBERS)}
-            verdicts.append(Verdict(prompt_id=p.prompt_id, first=i, **said))  # type: ignore[arg-type]
-        for i in range(count):
-            for j in range(count):
-                kind = draw(st.integers(0, 5)) if i != j else 0
-                if kind == 1:
-                    verdicts.append(Verdict(prompt_id=p.prompt_id, first=i, second=j, reason=draw(REASONS)))
-                elif kind in (2, 3):
-                    chance = draw(st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0)))
-                    verdicts.append(Verdict(prompt_id=p.prompt_id, first=i, second=j, probability=chance))
-    return prompts, completions, verdicts
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    rounds(),
-    st.sampled_from(["best_vs_worst", "random", "all_pairs"]),
-    st.sampled_from(["keep", "drop", "penalise"]),
-    st.sampled_from([0.0, 0.5]),
-    st.randoms(use_true_random=False),
-)
-def test_invariant_1_for_any_verdicts(
-    data: tuple[list[Prompt], list[Completion], list[Verdict]],
-    strategy: str,
-    truncated: str,
-    min_margin: float,
-    rng: Any,
-) -> None:
-    prompts, completions, verdicts = data
-    options = {"prompts": prompts, "strategy": strategy, "truncated": truncated, "min_margin": min_margin}
-    result = pair_up(completions, verdicts, **options)
-
-    assert sum(result.outcomes.values()) == len(prompts)
-    assert set(result.outcomes) == set(OUTCOMES)
-    assert result.outcomes["paired"] == len({p.prompt.prompt_id for p in result.pairs})
-    silent = {(v.prompt_id, v.first) for v in verdicts if v.reason is not None and v.second is None}
-    score = {(v.prompt_id, v.first): v.score for v in verdicts if v.score is not None}
-    duelled = {(v.prompt_id, frozenset((v.first, v.second))) for v in verdicts if v.second is not None}
-    for pair in result.pairs:
-        name, chosen, rejected = pair.prompt.prompt_id, pair.chosen, pair.rejected
-        assert name == chosen.prompt_id == rejected.prompt_id
-        assert chosen.token_ids != rejected.token_ids and chosen.token_ids and rejected.token_ids
-        assert pair.margin > 0.0 and pair.margin >= min_margin and math.isfinite(pair.margin)
-        assert 0.5 < pair.probability <= 1.0
-        assert pair.probability == pytest.approx(1.0 / (1.0 + math.exp(-pair.margin)), abs=1e-9)
-        assert not {(name, chosen.sample_index), (name, rejected.sample_index)} & silent
-        if (name, frozenset((chosen.sample_index, rejected.sample_index))) not in duelled and truncated != "penalise":
-            assert score[name, chosen.sample_index] > score[name, rejected.sample_index]  # type: ignore[operator]
-        if truncated == "drop":
-            assert {chosen.finish_reason, rejected.finish_reason} == {"stop"}
-    assert [p.prompt.prompt_id for p in result.pairs] == sorted(p.prompt.prompt_id for p in result.pairs)
-
-    shuffled, other = list(completions), list(verdicts)
-    rng.shuffle(shuffled)
-    rng.shuffle(other)
-    assert pair_up(shuffled, other, **options) == result

@@ -286,6 +286,12 @@ CONFIGS = [
             {"type": "ipo", "beta": {"type": "cosine", "start": 0.1, "end": 0.2}},
         )
     ),
+    *(
+        RunConfig.model_validate(
+            {**COMMON, "judge": JUDGE, "objective": {"type": "kto"}, "pairing": {"labels": labels}}
+        )
+        for labels in ({"type": "threshold", "value": 0.5}, {"type": "quantile"})
+    ),
 ]
 
 
