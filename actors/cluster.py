@@ -233,9 +233,9 @@ class RayStages:
 
 def cpus_needed(config: RunConfig) -> float:
     """Logical CPUs that a run's actors reserve."""
-    judges = [*([] if config.judge is None else [config.judge]), *config.evaluation.judges.values()]
+    judges = [config.judge, config.pairing.labeller, *config.evaluation.judges.values()]
     num_generators = config.generator.replicas if config.needs_generators else 0
-    return GENERATOR_CPUS * num_generators + LEARNER_CPUS + sum(judge.num_cpus for judge in judges)
+    return GENERATOR_CPUS * num_generators + LEARNER_CPUS + sum(judge.num_cpus for judge in judges if judge is not None)
 
 
 def _actor_options(num_cpus: float, num_gpus: float, threads: int) -> dict[str, Any]:

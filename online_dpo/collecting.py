@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from online_dpo.checks import Gap, check_digests, check_gap, check_versions, sampler_logps
 from online_dpo.errors import JudgingStopped
-from online_dpo.parts import get_parts, join, put_part, remove_parts, sum_counters
+from online_dpo.parts import commit_judged, get_parts, name_commit, sum_counters
 from online_dpo.stages import REWARD, Event, Stages, Task
 from online_dpo.store import RoundStore
 from online_dpo.types import Adapter, Completion, Judged, Prompt, Row, Sampled, SamplingPlan, Scores, Shard, Verdict
@@ -127,7 +127,7 @@ class _Work:
         self.stopped: str | None = None  # why a judge stopped
 
     def name(self, what: str, shard: Shard, judge: str = REWARD) -> str:
-        return f"{self.base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard.index:05d}"
+        return name_commit(self.base, what, shard.index, judge)
 
     def on_sampled(self, shard: Shard, _: None, result: Sampled) -> Iterator[Event]:
         check_versions(self.policy.version, result.completions)
@@ -151,20 +151,11 @@ class _Work:
         return [task for task, (kind, _, _) in self.running.items() if self.stopped is None or kind == "judged"]
 
     def on_judged(self, shard: Shard, judge: str, result: Judged) -> Iterator[Event]:
-        parts = self.name("parts", shard, judge)
-        if result.stopped is not None:
-            put_part(self.store, parts, result)
+        whole = commit_judged(self.store, shard, result, lambda what: self.name(what, shard, judge))
+        if whole is None:
             self.stopped = self.stopped or result.stopped
-            return
-        result = join(shard, [*get_parts(self.store, parts), result])
-        # The verdicts' commit is what counts as done, so it comes last.
-        counters = self.name("counters", shard, judge)
-        if self.store.has(counters):
-            self.store.remove(counters)  # of verdicts that a kill kept from being committed
-        self.store.put_json(counters, dict(result.counters))
-        self.store.put_records(self.name("verdicts", shard, judge), result.verdicts)
-        remove_parts(self.store, parts)
-        yield self._event("shard_judged", shard, judge=judge, verdicts=result.verdicts)
+        else:
+            yield self._event("shard_judged", shard, judge=judge, verdicts=whole.verdicts)
 
     def judge(self, shard: Shard, completions: tuple[Completion, ...]) -> Iterator[Event]:
         for judge in self.judges:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from online_dpo.config_base import Section
-from online_dpo.judge_config import EnsembleJudge, LlmJudge, OuterJudge, ProcessJudge
+from online_dpo.judge_config import EnsembleJudge, JudgeSection, LlmJudge, OuterJudge, ProcessJudge
 
 Strategy: TypeAlias = Literal[
     "best_vs_worst",
@@ -22,6 +22,9 @@ Strategy: TypeAlias = Literal[
 ]
 
 DEFAULT_LENGTH_RATIO = 1.25
+
+LABELLER = "labeller"
+"""The name of the judge under `pairing.labeller`, beside those of the evaluation's judges."""
 
 
 class ThresholdLabels(Section):
@@ -50,6 +53,7 @@ class PairingSection(Section):
     max_length_ratio: float | None = Field(None, ge=1.0)  # of length_controlled, in tokens; None = 1.25
     max_pairs_per_prompt: int | None = Field(None, ge=1)  # of all_pairs; the widest margins are kept
     budget: int | None = Field(None, ge=1)  # of uncertain: prompts per round, the most uncertain first
+    labeller: JudgeSection | None = None  # asked about the two answers of each pair alone; it settles who is chosen
     labels: LabelsSection | None = None  # of unpaired objectives; None = both answers of every pair
 
     @property
@@ -78,6 +82,11 @@ class PairingSection(Section):
                     f"pairing.{name} is {value}, but pairing.strategy is {self.strategy}, which {instead}: set "
                     f"strategy to {owner}, or remove {name}"
                 )
+        if self.labeller is not None and self.strategy == "all_pairs":
+            raise ValueError(
+                "pairing.labeller is set, but pairing.strategy is all_pairs, which would ask it about every pair: set "
+                "strategy to one that takes a pair per prompt, such as uncertain, or remove labeller"
+            )
         return self
 
     @model_validator(mode="after")
@@ -85,8 +94,9 @@ class PairingSection(Section):
         for name, info in type(self).model_fields.items():
             read = name in ("labels", "duplicates")
             if self.labels is not None and not read and (value := getattr(self, name)) != info.default:
+                shown = "set" if isinstance(value, Section) else value
                 raise ValueError(
-                    f"pairing.{name} is {value}, but pairing.labels is set, which labels every answer by its own "
+                    f"pairing.{name} is {shown}, but pairing.labels is set, which labels every answer by its own "
                     f"score and pairs none: remove one of the two"
                 )
         return self
@@ -103,6 +113,10 @@ def check_pairing(config: Any) -> None:
         raise ValueError(
             f"pairing.labels is set, but objective.type is {config.objective.type}, which compares two answers: set "
             f"objective.type to kto, or remove pairing.labels"
+        )
+    if rules.labeller is not None and LABELLER in config.evaluation.judges:
+        raise ValueError(
+            "evaluation.judges has a judge named labeller; with pairing.labeller that name is taken: choose another"
         )
     if rules.score_reader is not None and config.judge is not None and only_compares(config.judge):
         raise ValueError(explain_no_scores(rules, f"judge.type {config.judge.type} as it is set"))

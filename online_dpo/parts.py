@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from online_dpo.stages import REWARD
 from online_dpo.store import RoundStore, RunStore
@@ -26,6 +26,43 @@ def put_part(store: RoundStore, name: str, part: Judged) -> None:
 
     files = {"verdicts.parquet": to_parquet(part.verdicts), "counters.json": json.dumps(dict(part.counters)).encode()}
     store.put_files(f"{name}-{len(store.names(f'{name}-')):03d}", files)
+
+
+def name_commit(base: str, what: str, shard: int, judge: str = REWARD) -> str:
+    """The name of what a shard has.
+
+    Args:
+        base: prefix of the names inside the round, such as `evaluation/heldout/`.
+        what: `completions`, `verdicts`, `counters` or `parts`.
+        shard: its index.
+        judge: whose; the training judge's names are without it.
+    """
+    return f"{base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard:05d}"
+
+
+def commit_judged(store: RoundStore, shard: Shard, result: Judged, name: Callable[[str], str]) -> Judged | None:
+    """Commit what a judge said about a shard, with the parts that are there.
+
+    Args:
+        store: of the round.
+        shard: what it was asked about.
+        result: as its host returned it.
+        name: of the shard's `verdicts`, `counters` and `parts`.
+
+    Returns:
+        All that was said about the shard; None where the judge stopped before its end.
+    """
+    if result.stopped is not None:
+        put_part(store, name("parts"), result)
+        return None
+    whole = join(shard, [*get_parts(store, name("parts")), result])
+    # The verdicts' commit is what counts as done, so it comes last.
+    if store.has(name("counters")):
+        store.remove(name("counters"))  # of verdicts that a kill kept from being committed
+    store.put_json(name("counters"), dict(whole.counters))
+    store.put_records(name("verdicts"), whole.verdicts)
+    remove_parts(store, name("parts"))
+    return whole
 
 
 def get_parts(store: RoundStore, name: str) -> list[Judged]:

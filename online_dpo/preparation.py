@@ -20,6 +20,7 @@ from online_dpo.judge_config import hosted_judges, replace_hosted
 from online_dpo.models import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
 from online_dpo.offline import check_one_form, first_written
 from online_dpo.pair_config import PairColumns
+from online_dpo.pairing_config import LABELLER
 from online_dpo.preference_files import peek_preferences
 from online_dpo.preferences import evaluation_limits, load_evaluation_pairs, load_pairs
 from online_dpo.prompts import Cursor, PromptSource, validate_source
@@ -38,7 +39,7 @@ class Inputs:
     model: ModelInfo
     adapter: Adapter | None
     reference: GivenReference | None  # what `reference.path` names
-    judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, the evaluation's under their names
+    judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, `labeller`, the evaluation's by their names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,7 @@ def inspect_inputs(config: RunConfig) -> Inputs:
     config = resolve_threads(config)
     check_optional_packages(config)
     judges = {
-        REWARD if field == "judge" else field.removeprefix("evaluation.judges."): make_spec(
-            section, field=field, base_dir=Path.cwd()
-        )
+        judge_name(field): make_spec(section, field=field, base_dir=Path.cwd())
         for field, section in judge_sections(config).items()
     }
     peek_sources(config)
@@ -85,8 +84,16 @@ def inspect_inputs(config: RunConfig) -> Inputs:
 
 def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
     """Field -> judge, the training judge first."""
-    training = {} if config.judge is None else {"judge": config.judge}
+    training: dict[str, JudgeSection] = {} if config.judge is None else {"judge": config.judge}
+    if config.pairing.labeller is not None:
+        training["pairing.labeller"] = config.pairing.labeller
     return training | {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}
+
+
+def judge_name(field: str) -> str:
+    """The name under which the loop asks the judge of a field."""
+    own = {"judge": REWARD, "pairing.labeller": LABELLER}
+    return own.get(field, field.removeprefix("evaluation.judges."))
 
 
 def peek_sources(config: RunConfig) -> None:
@@ -269,6 +276,9 @@ def resolve_threads(config: RunConfig) -> RunConfig:
             "generator": settled(config.generator, cores),
             "learner": settled(config.learner, cores),
             "judge": None if config.judge is None else judge_settled(config.judge),
+            "pairing": config.pairing.model_copy(
+                update={"labeller": config.pairing.labeller and judge_settled(config.pairing.labeller)}
+            ),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }
     )
@@ -290,11 +300,15 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
         name: judge_kept(judge, recorded.evaluation.judges[name]) if name in recorded.evaluation.judges else judge
         for name, judge in config.evaluation.judges.items()
     }
+    labeller = config.pairing.labeller
     return config.model_copy(
         update={
             "generator": kept(config.generator, recorded.generator),
             "learner": kept(config.learner, recorded.learner),
             "judge": config.judge and judge_kept(config.judge, recorded.judge or config.judge),
+            "pairing": config.pairing.model_copy(
+                update={"labeller": labeller and judge_kept(labeller, recorded.pairing.labeller or labeller)}
+            ),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }
     )

@@ -15,6 +15,7 @@ from online_dpo.collecting import Collected, Policy, Pusher, collect
 from online_dpo.config import RunConfig
 from online_dpo.control import advance, findings, measure, stop_reason
 from online_dpo.evaluation import evaluate
+from online_dpo.labeller import label_pairs
 from online_dpo.pair_evaluation import evaluate_pairs
 from online_dpo.positions import Position, committed_policy, restore_position
 from online_dpo.preferences import PairDraw, PairSource
@@ -176,6 +177,9 @@ class Rounds:
         """The round's own pairs, or labelled answers, and its counts."""
         config, verdicts = self.config, collected.verdicts[REWARD]
         found = select(config, prompts, collected.completions, verdicts, index)
+        if config.pairing.labeller is not None:
+            yield Event(kind="stage", round_index=index, data={"stage": "labelling"})
+            found = yield from label_pairs(config, self.stages, self.store.round(index), found)
         figures = {
             **describe_completions(collected.completions),
             **found.figures,

@@ -66,6 +66,36 @@ def select(
     return Selection(items=pairing.pairs, figures={"outcomes": dict(pairing.outcomes), **pairing.counts})
 
 
+def settled(
+    found: Selection, pairs: Items, counts: Mapping[str, int], counters: Mapping[str, int | float]
+) -> Selection:
+    """The selection as the labeller leaves it.
+
+    Args:
+        found: what the training judge selected.
+        pairs: of these, what the labeller prefers.
+        counts: what became of all pairs, as `online_dpo.labeller.settle` has it.
+        counters: of the labeller's host.
+    """
+    unlabelled = counts["abstained"] + counts["judge_failed"]
+    outcomes = {
+        **found.figures["outcomes"],
+        "paired": len(pairs),
+        "labeller_failed": counts["judge_failed"],
+        "labeller_abstained": counts["abstained"],
+        "labeller_tie": counts["tie"],
+    }
+    figures = {
+        **found.figures,
+        "outcomes": outcomes,
+        "num_comparisons_without_label": unlabelled,
+        "num_comparisons_tied_by_labeller": counts["tie"],
+        "num_pairs": len(pairs),
+        "labeller": {"num_upheld": counts["upheld"], "num_overturned": counts["overturned"], **counters},
+    }
+    return Selection(items=pairs, figures=figures)
+
+
 def check_not_empty(found: Selection, round_index: int, num_prompts: int) -> None:
     """Raises NoPairsError where a round has nothing of its own to train on."""
     if found.items:

@@ -227,7 +227,7 @@ CHANGEABLE = {
     "generator.rescored",
     *(
         f"{judge}.{name}"
-        for judge in ("judge", "evaluation.judges.gold", f"{NESTED}.judges.a", f"{NESTED}.judges.b")
+        for judge in ("judge", "pairing.labeller", "evaluation.judges.gold", f"{NESTED}.judges.a", f"{NESTED}.judges.b")
         for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus")
     ),
     "judge.judge.path",  # of the cache
@@ -286,6 +286,7 @@ CONFIGS = [
             {"type": "ipo", "beta": {"type": "cosine", "start": 0.1, "end": 0.2}},
         )
     ),
+    RunConfig.model_validate({**COMMON, "judge": JUDGE, "pairing": {"strategy": "uncertain", "labeller": JUDGE}}),
     *(
         RunConfig.model_validate(
             {**COMMON, "judge": JUDGE, "objective": {"type": "kto"}, "pairing": {"labels": labels}}
