@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from online_dpo.config import RunConfig
@@ -85,7 +86,7 @@ def ask_labeller(
     while running:
         task, result = stages.first_done(list(running))
         shard = running.pop(task)
-        whole = commit_judged(store, shard, result, lambda what, shard=shard: _name(what, shard))
+        whole = commit_judged(store, shard, result, partial(_name, shard=shard))
         if whole is None:
             stopped = stopped or result.stopped
         else:
