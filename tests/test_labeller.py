@@ -147,7 +147,8 @@ def test_a_killed_run_asks_the_labeller_nothing_twice_and_ends_like_one_that_was
         with pytest.raises(Kill):
             killed.go_on(kill_at=number)
         with RunStore.read(killed.path) as store:
-            committed = sum(len(store.round(i).names(f"verdicts{j}/")) for i in (0, 1) for j in ("", "-labeller"))
+            rounds = [store.round(i) for i in range(min(len(store.finished_rounds()) + 1, 2))]
+            committed = sum(len(part.names(f"verdicts{judge}/")) for part in rounds for judge in ("", "-labeller"))
         stages = FakeStages(run.config)
         killed.go_on(stages)
         assert len(stages.tape.calls("judge")) == sum(asked.values()) - committed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from rich.console import Console
@@ -45,9 +46,9 @@ def test_the_yield_of_a_round() -> None:
 
 
 def test_the_table_has_a_row_for_each_round_and_a_column_for_each_reason() -> None:
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, file=io.StringIO())
     console.print(yield_table([y for y in map(read_yield, (PAIRS, LABELS)) if y is not None], Table(box=None)))
-    rows = [line.split() for line in console.export_text().splitlines()]
+    rows = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     # round, prompts, used, share, tie, over_budget, undecided, then answers: desirable, undesirable, undecided
     assert rows[-2:] == [
         ["1", "8", "5", "62.5%", "2", "1", "0", "0", "0", "0"],
