@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from judges.calling import Caller, Sleep
-from judges.hosting import Hosting, hosted
+from judges.hosting import Hosting, Scorer, ScorerWish, hosted
 from judges.llm.chat import Chat, EngineWish
 from judges.protocol import Question, collect_counts
 from judges.registry import JudgeSpec, build_caller
@@ -114,7 +114,7 @@ class JudgeHost:
     def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._caller is None:
-            with hosted(Hosting(engine=_provide_engine, counted=self._counted)):
+            with hosted(Hosting(engine=_provide_engine, scorer=_provide_scorer, counted=self._counted)):
                 self._caller = build_caller(self._spec, sleep=self._sleep)
             if self._threads is not None and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)
@@ -125,6 +125,12 @@ def _provide_engine(wish: EngineWish) -> Chat:
     from actors.judge_engine import JudgeEngine  # vllm
 
     return JudgeEngine(wish)
+
+
+def _provide_scorer(wish: ScorerWish) -> Scorer:
+    from actors.scoring_engine import ScoringEngine  # vllm
+
+    return ScoringEngine(wish)
 
 
 def _rename(verdict: Verdict, samples: Sequence[int]) -> Verdict:

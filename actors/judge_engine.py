@@ -16,6 +16,18 @@ MAX_NUM_SEQS = 256
 """Sequences decoded at once, at most."""
 
 
+def prepare_process(kv_cache_gib: int) -> bool:
+    """Set what vLLM reads from the environment, before it is imported; whether there is a GPU."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # an eager engine needs no compiler, see actors.generator
+    return on_gpu
+
+
 class JudgeEngine:
     """`Chat`. The requests of one call are alone in the engine, so replies do not depend on what else is judged."""
 
@@ -26,13 +38,7 @@ class JudgeEngine:
             ModelError: its folder is missing or incomplete.
             JudgeError: it has no chat template.
         """
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(wish.kv_cache_gib)
-        import torch
-
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # an eager engine needs no compiler, see actors.generator
+        on_gpu = prepare_process(wish.kv_cache_gib)
         from vllm import LLM
 
         field = f"{wish.label}.path"

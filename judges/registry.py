@@ -104,6 +104,7 @@ def _build_reward_model(section: RewardModelJudge, spec: JudgeSpec, _: Inner) ->
         output=section.output,
         max_tokens=section.max_tokens,
         batch_tokens=section.batch_tokens,
+        engine=section.engine,
         trust_remote_code=section.trust_remote_code,
         on_gpu=section.num_gpus > 0,
     )

@@ -1,23 +1,25 @@
 """A sequence-classification model as a judge, with its own tokenizer and chat template.
 
-Scores do not depend on which completions share a forward pass, beyond float error. The only module of this package
-that imports torch and transformers.
+It runs in transformers, or in a vLLM engine that its host provides; scores do not depend on which completions share a
+forward pass, beyond float error.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from judges.classifier import Classifier
+from judges.hosting import Scorer, ScorerWish, hosting
 from judges.protocol import Limits, Question, count
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
+from online_dpo.judge_config import ScoringEngine
 from online_dpo.models import inspect_model, load_tokenizer, locate
 from online_dpo.types import PromptContent, Verdict
 
@@ -39,6 +41,7 @@ class RewardModel:
         output: int | Sequence[float] | None = None,
         max_tokens: int | None = None,
         batch_tokens: int = 8192,
+        engine: ScoringEngine | None = None,
         trust_remote_code: bool = False,
         on_gpu: bool = False,
     ) -> None:
@@ -50,28 +53,48 @@ class RewardModel:
             dtype: float32 or bfloat16.
             output: the position of the label whose logit is the score, or a weight for each label's logit.
             max_tokens: longer inputs lose the start of the prompt; None = as many as the model has positions for.
-            batch_tokens: padded tokens of one forward pass; one sequence is always taken.
+            batch_tokens: of one forward pass, padded ones included; one sequence is always taken.
+            engine: run in vLLM's pooling runner; None = in transformers.
             trust_remote_code: run code that the model's folder brings along.
-            on_gpu: use the GPU where there is one.
+            on_gpu: use the GPU where there is one; an engine always does.
 
         Raises:
             ModelError: the folder is missing or incomplete.
             JudgeError: the model has no classification head, or more than two labels and no `output` or one that
-                does not fit; or `max_tokens` is beyond its positions.
+                does not fit; `max_tokens` is beyond its positions; or no engine can be had here.
         """
         label = f"{field}.path {path}"
         folder = locate(path, field=f"{field}.path")
         info = inspect_model(folder, field=f"{field}.path", generates=False)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        weights = _head_weights(output, config, field=field, label=label)
+        self._weights = _head_weights(output, config, field=field, label=label)
         self._max_tokens = self._input_limit(max_tokens, info.max_model_len, field)
-        model = _load(folder, config, dtype=dtype, trust_remote_code=trust_remote_code, label=label)
-        self._device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
-        self._model = model.eval().to(self._device)
-        self._weights = torch.tensor(weights, device=self._device)
-        self._batch_tokens = batch_tokens
         self._own_pad_id: int | None = config.get_text_config().pad_token_id
+        self._scorer: Scorer
+        if engine is None:
+            self._scorer = Classifier(
+                folder,
+                config,
+                dtype=dtype,
+                batch_tokens=batch_tokens,
+                trust_remote_code=trust_remote_code,
+                on_gpu=on_gpu,
+                label=label,
+            )
+        else:
+            self._scorer = hosting().scorer(
+                ScorerWish(
+                    path=str(folder),
+                    dtype=dtype,
+                    max_tokens=self._max_tokens,
+                    batch_tokens=batch_tokens,
+                    gpu_memory_utilization=engine.gpu_memory_utilization,
+                    kv_cache_gib=engine.kv_cache_gib,
+                    trust_remote_code=trust_remote_code,
+                    label=label,
+                )
+            )
         # A call that timed out may still be running in its thread, and fast tokenizers refuse to be shared.
         self._lock = threading.Lock()
 
@@ -88,14 +111,19 @@ class RewardModel:
 
     def _score(self, texts: Sequence[tuple[PromptContent, str]]) -> tuple[list[float], int]:
         """Scores in the order given, and how many inputs were cut."""
-        with self._lock, torch.inference_mode():
+        with self._lock:
             encoded = [self._encode(prompt, completion) for prompt, completion in texts]
             rows = [self._cut(ids) for ids in encoded]
-            scores = [0.0] * len(rows)
-            for batch in self._batches(rows):
-                for index, score in zip(batch, self._forward([rows[i] for i in batch]).tolist(), strict=True):
-                    scores[index] = score
+            logits = self._scorer.logits([self._until_read(row) for row in rows])
+        scores = [math.fsum(w * x for w, x in zip(self._weights, row, strict=True) if w) for row in logits]
         return scores, sum(len(row) < len(ids) for row, ids in zip(rows, encoded, strict=True))
+
+    def _until_read(self, ids: list[int]) -> list[int]:
+        """As far as transformers would read, which takes the score at the last token that is not the model's padding."""
+        if not self._scorer.reads_last_token or self._own_pad_id is None:
+            return ids
+        end = max((i + 1 for i, token in enumerate(ids) if token != self._own_pad_id), default=1)
+        return ids[:end]
 
     def _encode(self, prompt: PromptContent, completion: str) -> list[int]:
         if isinstance(prompt, str):
@@ -116,40 +144,6 @@ class RewardModel:
             return ids
         keep = 1 if ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) else 0
         return ids[:keep] + ids[len(ids) - self._max_tokens + keep :]
-
-    def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Indices of rows of similar length, the longest first; equal lengths keep their order."""
-        batch: list[int] = []
-        for index in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i)):
-            if batch and len(rows[batch[0]]) * (len(batch) + 1) > self._batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
-    def _forward(self, rows: Sequence[list[int]]) -> torch.Tensor:
-        """`[B]` scores. Pads on the right whatever the tokenizer says: positions are then those of a lone sequence."""
-        pad_id = self._pad_id(rows)
-        self._model.config.get_text_config().pad_token_id = pad_id
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=self._device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self._device)
-        logits = self._model(input_ids=ids, attention_mask=mask).logits.float()
-        return (logits * self._weights).sum(dim=1)
-
-    def _pad_id(self, rows: Sequence[list[int]]) -> int:
-        """The id that marks padding in this batch.
-
-        transformers reads the score at the last token that is not `config.pad_token_id`. Where the model's config
-        names one, that is part of the model: it is used, and a lone sequence is read at the same token. Where it
-        names none, a lone sequence is read at its very last token, so padding takes an id that ends no sequence:
-        with pad = EOS, as many tokenizers have it, the score would otherwise move off a final EOS.
-        """
-        if self._own_pad_id is not None:
-            return self._own_pad_id
-        endings = {row[-1] for row in rows}
-        return next(i for i in range(len(endings) + 1) if i not in endings)
 
     def _input_limit(self, max_tokens: int | None, positions: int | None, field: str) -> int:
         if max_tokens is not None and positions is not None and max_tokens > positions:
@@ -181,25 +175,3 @@ def _head_weights(output: int | Sequence[float] | None, config: Any, *, field: s
             f"each, not all 0"
         )
     return [float(weight) for weight in output]
-
-
-def _load(folder: Path, config: Any, *, dtype: str, trust_remote_code: bool, label: str) -> Any:
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except ValueError as error:
-        raise JudgeError(f"{label} is no sequence-classification model: {error}; choose a reward model") from error
-    # transformers would fill these with random numbers and only warn.
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise JudgeError(
-            f"{label} has no weights for {missing}; it was not saved as a sequence-classification model: choose a "
-            f"reward model"
-        )
-    return model

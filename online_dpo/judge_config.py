@@ -32,6 +32,13 @@ class HostedJudge(Section):
     threads: Auto | Count = "auto"
 
 
+class ScoringEngine(Section):
+    """A vLLM engine that a reward model runs in; the actor that hosts the judge starts it."""
+
+    gpu_memory_utilization: float = changeable(0.3, gt=0.0, le=1.0)
+    kv_cache_gib: int = changeable(1, ge=1)  # CPU only
+
+
 class RewardModelJudge(HostedJudge):
     """A sequence-classification model with its own tokenizer and chat template."""
 
@@ -43,7 +50,8 @@ class RewardModelJudge(HostedJudge):
     # Of a model with several labels: the position of one, or a weight for each; None = see docs/judges.md.
     output: Annotated[int, Field(ge=0)] | list[float] | None = None
     max_tokens: int | None = Field(None, ge=8)  # longer inputs lose the start of the prompt; None = the model's context
-    batch_tokens: int = Field(8192, ge=1)  # padded tokens in one forward pass
+    batch_tokens: int = Field(8192, ge=1)  # in one forward pass; padding included, of which an engine needs none
+    engine: ScoringEngine | None = None  # vLLM's pooling runner; None = transformers
     trust_remote_code: bool = False
 
 

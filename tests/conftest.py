@@ -10,6 +10,29 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes share the cores
+
+LONG = (
+    "test_real_resume",
+    "test_bad_input",
+    "test_bad_run_directories",
+    "test_engine",
+    "test_engine_layouts",
+    "test_llm_vllm",
+    "test_scoring_engine",
+    "test_stopped_run",
+    "test_offline_command",
+    "test_long_shards",
+    "test_sessions",
+    "test_cluster",
+    "test_judge_command",
+)
+"""Files that start engines or run the command, the longest first: two processes that share the work end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))  # stable: the order within a file stays
 
 
 @pytest.fixture(scope="session")

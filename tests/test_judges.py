@@ -461,7 +461,7 @@ def test_scores_are_those_of_lone_sequences(name: str, zoo: Callable[[str], Path
 def test_batches_stay_within_their_tokens_and_sorting_keeps_the_owners(zoo: Callable[[str], Path]) -> None:
     judge = RewardModel(str(zoo("pad")), batch_tokens=60)
     shapes = []
-    judge._model.register_forward_pre_hook(
+    judge._scorer._model.register_forward_pre_hook(
         lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
     )
     ask(judge, MIXED)

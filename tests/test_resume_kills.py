@@ -270,7 +270,7 @@ CONFIGS = [
     RunConfig.model_validate(
         {
             **COMMON,
-            "judge": {"type": "reward_model", "path": "j"},
+            "judge": {"type": "reward_model", "path": "j", "engine": {}},
             "objective": {"type": "sum", "terms": [{"objective": {"type": name}} for name in PAIRWISE]},
             "reference": {"type": "every"},
         }

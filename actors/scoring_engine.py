@@ -1,0 +1,52 @@
+"""vLLM's pooling runner for a reward model; it lives in the process of the judge's host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from actors.judge_engine import prepare_process
+from judges.hosting import ScorerWish
+from online_dpo.errors import JudgeError
+
+
+class ScoringEngine:
+    """`Scorer`. The sequences of one call are alone in the engine, which keeps nothing of calls before."""
+
+    def __init__(self, wish: ScorerWish) -> None:
+        """Load the model.
+
+        Raises:
+            JudgeError: vLLM knows no such model, or it has no classification head.
+        """
+        on_gpu = prepare_process(wish.kv_cache_gib)
+        from vllm import LLM, PoolingParams
+
+        try:
+            self._llm: Any = LLM(
+                model=wish.path,
+                runner="pooling",
+                convert="classify",
+                dtype=cast(Any, wish.dtype),
+                trust_remote_code=wish.trust_remote_code,
+                max_model_len=wish.max_tokens,
+                max_num_batched_tokens=max(wish.batch_tokens, wish.max_tokens),
+                # A sequence whose start is already there has other float error than one that is not.
+                enable_prefix_caching=False,
+                enable_chunked_prefill=False,
+                gpu_memory_utilization=wish.gpu_memory_utilization,
+                enforce_eager=not on_gpu,
+                disable_log_stats=True,
+            )
+        except ValueError as error:  # pydantic's is one too
+            reason = " ".join(str(error).split())
+            raise JudgeError(f"{wish.label} cannot be loaded by vLLM's pooling runner: {reason}") from None
+        pooler = self._llm.llm_engine.model_config.pooler_config
+        self.reads_last_token = pooler.seq_pooling_type == "LAST"
+        # Logits, not the probabilities that vLLM would make of them.
+        self._params = PoolingParams(use_activation=False)
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        prompts = [{"prompt_token_ids": list(row)} for row in rows]
+        outputs = self._llm.classify(prompts, pooling_params=self._params, use_tqdm=False)
+        return [list(output.outputs.probs) for output in outputs]

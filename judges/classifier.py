@@ -1,0 +1,108 @@
+"""A sequence-classification model in transformers: token ids in, a logit for each label out.
+
+One of the two modules of this package that import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from online_dpo.errors import JudgeError
+
+
+class Classifier:
+    """`Scorer`. Logits do not depend on which sequences share a forward pass, beyond float error."""
+
+    reads_last_token = False
+
+    def __init__(
+        self, folder: Path, config: Any, *, dtype: str, batch_tokens: int, trust_remote_code: bool, on_gpu: bool, label: str
+    ) -> None:
+        """Load the model.
+
+        Args:
+            folder: of the model.
+            config: of transformers, read from that folder.
+            dtype: float32 or bfloat16.
+            batch_tokens: padded tokens of one forward pass; one sequence is always taken.
+            trust_remote_code: run code that the folder brings along.
+            on_gpu: use the GPU where there is one.
+            label: the model in error messages.
+
+        Raises:
+            JudgeError: the model has no classification head.
+        """
+        model = _load(folder, config, dtype=dtype, trust_remote_code=trust_remote_code, label=label)
+        self._device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+        self._model = model.eval().to(self._device)
+        self._batch_tokens = batch_tokens
+        self._own_pad_id: int | None = config.get_text_config().pad_token_id
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        found: list[list[float]] = [[]] * len(rows)
+        for batch in self._batches(rows):
+            for index, values in zip(batch, self._forward([rows[i] for i in batch]).tolist(), strict=True):
+                found[index] = values
+        return found
+
+    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Indices of rows of similar length, the longest first; equal lengths keep their order."""
+        batch: list[int] = []
+        for index in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i)):
+            if batch and len(rows[batch[0]]) * (len(batch) + 1) > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """`[B, labels]` logits. Pads on the right whatever the tokenizer says: positions are then those of a lone sequence."""
+        pad_id = self._pad_id(rows)
+        self._model.config.get_text_config().pad_token_id = pad_id
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([[*row] + [pad_id] * (width - len(row)) for row in rows], device=self._device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self._device)
+        logits: torch.Tensor = self._model(input_ids=ids, attention_mask=mask).logits
+        return logits.float()
+
+    def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
+        """The id that marks padding in this batch.
+
+        transformers reads the score at the last token that is not `config.pad_token_id`. Where the model's config
+        names one, that is part of the model: it is used, and a lone sequence is read at the same token. Where it
+        names none, a lone sequence is read at its very last token, so padding takes an id that ends no sequence:
+        with pad = EOS, as many tokenizers have it, the score would otherwise move off a final EOS.
+        """
+        if self._own_pad_id is not None:
+            return self._own_pad_id
+        endings = {row[-1] for row in rows}
+        return next(i for i in range(len(endings) + 1) if i not in endings)
+
+
+def _load(folder: Path, config: Any, *, dtype: str, trust_remote_code: bool, label: str) -> Any:
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        raise JudgeError(f"{label} is no sequence-classification model: {error}; choose a reward model") from error
+    # transformers would fill these with random numbers and only warn.
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise JudgeError(
+            f"{label} has no weights for {missing}; it was not saved as a sequence-classification model: choose a "
+            f"reward model"
+        )
+    return model
