@@ -49,7 +49,7 @@ def parquet_bytes(tmp_path: Path) -> bytes:
         ("x.jsonl", '{"prompt": [{"role": "user", "content": "a", "n": 1}]}\n', "and nothing that is not"),
         ("x.jsonl", '{"prompt": [{"role": "assistant", "content": "a"}]}\n', "line 1 ends with a message of the"),
         ("x.jsonl", "", "has no rows; give a source with at least one prompt"),
-        ("x.jsonl.gz", gzip.compress(GOOD.encode() * 999)[:-9], r"gzip stream is damaged after line \d+"),
+        ("x.jsonl.gz", gzip.compress(GOOD.encode() * 999, mtime=0)[:-9], r"gzip stream is damaged after line \d+"),
         ("x.jsonl.gz", GOOD, "gzip stream is damaged after line 0"),
         ("x.json", '[{"prompt": "a"},\n]', r"malformed JSON \(.*line 2 column 1"),
         ("x.json", '[{"prompt": "a"}, "b"]', "row 2 is text, but each is a JSON object"),
