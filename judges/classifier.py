@@ -21,7 +21,15 @@ class Classifier:
     reads_last_token = False
 
     def __init__(
-        self, folder: Path, config: Any, *, dtype: str, batch_tokens: int, trust_remote_code: bool, on_gpu: bool, label: str
+        self,
+        folder: Path,
+        config: Any,
+        *,
+        dtype: str,
+        batch_tokens: int,
+        trust_remote_code: bool,
+        on_gpu: bool,
+        label: str,
     ) -> None:
         """Load the model.
 

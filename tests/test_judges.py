@@ -366,7 +366,7 @@ def save_tokenizer(folder: Path, **options: Any) -> None:
 
 def shrink(kind: Any, **options: Any) -> Any:
     sizes = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return kind(**sizes, bos_token_id=1, eos_token_id=2, **{"pad_token_id": None, **options})
+    return kind(bos_token_id=1, eos_token_id=2, **{**sizes, "pad_token_id": None, **options})
 
 
 LLAMA = {"intermediate_size": 64, "max_position_embeddings": 128}

@@ -32,9 +32,7 @@ MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any], Any]] = {
     ),
     "bert": (
         lambda: BertForSequenceClassification(
-            shrink(
-                BertConfig, pad_token_id=0, num_labels=2, intermediate_size=64, max_position_embeddings=128, **WIDE
-            )
+            shrink(BertConfig, pad_token_id=0, num_labels=2, intermediate_size=64, max_position_embeddings=128, **WIDE)
         ),
         {"cls_token": "<bos>"},
         None,
