@@ -197,10 +197,8 @@ def _decode_no_log_probs() -> None:
     """
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
-    make = LogprobsProcessor.from_new_request.__func__
-    LogprobsProcessor.from_new_request = classmethod(  # type: ignore[method-assign]
-        lambda cls, tokenizer, request: make(cls, None, request)
-    )
+    make, patched = LogprobsProcessor.from_new_request, cast(Any, LogprobsProcessor)
+    patched.from_new_request = lambda tokenizer, request: make(None, request)
 
 
 def _completion(prompt_id: str, index: int, output: Any, version: int, seed: int) -> Completion:

@@ -41,7 +41,7 @@ class ScoringEngine:
         except ValueError as error:  # pydantic's is one too
             reason = " ".join(str(error).split())
             raise JudgeError(f"{wish.label} cannot be loaded by vLLM's pooling runner: {reason}") from None
-        pooler = self._llm.llm_engine.model_config.pooler_config
+        pooler: Any = self._llm.llm_engine.model_config.pooler_config
         self.reads_last_token = pooler.seq_pooling_type == "LAST"
         # Logits, not the probabilities that vLLM would make of them.
         self._params = PoolingParams(use_activation=False)

@@ -71,7 +71,10 @@ class Classifier:
             yield batch
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """`[B, labels]` logits. Pads on the right whatever the tokenizer says: positions are then those of a lone sequence."""
+        """`[B, labels]` logits.
+
+        Pads on the right whatever the tokenizer says: positions are then those of a lone sequence.
+        """
         pad_id = self._pad_id(rows)
         self._model.config.get_text_config().pad_token_id = pad_id
         width = max(len(row) for row in rows)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -119,7 +118,7 @@ class RewardModel:
         return scores, sum(len(row) < len(ids) for row, ids in zip(rows, encoded, strict=True))
 
     def _until_read(self, ids: list[int]) -> list[int]:
-        """As far as transformers would read, which takes the score at the last token that is not the model's padding."""
+        """As far as transformers reads: it takes the score at the last token that is not the model's padding."""
         if not self._scorer.reads_last_token or self._own_pad_id is None:
             return ids
         end = max((i + 1 for i, token in enumerate(ids) if token != self._own_pad_id), default=1)

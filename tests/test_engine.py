@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 from engine_kit import World, small_config
+from transformers import AutoTokenizer
 
 from online_dpo.errors import WeightMismatchError
 from online_dpo.store import RunStore
@@ -111,6 +112,12 @@ def test_sampled_log_probs_are_the_reference_s_whatever_they_were_sampled_with(w
     with RunStore.read(tmp_path / "run") as store:
         pairs = store.round(0).get_records("pairs", Pair)
     recomputed = world.stages.learner.reference_logps(pairs, [None])
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    texts = {
+        c.text: tokenizer.decode(c.token_ids, skip_special_tokens=True) for p in pairs for c in (p.chosen, p.rejected)
+    }
+    whole = {text: decoded for text, decoded in texts.items() if "\ufffd" not in decoded}  # no bytes cut in half
+    assert whole and all(text == decoded for text, decoded in whole.items())
     for used, other in zip(pairs, recomputed, strict=True):
         assert used.chosen_ref_logps == pytest.approx(other.chosen_ref_logps, abs=1e-3)
         assert used.rejected_ref_logps == pytest.approx(other.rejected_ref_logps, abs=1e-3)
