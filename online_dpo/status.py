@@ -69,7 +69,7 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
         if status["initial"]:
             console.print(price_table(status))
         if status["yield"]:
-            console.print(yield_table(status["yield"], _titled("prompts, and why some gave nothing to train on")))
+            console.print(yield_table(status["yield"], _titled("yield of prompts")))
         console.print(training_table(status))
         console.print(samples_table(status))
         console.print(seconds_table(status))

@@ -16,6 +16,7 @@ from online_dpo.types import Completion, Verdict
 # 1 is the best with 4.0, then 3 with 3.0, 0 with 1.0, 2 with 0.5. Margins: 1>3 1.0, 1>0 3.0, 1>2 3.5, 3>0 2.0, 3>2 2.5,
 # 0>2 0.5.
 PLAIN = scores(1.0, 4.0, 0.5, 3.0)
+INTRANSITIVE = duels({(0, 1): 0.95, (0, 2): 0.45, (1, 2): 0.7})
 LENGTHS = [completion(i, tokens=tuple(range(n))) for i, n in enumerate((8, 10, 3, 11))]
 
 CASES = [
@@ -25,6 +26,8 @@ CASES = [
     ("best_vs_second", FOUR, scores("?", 2.0, 1.0, FAILED), {}, (1, 2)),
     # 2 wins 0.9 and 0.8 of its two, 0 wins 0.9 and 0.1, 1 wins 0.1 and 0.2: the runner-up is 0.
     ("best_vs_second", FOUR[:3], duels({(0, 1): 0.9, (0, 2): 0.1, (1, 2): 0.2}), {}, (2, 0)),
+    # 0 wins 0.95 and 0.45, 1 wins 0.05 and 0.7, 2 wins 0.55 and 0.3: 2 is next, but beats the best.
+    ("best_vs_second", FOUR[:3], INTRANSITIVE, {}, (0, 1)),
     ("max_margin", FOUR, PLAIN, {}, (1, 2)),
     # The widest margin need not be the best's: 0 is the strongest (0.9 and 0.7).
     ("max_margin", FOUR[:3], duels({(0, 1): 0.9, (0, 2): 0.7, (1, 2): 0.05}), {}, (2, 1)),
@@ -53,12 +56,14 @@ def test_a_strategy_s_choice(
 
 
 def test_best_vs_random_draws_whom_the_best_beats_and_nobody_else() -> None:
-    def drawn(**options: Any) -> set[tuple[int, int]]:
-        found = [pair_up(FOUR, PLAIN, strategy="best_vs_random", seed=seed, **options) for seed in range(60)]
+    def drawn(verdicts: list[Verdict], number: int = 4, **options: Any) -> set[tuple[int, int]]:
+        some = FOUR[:number]
+        found = [pair_up(some, verdicts, strategy="best_vs_random", seed=seed, **options) for seed in range(60)]
         return {winner for result in found for winner in winners(result)}
 
-    assert drawn() == {(1, 0), (1, 2), (1, 3)}
-    assert drawn(min_margin=3.0) == {(1, 0), (1, 2)}
+    assert drawn(PLAIN) == {(1, 0), (1, 2), (1, 3)}
+    assert drawn(PLAIN, min_margin=3.0) == {(1, 0), (1, 2)}
+    assert drawn(INTRANSITIVE, 3) == {(0, 1)}
 
 
 def with_spread(verdicts: list[Verdict], *spreads: float) -> list[Verdict]:
