@@ -52,7 +52,6 @@ class Generator:
         import torch
         from vllm import LLM
 
-        _decode_no_log_probs()
         self._spec = spec
         self._version: int | None = None
         options: dict[str, Any] = {}
@@ -141,8 +140,7 @@ class Generator:
                 max_tokens=plan.max_tokens,
                 stop=list(plan.stop),
                 stop_token_ids=list(self._spec.eos_token_ids),
-                logprobs=0,  # the sampled token's alone
-                flat_logprobs=True,
+                logprobs=0,
             )
             for seed in seeds
         ]
@@ -190,17 +188,6 @@ class Generator:
             raise WeightMismatchError("vLLM did not clear its prefix cache; stale blocks could have been sampled from")
 
 
-def _decode_no_log_probs() -> None:
-    """Keep vLLM from decoding the text of every log-prob's token, which costs a tenth of sampling and is never read.
-
-    Leaving out `detokenize` would do that too, but then answers would have no text, and stop strings no effect.
-    """
-    from vllm.v1.engine.logprobs import LogprobsProcessor
-
-    make, patched = LogprobsProcessor.from_new_request, cast(Any, LogprobsProcessor)
-    patched.from_new_request = lambda tokenizer, request: make(None, request)
-
-
 def _completion(prompt_id: str, index: int, output: Any, version: int, seed: int) -> Completion:
     token_ids = tuple(output.token_ids)
     return Completion(
@@ -209,15 +196,9 @@ def _completion(prompt_id: str, index: int, output: Any, version: int, seed: int
         token_ids=token_ids,
         text=output.text,
         finish_reason=cast(FinishReason, output.finish_reason),
-        sampler_logps=_sampled_logps(output),
+        sampler_logps=tuple(
+            position[token].logprob for token, position in zip(token_ids, output.logprobs, strict=True)
+        ),
         policy_version=version,
         seed=seed,
     )
-
-
-def _sampled_logps(output: Any) -> tuple[float, ...]:
-    """`[T]` nats; one entry for each sampled token and nothing else, or something is wrong with the engine."""
-    flat, token_ids = output.logprobs, list(output.token_ids)
-    if flat.token_ids != token_ids:
-        raise RuntimeError(f"vLLM gave log-probs of {len(flat.token_ids)} tokens for {len(token_ids)} sampled ones")
-    return tuple(flat.logprobs)
