@@ -81,6 +81,27 @@ def test_micro_batches_stay_within_their_token_budget(tiny, given, monkeypatch):
     assert all(rows == 1 and tokens <= 60 for rows, tokens in sizes)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_weights_have_neither_gradients_nor_optimizer_state(tiny, given, checkpointing):
+    """And no gradient is worked out for them on the way, in whatever layer they are."""
+    spec = make_spec(tiny, given, batch_pairs=8, activation_checkpointing=checkpointing)
+    learner = Learner(spec)
+    learner.optimizer.zero_grad = lambda **_: None  # keep what the step leaves
+    pairs = learner.reference_logps(make_pairs(8), [given])
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    train(learner, pairs)
+    parameters = dict(learner.model.named_parameters())
+    adapter = {name for name in parameters if "lora_" in name and ".frozen." not in name}  # that one is a reference
+    assert 0 < len(adapter) < len(parameters)
+    assert {name for name, p in parameters.items() if p.requires_grad} == adapter
+    assert {name for name, p in parameters.items() if p.grad is not None} == adapter
+    assert {id(p) for p in learner.optimizer.state} == {id(parameters[name]) for name in adapter}
+    numbers = sum(t.numel() for state in learner.optimizer.state.values() for t in state.values())
+    assert numbers == sum(2 * parameters[name].numel() + 1 for name in adapter)  # two moments and a step
+    changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
+    assert changed == adapter
+
+
 def test_a_new_learner_continues_from_a_checkpoint_bit_for_bit(tiny, given):
     """DESIGN invariant 6, with dropout, two epochs, and a schedule that depends on the position."""
     spec = make_spec(
