@@ -151,8 +151,11 @@ class RayStages:
         task = RayTask(ref=None, what=f"generator {replica}", replica=replica, call=(shard, plan, version))
         return self._sample(task)
 
-    def start_judging(self, judge: str, shard: Shard, completions: Sequence[Completion]) -> RayTask:
-        return RayTask(ref=self._judges[judge].judge_shard.remote(shard, list(completions)), what=f"judge {judge}")
+    def start_judging(
+        self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
+    ) -> RayTask:
+        ref = self._judges[judge].judge_shard.remote(shard, list(completions), again)
+        return RayTask(ref=ref, what=f"judge {judge}")
 
     def start_scoring(self, rows: Sequence[Row], under: Sequence[Under]) -> RayTask:
         learner = cast(RemoteLearner, self._learner)

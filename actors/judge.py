@@ -11,7 +11,7 @@ from typing import Any
 from judges.calling import Caller, Sleep
 from judges.hosting import Hosting, Scorer, ScorerWish, hosted
 from judges.llm.chat import Chat, EngineWish
-from judges.protocol import Question, collect_counts
+from judges.protocol import Question, asking_again, collect_counts, collect_latencies
 from judges.registry import JudgeSpec, build_caller
 from judges.trial import try_judges
 from online_dpo.pairing_config import PairingSection
@@ -59,8 +59,13 @@ class JudgeHost:
         """
         await try_judges(self._ready(), chat=chat, metadata=metadata, rules=rules)
 
-    async def judge_shard(self, shard: Shard, completions: Sequence[Completion]) -> Judged:
+    async def judge_shard(self, shard: Shard, completions: Sequence[Completion], again: bool = False) -> Judged:
         """Judge all completions of a shard. Batches never cross shards, so a redone shard gets the same verdicts.
+
+        Args:
+            shard: the prompts.
+            completions: of some or all of them.
+            again: ask for another answer to what was answered before: past caches, and with other seeds.
 
         Returns:
             Verdicts about sample indices, in prompt order; for a question that failed one abstention per completion,
@@ -87,7 +92,7 @@ class JudgeHost:
             if prompt.prompt_id in groups
         ]
         counts = dict.fromkeys(("num_judge_calls", "num_judge_retries", "num_judge_timeouts", "num_judge_failures"), 0)
-        with collect_counts() as found:
+        with collect_counts() as found, collect_latencies() as latencies, asking_again(again):
             answers = await caller.ask(questions)
         counts |= found
         counts["num_judge_failures"] += sum(any(verdict.failed for verdict in answer) for answer in answers)
@@ -100,7 +105,7 @@ class JudgeHost:
                 continue
             samples = [c.sample_index for c in groups[question.prompt_id]]
             verdicts.extend(_rename(verdict, samples) for verdict in answer)
-        return Judged(verdicts=tuple(verdicts), counters=counts, stopped=stopped)
+        return Judged(verdicts=tuple(verdicts), counters=counts, stopped=stopped, latencies_s=latencies)
 
     def latencies_s(self) -> dict[str, list[float]]:
         """Each judge that answers by itself -> seconds of its last calls. No counter: seconds never repeat."""

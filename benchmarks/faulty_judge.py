@@ -4,7 +4,8 @@
 
 Each prompt has two completions of known quality and of a length that has nothing to do with it. The judges go through
 the same host as in a run. `wrong` is the share of the pairs made whose chosen answer is the worse one, `pairs` the
-share of prompts that give a pair (ties and abstentions give none).
+share of prompts that give a pair (ties and abstentions give none). The other columns are those of a round's report:
+`first wins` as presented, `same` where both orders are asked, `alpha` between members, and what the warnings name.
 """
 
 from __future__ import annotations
@@ -80,20 +81,26 @@ def measure(rows: list[Any], judge: dict[str, Any]) -> dict[str, Any]:
     from actors.judge import JudgeHost
     from judges.registry import make_spec
     from online_dpo.config_loading import load_judges
-    from online_dpo.judge_figures import against_gold, describe, order_consistency
+    from online_dpo.judge_figures import against_gold
+    from online_dpo.judge_reports import report, warnings
     from online_dpo.types import Shard
 
     loaded = load_judges({"judge": judge}).judge
     host = JudgeHost(make_spec(loaded, field="judge", base_dir=Path.cwd()))
     shard = Shard(index=0, prompts=tuple(row.prompt for row in rows))
-    judged = asyncio.run(host.judge_shard(shard, [c for row in rows for c in row.completions]))
-    gold, found = against_gold(rows, judged.verdicts), describe(rows, judged.verdicts)
+    completions = [c for row in rows for c in row.completions]
+    judged = asyncio.run(host.judge_shard(shard, completions))
+    gold, found = against_gold(rows, judged.verdicts), report(completions, judged.verdicts, judged.counters)
+    warned = " ".join(warnings("judge", found))
+    words = {"place": " place: ", "length": " completion: it wins ", "wavers": " wavers: "}
     return {
         "wrong": 1.0 - gold["accuracy"],
         "pairs": found["num_decided"] / len(rows),
         "first": found["first_wins"],
         "longer": found["longer_wins"],
-        "same": order_consistency(judged.verdicts)[0],
+        "same": found.get("order_consistency"),
+        "alpha": found.get("ensembles", {}).get("judge", {}).get("alpha"),
+        "warned": ", ".join(name for name, said in words.items() if said in warned),
     }
 
 
@@ -105,8 +112,8 @@ def main() -> None:
     rows = problems(args.prompts, args.seed)
     single = {"noise": NOISE, "position": POSITION, "length": LENGTH}
     planted = {name: {name: share} for name, share in single.items()} | {"all three": single}
-    print("| fault | setting | wrong | pairs | first wins | longer wins | both orders agree |")
-    print("|---|---|---|---|---|---|---|")
+    print("| fault | setting | wrong | pairs | first wins | longer wins | same | alpha | warned of |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for fault, faults in planted.items():
         for name, judge in settings(faults).items():
             print(_line(fault, name, measure(rows, judge)))
@@ -118,6 +125,7 @@ def main() -> None:
 def _line(fault: str, name: str, found: dict[str, Any]) -> str:
     cells = ["-" if found[key] is None else f"{100 * found[key]:.1f} %" for key in ("wrong", "pairs", "first")]
     cells += ["-" if found[key] is None else f"{100 * found[key]:.1f} %" for key in ("longer", "same")]
+    cells += ["-" if found["alpha"] is None else f"{found['alpha']:.2f}", found["warned"] or "-"]
     return f"| {fault} | {name} | {' | '.join(cells)} |"
 
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from judges.calling import Caller
-from judges.protocol import Question, count
+from judges.protocol import Question, asked_again, count
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
 from online_dpo.types import Verdict
@@ -100,6 +100,8 @@ class Cached:
         self._store = VerdictStore(path, field=field)
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        if asked_again():  # an answer from the cache would agree with itself
+            return await self._inner.ask(questions)
         keys = [self._digest(question) for question in questions]
         known = await self._look_up(list(dict.fromkeys(keys)))
         missing: dict[str, Question] = {}

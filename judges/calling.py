@@ -14,7 +14,17 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
 
-from judges.protocol import Judge, Limits, Question, StopJudging, check_verdicts, collect_counts, count, limits_of
+from judges.protocol import (
+    Judge,
+    Limits,
+    Question,
+    StopJudging,
+    check_verdicts,
+    collect_counts,
+    count,
+    limits_of,
+    note_latency,
+)
 from online_dpo.errors import JudgeError
 from online_dpo.judge_config import HostedJudge
 from online_dpo.types import FAILURE, STOPPED, Verdict
@@ -147,7 +157,9 @@ class Caller:
                 if task is not None and task.cancelling():
                     raise  # somebody cancelled the host's task, not the judge its own
                 raise RuntimeError("cancelled its own call") from error
-        self.latencies_s.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.latencies_s.append(seconds)
+        note_latency(self.label, seconds)
         for event, amount in own.items():
             count(event, amount)
         return verdicts

@@ -13,6 +13,7 @@ from itertools import combinations
 
 from judges.calling import Caller
 from judges.protocol import Question, count
+from online_dpo.agreement import count_scores, count_votes
 from online_dpo.judge_config import EnsembleJudge
 from online_dpo.opinions import Opinion
 from online_dpo.types import FAILURE, Verdict
@@ -24,8 +25,8 @@ Said = Mapping[str, Sequence[Verdict]]
 class Ensemble:
     """Asks all of its judges side by side; one that fails or abstains is missing from that question only."""
 
-    def __init__(self, section: EnsembleJudge, members: Mapping[str, Caller]) -> None:
-        self._section, self._members = section, members
+    def __init__(self, section: EnsembleJudge, members: Mapping[str, Caller], *, field: str) -> None:
+        self._section, self._members, self._field = section, members, field
         self._weights = section.weights or dict.fromkeys(members, 1.0)
         self._quorum = section.quorum or len(members) // 2 + 1
 
@@ -45,7 +46,7 @@ class Ensemble:
     def _combine(self, question: Question, said: Said) -> list[Verdict]:
         positions = range(len(question.completions))
         opinions = {name: Opinion(found, positions) for name, found in said.items()}
-        _count_agreement(opinions)
+        self._count_agreement(opinions, said)
         compares = any(verdict.second is not None for found in said.values() for verdict in found)
         if (compares or self._section.aggregate == "majority") and len(positions) > 1:
             return [self._compare(question, said, opinions, i, j) for i, j in combinations(positions, 2)]
@@ -108,6 +109,25 @@ class Ensemble:
                 return (math.copysign(max(0.0, abs(mean) - loss), mean) if signed else mean - loss), spread
         return mean, spread
 
+    def _count_agreement(self, opinions: Mapping[str, Opinion], said: Said) -> None:
+        """How often two judges who both have an opinion on two completions say the same: first, second, or tie.
+
+        And what Krippendorff's alpha is made of.
+        """
+        positions = next(iter(opinions.values())).indices
+        for i, j in combinations(positions, 2):
+            found = [p for opinion in opinions.values() if (p := opinion.preference(i, j)) is not None]
+            first, second = sum(p.is_strict for p in found), sum(p.reversed().is_strict for p in found)
+            votes = (first, second, len(found) - first - second)
+            count("num_member_comparisons", math.comb(len(found), 2))
+            count("num_member_agreements", sum(math.comb(number, 2) for number in votes))
+            for name, number in count_votes(self._field, votes).items():
+                count(name, number)
+        for i in positions:
+            scores = [v.score for given in said.values() for v in given if v.first == i and v.score is not None]
+            for name, number in count_scores(self._field, scores).items():
+                count(name, number)
+
     def _why(self, said: Said, missing: Sequence[str], subject: tuple[int, int | None]) -> str:
         """The reason for abstaining; a failure where the quorum would stand without the failed calls."""
         reasons = {name: _reason(said[name], subject) for name in missing}
@@ -124,13 +144,3 @@ def _reason(verdicts: Sequence[Verdict], subject: tuple[int, int | None]) -> str
     """Why a judge has no opinion on a subject."""
     about = [v.reason for v in verdicts if (v.reason is not None and v.first in subject) or v.second in subject[1:]]
     return next((reason for reason in about if reason is not None), "not judged")
-
-
-def _count_agreement(opinions: Mapping[str, Opinion]) -> None:
-    """How often two judges who both have an opinion on two completions say the same: first, second, or tie."""
-    indices = next(iter(opinions.values())).indices
-    for i, j in combinations(indices, 2):
-        found = [p for opinion in opinions.values() if (p := opinion.preference(i, j)) is not None]
-        sides = [(p.is_strict, p.reversed().is_strict) for p in found]
-        count("num_member_comparisons", len(list(combinations(sides, 2))))
-        count("num_member_agreements", sum(a == b for a, b in combinations(sides, 2)))

@@ -160,6 +160,43 @@ def collect_counts() -> Iterator[Counter[str]]:
         _COUNTS.reset(token)
 
 
+_LATENCIES: ContextVar[dict[str, list[float]] | None] = ContextVar("seconds of the calls of a shard", default=None)
+_AGAIN: ContextVar[bool] = ContextVar("whether questions are asked again, to see whether the answers repeat")
+
+
+@contextlib.contextmanager
+def collect_latencies() -> Iterator[dict[str, list[float]]]:
+    """Collect what `note_latency` is told inside this block: judge -> seconds of each answered call."""
+    found: dict[str, list[float]] = {}
+    token = _LATENCIES.set(found)
+    try:
+        yield found
+    finally:
+        _LATENCIES.reset(token)
+
+
+def note_latency(label: str, seconds: float) -> None:
+    """An answered call of a judge's took so long."""
+    found = _LATENCIES.get()
+    if found is not None:
+        found.setdefault(label, []).append(seconds)
+
+
+@contextlib.contextmanager
+def asking_again(again: bool = True) -> Iterator[None]:
+    """Questions in this block were answered before; what is wanted is another, independent answer."""
+    token = _AGAIN.set(again)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
+
+
+def asked_again() -> bool:
+    """Whether a remembered answer is of no use: no cache may answer, and seeds must be others."""
+    return _AGAIN.get(False)
+
+
 def check_verdicts(questions: Sequence[Question], answer: object) -> list[list[Verdict]]:
     """Hold a judge to its contract.
 

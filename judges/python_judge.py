@@ -15,10 +15,10 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, as_list, show
+from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, as_list, count, show
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
-from online_dpo.types import Verdict
+from online_dpo.types import RANKINGS, Verdict
 
 KINDS = {"score": "pointwise", "score_batch": "pointwise", "compare": "pairwise", "rank": "list-wise"}
 PARAMETERS = {
@@ -123,6 +123,7 @@ class ListwiseJudge:
         self.limits = self._code.limits
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        count(RANKINGS, len(questions))  # scores that do not tell that they come from an order of presentation
         return [
             q.ranking(await self._code(q.prompt, list(q.completions), metadata=dict(q.metadata))) for q in questions
         ]

@@ -136,7 +136,8 @@ def _build_process(section: ProcessJudge, spec: JudgeSpec, inner: Inner) -> Judg
 def _build_ensemble(section: EnsembleJudge, spec: JudgeSpec, inner: Inner) -> Judge:
     from judges.ensemble import Ensemble
 
-    return Ensemble(section, {place.removeprefix("judges."): caller for place, caller in inner.items()})
+    members = {place.removeprefix("judges."): caller for place, caller in inner.items()}
+    return Ensemble(section, members, field=spec.field)
 
 
 def _build_length_penalty(section: LengthPenaltyJudge, spec: JudgeSpec, inner: Inner) -> Judge:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from online_dpo.agreement import without_statistics
 from online_dpo.checks import Gap, check_digests, check_gap, check_versions, sampler_logps
 from online_dpo.errors import JudgingStopped
-from online_dpo.parts import commit_judged, get_parts, name_commit, sum_counters
+from online_dpo.parts import commit_judged, get_parts, name_commit, remove_parts, sum_counters
 from online_dpo.stages import REWARD, Event, Stages, Task
 from online_dpo.store import RoundStore
 from online_dpo.types import Adapter, Completion, Judged, Prompt, Row, Sampled, SamplingPlan, Scores, Shard, Verdict
@@ -56,7 +57,8 @@ class Collected:
 
     completions: tuple[Completion, ...]
     verdicts: Mapping[str, tuple[Verdict, ...]]  # judge -> verdicts
-    counters: Mapping[str, Mapping[str, int | float]]  # judge -> its host's counters
+    counters: Mapping[str, Mapping[str, int | float]]  # judge -> its host's counters, those of repeats included
+    repeats: Mapping[str, tuple[Verdict, ...]]  # judge -> what it said when it was asked again
 
 
 def collect(
@@ -70,6 +72,7 @@ def collect(
     plan: SamplingPlan,
     judges: Sequence[str],
     base: str = "",
+    again: Mapping[str, Collection[str]] | None = None,
 ) -> Generator[Event, None, Collected]:
     """Sample and judge what is not committed yet; commit each shard and each judge's verdicts as they come.
 
@@ -78,6 +81,8 @@ def collect(
 
     Args:
         base: prefix of the commits' names inside the round, such as `evaluation/heldout/`.
+        again: judge -> prompts that it is asked about a second time, where it had an opinion; no use is made of what
+            it then says but to compare.
 
     Returns (as the generator's value): `Collected`.
 
@@ -85,7 +90,7 @@ def collect(
         JudgingStopped: a judge can or may go on no more. All that was said until then is committed, and a continuation
             asks for the rest; what is being sampled meanwhile is not waited for.
     """
-    work = _Work(stages, store, pusher, policy, plan, judges, base)
+    work = _Work(stages, store, pusher, policy, plan, judges, base, again or {})
     shards = [
         Shard(index=i, prompts=tuple(prompts[start : start + shard_prompts]))
         for i, start in enumerate(range(0, len(prompts), shard_prompts))
@@ -119,15 +124,16 @@ class _Work:
         plan: SamplingPlan,
         judges: Sequence[str],
         base: str,
+        again: Mapping[str, Collection[str]],
     ) -> None:
         self.stages, self.store, self.pusher, self.policy = stages, store, pusher, policy
-        self.plan, self.judges, self.base = plan, judges, base
+        self.plan, self.judges, self.base, self.again = plan, judges, base, again
         self.running: dict[Task, tuple[str, Shard, Any]] = {}
         self.waiting: list[tuple[Shard, Sampled]] = []  # until no engine is being checked
         self.stopped: str | None = None  # why a judge stopped
 
-    def name(self, what: str, shard: Shard, judge: str = REWARD) -> str:
-        return name_commit(self.base, what, shard.index, judge)
+    def name(self, what: str, shard: Shard, judge: str = REWARD, *, again: bool = False) -> str:
+        return name_commit(self.base, what, shard.index, judge, again=again)
 
     def on_sampled(self, shard: Shard, _: None, result: Sampled) -> Iterator[Event]:
         check_versions(self.policy.version, result.completions)
@@ -148,37 +154,76 @@ class _Work:
 
     def waited_for(self) -> list[Task]:
         """Once a judge has stopped: only what others are still being paid for."""
-        return [task for task, (kind, _, _) in self.running.items() if self.stopped is None or kind == "judged"]
+        judging = ("judged", "repeated")
+        return [task for task, (kind, _, _) in self.running.items() if self.stopped is None or kind in judging]
 
     def on_judged(self, shard: Shard, judge: str, result: Judged) -> Iterator[Event]:
         whole = commit_judged(self.store, shard, result, lambda what: self.name(what, shard, judge))
         if whole is None:
             self.stopped = self.stopped or result.stopped
-        else:
-            yield self._event("shard_judged", shard, judge=judge, verdicts=whole.verdicts)
+            return
+        seconds = result.latencies_s
+        yield self._event("shard_judged", shard, judge=judge, verdicts=whole.verdicts, latencies_s=seconds)
+        self.ask_again(shard, judge)
+
+    def on_repeated(self, shard: Shard, judge: str, result: Judged) -> Iterator[Event]:
+        whole = commit_judged(self.store, shard, result, lambda what: self.name(what, shard, judge, again=True))
+        if whole is None:
+            self.stopped = self.stopped or result.stopped
+            return
+        yield self._event("shard_repeated", shard, judge=judge, latencies_s=result.latencies_s)
 
     def judge(self, shard: Shard, completions: tuple[Completion, ...]) -> Iterator[Event]:
         for judge in self.judges:
             if self.stopped is None and not self.store.has(self.name("verdicts", shard, judge)):
                 yield self._event("judging_started", shard, judge=judge)
-                parts = get_parts(self.store, self.name("parts", shard, judge))
-                judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
-                asked = tuple(c for c in completions if c.prompt_id not in judged)
-                self.running[self.stages.start_judging(judge, shard, asked)] = ("judged", shard, judge)
+                self._ask(shard, judge, completions, again=False)
+            elif self.stopped is None:
+                remove_parts(self.store, self.name("parts", shard, judge))  # which a kill left beside the whole
+                self.ask_again(shard, judge)
+
+    def ask_again(self, shard: Shard, judge: str) -> None:
+        """About those of the shard's prompts that were drawn for it, and on which the judge has an opinion."""
+        drawn = self.again.get(judge, ())
+        if self.stopped is not None or not any(prompt.prompt_id in drawn for prompt in shard.prompts):
+            return
+        if self.store.has(self.name("verdicts", shard, judge, again=True)):
+            remove_parts(self.store, self.name("parts", shard, judge, again=True))
+            return
+        verdicts = self.store.get_records(self.name("verdicts", shard, judge), Verdict)
+        wanted = {v.prompt_id for v in verdicts if v.reason is None and v.prompt_id in drawn}
+        completions = self.store.get_records(self.name("completions", shard), Completion)
+        if wanted:
+            self._ask(shard, judge, [c for c in completions if c.prompt_id in wanted], again=True)
+
+    def _ask(self, shard: Shard, judge: str, completions: Sequence[Completion], *, again: bool) -> None:
+        """What is not among the parts yet."""
+        parts = get_parts(self.store, self.name("parts", shard, judge, again=again))
+        judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
+        asked = tuple(c for c in completions if c.prompt_id not in judged)
+        task = self.stages.start_judging(judge, shard, asked, again=again)
+        self.running[task] = ("repeated" if again else "judged", shard, judge)
 
     def collected(self, shards: Sequence[Shard]) -> Collected:
         """Read back from the store: what is used is what was committed."""
         verdicts: dict[str, tuple[Verdict, ...]] = {}
+        repeats: dict[str, tuple[Verdict, ...]] = {}
         counters: dict[str, Mapping[str, int | float]] = {}
         for judge in self.judges:
+            repeated = [shard for shard in shards if self.store.has(self.name("verdicts", shard, judge, again=True))]
             parts = [self.store.get_records(self.name("verdicts", shard, judge), Verdict) for shard in shards]
             verdicts[judge] = tuple(verdict for part in parts for verdict in part)
-            counters[judge] = sum_counters(self.store.get_json(self.name("counters", shard, judge)) for shard in shards)
+            parts = [self.store.get_records(self.name("verdicts", s, judge, again=True), Verdict) for s in repeated]
+            repeats[judge] = tuple(verdict for part in parts for verdict in part)
+            counted = [self.store.get_json(self.name("counters", shard, judge)) for shard in shards]
+            paid = [self.store.get_json(self.name("counters", shard, judge, again=True)) for shard in repeated]
+            counters[judge] = sum_counters([*counted, *map(without_statistics, paid)])
         completions = [self.store.get_records(self.name("completions", shard), Completion) for shard in shards]
         return Collected(
             completions=tuple(c for part in completions for c in part),
             verdicts=verdicts,
             counters=counters,
+            repeats=repeats,
         )
 
     def _rescored(self, sampled: Sampled) -> Sequence[Completion]:

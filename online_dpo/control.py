@@ -1,4 +1,4 @@
-"""What an evaluation means for the rounds that follow: the adaptive beta, the drift budget, the collapse alarm.
+"""What an evaluation means for the rounds that follow: the adaptive beta, the drift budget, the alarm.
 
 Pure functions of the config and of what was measured. `Control` is all that they remember; it is committed with every
 round, so a resumed run decides as the uninterrupted one would have.
@@ -7,12 +7,13 @@ round, so a resumed run decides as the uninterrupted one would have.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from online_dpo.config import RunConfig
 from online_dpo.control_config import WATCHED, AlarmSection, DriftSection
 from online_dpo.objective_config import AdaptiveBeta
+from online_dpo.overoptimisation import Best, best_after, is_over_optimised
 
 FACTOR, MAX_FACTOR = 2.0, 64.0
 """Of `drift.action: raise_beta`, unless the config says otherwise."""
@@ -26,6 +27,8 @@ class Measured:
     kl_initial: float  # nats per completion, of all sets' samples together; KL(policy || initial policy)
     kl_reference: float | None  # the same to the reference that the round was trained with; None without one
     sets: Mapping[str, Mapping[str, Sequence[float | None]]]  # set -> figure -> [the initial policy's, this one's]
+    # Set -> evaluation judge -> what it and the training judge gained since its best policy; see `overoptimisation`.
+    since_best: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,7 @@ class Control:
 
     beta_factor: float = 1.0  # multiplies every beta of the next round
     measured: Measured | None = None  # by the newest evaluation that counts
+    best: Best = field(default_factory=dict)  # where each evaluation judge's score was highest
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -42,7 +46,11 @@ class Control:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Control:
         measured = values["measured"]
-        return cls(beta_factor=values["beta_factor"], measured=None if measured is None else Measured(**measured))
+        return cls(
+            beta_factor=values["beta_factor"],
+            measured=None if measured is None else Measured(**measured),
+            best=values.get("best", {}),  # runs that are older than it have none
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +62,10 @@ class Finding:
 
 
 def measure(
-    policy_version: int, evaluations: Mapping[str, Mapping[str, Any]], initial: Mapping[str, Mapping[str, Any]]
+    policy_version: int,
+    evaluations: Mapping[str, Mapping[str, Any]],
+    initial: Mapping[str, Mapping[str, Any]],
+    since_best: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> Measured:
     """The figures that control looks at.
 
@@ -62,6 +73,7 @@ def measure(
         policy_version: of the policy that was evaluated.
         evaluations: set name -> figures; at least one set.
         initial: set name -> the same figures of the initial policy.
+        since_best: from `overoptimisation.compare_with_best`.
     """
     has_reference = all("kl_reference" in found for found in evaluations.values())
     return Measured(
@@ -72,12 +84,17 @@ def measure(
             name: {figure: [initial[name][figure], found[figure]] for figure in WATCHED}
             for name, found in evaluations.items()
         },
+        since_best=since_best or {},
     )
 
 
 def advance(config: RunConfig, control: Control, measured: Measured) -> Control:
     """The next round's control."""
-    return Control(beta_factor=_next_factor(config, control.beta_factor, measured), measured=measured)
+    return Control(
+        beta_factor=_next_factor(config, control.beta_factor, measured),
+        measured=measured,
+        best=best_after(measured.since_best, control.best, version=measured.policy_version),
+    )
 
 
 def findings(config: RunConfig, measured: Measured | None) -> list[Finding]:
@@ -85,7 +102,9 @@ def findings(config: RunConfig, measured: Measured | None) -> list[Finding]:
     if measured is None:
         return []
     found = [] if config.drift is None else _drift_findings(config.drift, measured)
-    return found if config.alarm is None else found + _alarm_findings(config.alarm, measured)
+    if config.alarm is not None:
+        found += _alarm_findings(config.alarm, measured) + _over_optimisation_findings(config.alarm, measured)
+    return found
 
 
 def stop_reason(config: RunConfig, control: Control) -> str | None:
@@ -148,6 +167,32 @@ def _alarm_findings(alarm: AlarmSection, measured: Measured) -> list[Finding]:
                 )
             )
     return found
+
+
+def _over_optimisation_findings(alarm: AlarmSection, measured: Measured) -> list[Finding]:
+    if alarm.over_optimisation is False:
+        return []
+    remedy = None
+    if alarm.action == "stop":
+        remedy = "resume with alarm.over_optimisation=false, or with alarm.action=warn"
+    return [
+        Finding(
+            message=(
+                f"policy {measured.policy_version} is over-optimised on {name}: since policy {found['since']}, where "
+                f"{judge} was highest, {judge} fell by {_interval(found['gain'], -1)} and the training judge's score "
+                f"rose by {_interval(found['training'], 1)}"
+            ),
+            remedy=remedy,
+        )
+        for name, judges in measured.since_best.items()
+        for judge, found in judges.items()
+        if is_over_optimised(found)
+    ]
+
+
+def _interval(estimate: Sequence[float], sign: int) -> str:
+    value, low, high = (sign * number for number in estimate)
+    return f"{value:.3g} [{min(low, high):.3g}, {max(low, high):.3g}]"
 
 
 def _adaptive_beta(config: RunConfig) -> AdaptiveBeta | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import typing
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from online_dpo.config_base import Section, changeable
+from online_dpo.config_base import Auto, Section, changeable
 from online_dpo.objective_config import AdaptiveBeta
 
 if TYPE_CHECKING:
@@ -99,18 +99,21 @@ WATCHED: tuple[str, ...] = typing.get_args(Watched)
 
 
 class AlarmSection(Section):
-    """Rings when a figure of an evaluation set leaves its band around the initial policy's."""
+    """Rings when a figure of an evaluation set leaves its band around the initial policy's, or on over-optimisation."""
 
     action: Literal["warn", "stop"] = changeable("warn")
     # Figure -> factor f: the band is from 1/f to f times the initial policy's value. What is not named is not watched.
     bands: dict[Watched, Factor] = changeable({"distinct_2": 1.25, "self_bleu": 2.0, "length_mean": 2.0})
+    # The training judge's score rises while an evaluation judge's falls; auto = where both judge evaluation samples.
+    over_optimisation: Auto | bool = changeable("auto")
 
-    @field_validator("bands")
-    @classmethod
-    def _something_is_watched(cls, value: dict[Watched, float]) -> dict[Watched, float]:
-        if not value:
-            raise ValueError("is empty; name a figure to watch, or remove the alarm section")
-        return value
+    @model_validator(mode="after")
+    def _something_is_watched(self) -> AlarmSection:
+        if not self.bands and self.over_optimisation is not True:
+            raise ValueError(
+                "has empty bands; name a figure to watch, set over_optimisation to true, or remove the alarm section"
+            )
+        return self
 
 
 def check_control(config: RunConfig) -> None:
@@ -139,6 +142,14 @@ def check_control(config: RunConfig) -> None:
             raise ValueError(
                 f"{what} and evaluation.sets is empty; KL and diversity are measured on fresh samples for an "
                 f"evaluation set: add one, such as evaluation.sets.heldout.source"
+            )
+    if config.alarm is not None and config.alarm.over_optimisation is True:
+        judges = {"judge": config.judge, "evaluation.judges": config.evaluation.judges}
+        missing = [name for name, found in judges.items() if not found]
+        if missing:
+            raise ValueError(
+                f"alarm.over_optimisation is true and {missing[0]} is missing; it compares the training judge with "
+                f"those of the evaluation: add it, or set alarm.over_optimisation to auto"
             )
     if is_adaptive and raises_beta:
         raise ValueError(

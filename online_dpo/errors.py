@@ -35,6 +35,10 @@ class JudgingStopped(UserError):
     """A judge may or can go on no more: its budget is spent, or its endpoint refuses it. What it said is committed."""
 
 
+class TooFewLabelsError(UserError):
+    """A round's judge labelled too few of its prompts. What it said is committed, and failed calls can be repeated."""
+
+
 class NoPairsError(UserError):
     """A round produced no pair at all; the message carries the counts of every reason."""
 

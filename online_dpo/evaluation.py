@@ -7,8 +7,9 @@ from typing import Any
 
 from online_dpo.collecting import Collected, Policy, Pusher, collect, rows_of
 from online_dpo.config import RunConfig
+from online_dpo.judge_reports import asked_again, report
 from online_dpo.stages import REWARD, Event, Stages, Under
-from online_dpo.store import RoundStore
+from online_dpo.store import RoundStore, RunStore
 from online_dpo.summaries import (
     describe_completions,
     kl_per_completion,
@@ -16,6 +17,7 @@ from online_dpo.summaries import (
     mean_token_logps,
     paired_bootstrap,
     scores_by_prompt,
+    win_rate,
 )
 from online_dpo.types import Prompt, SamplingPlan, derive_seed
 
@@ -69,6 +71,12 @@ def evaluate(
                 plan=plan,
                 judges=[*([] if config.judge is None else [REWARD]), *config.evaluation.judges],
                 base=f"{base}{name}/",
+                again={
+                    judge: asked_again(
+                        config.judging.repeated, [p.prompt_id for p in prompts], config.run.seed, policy.version, judge
+                    )
+                    for judge in config.evaluation.judges
+                },
             )
             divergences = _divergences(stages, prompts, collected, references)
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
@@ -82,6 +90,12 @@ def evaluate(
             data={"set": name, "policy_version": policy.version, **shown},
         )
     return summaries
+
+
+def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
+    """What was found for a policy on an evaluation set, scores by prompt included."""
+    base = "evaluation" if version > 0 else "evaluation-initial"
+    return store.round(max(0, version - 1)).get_json(f"{base}/{name}/summary")
 
 
 def _divergences(
@@ -114,7 +128,14 @@ def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int)
         scores[judge] = scores_by_prompt(verdicts)
         figures[judge] = mean(list(scores[judge].values()))
         figures[f"{judge}_num_abstained"] = sum(verdict.reason is not None for verdict in verdicts)
-        gain = None if before is None else paired_bootstrap(before.get(judge, {}), scores[judge], seed=seed)
-        if gain is not None:
-            figures[f"{judge}_gain"], figures[f"{judge}_gain_low"], figures[f"{judge}_gain_high"] = gain
-    return {**figures, "scores": scores}
+        if before is not None:
+            start = before.get(judge, {})
+            for what, estimate in (("gain", paired_bootstrap), ("win_rate", win_rate)):
+                if (found := estimate(start, scores[judge], seed=seed)) is not None:
+                    for ending, value in zip(("", "_low", "_high"), found, strict=True):
+                        figures[f"{judge}_{what}{ending}"] = value
+    reports = {
+        judge: report(collected.completions, verdicts, collected.counters[judge], collected.repeats[judge])
+        for judge, verdicts in collected.verdicts.items()
+    }
+    return {**figures, "judges": reports, "scores": scores}

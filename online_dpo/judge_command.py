@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,10 @@ from typing import Any
 from online_dpo.config_loading import load_judges
 from online_dpo.errors import ConfigError
 from online_dpo.judge_figures import against_gold, agreement, describe, duels_of, order_consistency
+from online_dpo.judge_reports import report, warnings
 from online_dpo.judge_rows import JudgeRow, read_rows
+from online_dpo.metrics import describe_latency
+from online_dpo.stages import REWARD
 from online_dpo.types import Judged, Shard, Verdict
 
 TEXT_WIDTH = 60
@@ -59,10 +61,15 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
 
     judged, again, swapped, elapsed = asyncio.run(ask())
     figures: dict[str, Any] = describe(rows, judged.verdicts)
-    figures["counters"] = dict(judged.counters)
+    completions = [completion for row in rows for completion in row.completions]
+    reported = report(completions, judged.verdicts, judged.counters, () if again is None else again.verdicts)
+    figures |= {"counters": reported["counters"], "ensembles": reported.get("ensembles", {})}
+    figures["warnings"] = list(warnings(options.judge or REWARD, reported))
     figures["stopped"] = judged.stopped
     figures["elapsed_s"] = elapsed
-    figures["latency_s"] = {label: _latency(seconds) for label, seconds in host.latencies_s().items() if seconds}
+    figures["latency_s"] = {
+        label: describe_latency(seconds) for label, seconds in host.latencies_s().items() if seconds
+    }
     figures["order_consistency"] = order_consistency(judged.verdicts)
     duels = duels_of(rows, judged.verdicts)
     if again is not None:
@@ -142,16 +149,6 @@ def _section(config: Path, overrides: Sequence[str], name: str | None) -> tuple[
     return judges[name], f"evaluation.judges.{name}"
 
 
-def _latency(seconds: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    return {
-        "num_calls": len(ordered),
-        "median": statistics.median(ordered),
-        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-        "max": ordered[-1],
-    }
-
-
 def _prompt(row: JudgeRow, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     names = ("first", "second", "score", "probability", "reason", "uncertainty")
     return {
@@ -198,6 +195,10 @@ def _summary(figures: dict[str, Any]) -> Iterator[str]:
     if counters.get("num_member_comparisons"):
         share = counters["num_member_agreements"] / counters["num_member_comparisons"]
         yield f"members of ensembles agree on {_percent(share)} of {counters['num_member_comparisons']} comparisons"
+    for field, found in figures["ensembles"].items():
+        for name, alpha in found.items():
+            what = "scores" if name == "alpha_scores" else "preferences"
+            yield f"Krippendorff's alpha of {field}, {what}: {'-' if alpha is None else f'{alpha:.3f}'}"
     for name, what in (
         ("order_consistency", "both orders, same winner"),
         ("repeat_agreement", "asked again, same outcome"),
@@ -214,6 +215,8 @@ def _summary(figures: dict[str, Any]) -> Iterator[str]:
             f"wrong, {gold['num_tied']} ties, {gold['num_abstained']} abstained of {gold['num_known']}), ECE {ece}"
             + (f", AUC {gold['auc']:.4f}" if gold.get("auc") is not None else "")
         )
+    for warning in figures["warnings"]:
+        yield f"warning: {warning}"
 
 
 def _short(text: Any) -> str:

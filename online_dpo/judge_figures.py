@@ -13,7 +13,7 @@ from typing import Any
 
 from online_dpo.judge_rows import JudgeRow
 from online_dpo.opinions import Opinion, Preference, sigmoid
-from online_dpo.types import Verdict
+from online_dpo.types import FIRST_PLACE, SECOND_PLACE, Completion, Verdict, group_by_prompt
 
 Duels = Mapping[tuple[str, int, int], Preference | None]
 """(prompt, i, j) with i < j -> the preference, None where the judge did not say."""
@@ -23,16 +23,28 @@ NUM_BINS = 10
 
 def duels_of(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[tuple[str, int, int], Preference | None]:
     """Every two completions of each prompt."""
-    said: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        said.setdefault(verdict.prompt_id, []).append(verdict)
+    return duels_between([completion for row in rows for completion in row.completions], verdicts)
+
+
+def duels_between(
+    completions: Sequence[Completion], verdicts: Sequence[Verdict]
+) -> dict[tuple[str, int, int], Preference | None]:
+    """Every two completions of each prompt, by sample index."""
+    said = by_prompt(verdicts)
     found = {}
-    for row in rows:
-        name = row.prompt.prompt_id
-        opinion = Opinion(said.get(name, []), range(len(row.completions)))
+    for name, group in group_by_prompt(completions).items():
+        opinion = Opinion(said.get(name, []), [completion.sample_index for completion in group])
         for i, j in combinations(opinion.indices, 2):
             found[name, i, j] = opinion.preference(i, j)
     return found
+
+
+def by_prompt(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """Prompt id -> what was said about it, in order."""
+    said: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        said.setdefault(verdict.prompt_id, []).append(verdict)
+    return said
 
 
 def describe(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -42,7 +54,7 @@ def describe(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[str,
     first: list[bool] = []
     longer: list[bool] = []
     for (name, i, j), preference in duels.items():
-        side = _side(preference)
+        side = side_of(preference)
         if side:
             first.append(side > 0)
             difference = lengths[name, i] - lengths[name, j]
@@ -57,26 +69,33 @@ def describe(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[str,
         "reasons": dict(Counter(v.reason for v in verdicts if v.reason is not None).most_common()),
         "num_comparisons": len(duels),
         "num_decided": len(first),
-        "num_tied": sum(p is not None and not _side(p) for p in duels.values()),
-        "first_wins": _share(first),
-        "longer_wins": _share(longer),
+        "num_tied": sum(p is not None and not side_of(p) for p in duels.values()),
+        "first_wins": share_of(first),
+        "longer_wins": share_of(longer),
     }
 
 
 def order_consistency(verdicts: Sequence[Verdict]) -> tuple[float | None, int]:
-    """Of the comparisons that were asked both ways and answered: the share with the same winner, and their number."""
+    """Of the comparisons that were asked both ways and answered: the share with the same winner, and their number.
+
+    Where a judge kept its answers to itself because they disagree, they do.
+    """
     said = {(v.prompt_id, v.first, v.second): v.probability for v in verdicts if v.probability is not None}
     same = []
     for (name, i, j), p in said.items():
         if j is not None and i < j and (name, j, i) in said:
             same.append(_sign(p - 0.5) == _sign(0.5 - said[name, j, i]))
-    return _share(same), len(same)
+    conflicts = {
+        (v.prompt_id, frozenset((v.first, v.second))) for v in verdicts if v.reason in (FIRST_PLACE, SECOND_PLACE)
+    }
+    same += [False] * len(conflicts)
+    return share_of(same), len(same)
 
 
 def agreement(a: Duels, b: Duels) -> tuple[float | None, int]:
     """Of the comparisons that both answer: the share with the same outcome (first, second or tie), and their number."""
-    same = [_side(a[key]) == _side(b[key]) for key in a if a[key] is not None and b.get(key) is not None]
-    return _share(same), len(same)
+    same = [side_of(a[key]) == side_of(b[key]) for key in a if a[key] is not None and b.get(key) is not None]
+    return share_of(same), len(same)
 
 
 def against_gold(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -96,7 +115,7 @@ def against_gold(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[
                 continue
             num_known += 1
             preference = duels[row.prompt.prompt_id, i, j]
-            side = _side(preference)
+            side = side_of(preference)
             if preference is None:
                 num_silent += 1
             elif side == 0:
@@ -116,7 +135,7 @@ def against_gold(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[
         "num_wrong": sum(not right for _, right in forecasts),
         "num_tied": num_tied,
         "num_abstained": num_silent,
-        "accuracy": _share([right for _, right in forecasts]),
+        "accuracy": share_of([right for _, right in forecasts]),
         "ece": calibration_error(forecasts),
     }
     if labelled:
@@ -156,7 +175,7 @@ def auc(labelled: Sequence[tuple[float, bool]]) -> float | None:
     return wins / (2 * len(positive) * len(negative))
 
 
-def _side(preference: Preference | None) -> int:
+def side_of(preference: Preference | None) -> int:
     """1 = the first is preferred, -1 = the second, 0 = neither."""
     if preference is None:
         return 0
@@ -167,5 +186,5 @@ def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def _share(values: Sequence[bool]) -> float | None:
+def share_of(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None

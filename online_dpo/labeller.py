@@ -14,6 +14,7 @@ from typing import Any
 
 from online_dpo.config import RunConfig
 from online_dpo.errors import JudgingStopped
+from online_dpo.judge_reports import report
 from online_dpo.pairing import by_prompt, opinion_on, penalty_of
 from online_dpo.pairing_config import LABELLER
 from online_dpo.parts import commit_judged, get_parts, name_commit, sum_counters
@@ -48,7 +49,9 @@ def label_pairs(
     said = yield from ask_labeller(stages, store, pairs, config.generator.shard_prompts)
     penalty = penalty_of(config.sampling.truncated, config.sampling.truncated_penalty)
     left, counts = settle(pairs, said.verdicts, penalty)
-    return settled(found, left, counts, said.counters)
+    answers = [completion for pair in pairs for completion in in_sample_order(pair)]
+    figures = {"judges": {LABELLER: report(answers, said.verdicts, said.counters)}}
+    return settled(replace(found, figures={**found.figures, **figures}), left, counts, said.counters)
 
 
 def ask_labeller(
@@ -90,7 +93,7 @@ def ask_labeller(
         if whole is None:
             stopped = stopped or result.stopped
         else:
-            yield _event("shard_judged", store, shard, verdicts=whole.verdicts)
+            yield _event("shard_judged", store, shard, verdicts=whole.verdicts, latencies_s=result.latencies_s)
     if stopped is not None:
         raise JudgingStopped(f"round {store.index + 1}: {stopped}")
     verdicts = [store.get_records(_name("verdicts", shard), Verdict) for shard in shards]

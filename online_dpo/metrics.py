@@ -5,8 +5,9 @@ generators' weights; TensorBoard on request.
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from online_dpo.stages import Event
@@ -48,12 +49,42 @@ class StageClock:
             self.seconds = {}
 
 
+class JudgeClock:
+    """How long each judge's calls took in a round, of the process that hears this."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def hear(self, event: Event) -> None:
+        if event.kind == "round_started":
+            self._seconds = {}
+        for label, seconds in event.data.get("latencies_s", {}).items():
+            self._seconds.setdefault(label, []).extend(seconds)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Judge -> mean, median, 95 % quantile and maximum of the seconds of its answered calls."""
+        return {label: describe_latency(seconds) for label, seconds in self._seconds.items() if seconds}
+
+
+def describe_latency(seconds: Sequence[float]) -> dict[str, float]:
+    """Of at least one call."""
+    ordered = sorted(seconds)
+    return {
+        "num_calls": len(ordered),
+        "mean": statistics.fmean(ordered),
+        "median": statistics.median(ordered),
+        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "max": ordered[-1],
+    }
+
+
 class MetricsWriter:
     """Writes what lasts. Hears every event before anyone else does, and before the loop goes on to commit."""
 
     def __init__(self, store: RunStore, *, tensorboard: bool) -> None:
         self._store = store
         self._clock = StageClock()
+        self._judges = JudgeClock()
         self._board: Any = None
         self._num_steps: int | None = None  # of the whole run; counted when first needed
         if tensorboard:
@@ -63,12 +94,14 @@ class MetricsWriter:
 
     def hear(self, event: Event) -> None:
         self._clock.hear(event)
+        self._judges.hear(event)
         if event.kind not in RECORDED:
             return
         record: dict[str, Any] = {"kind": event.kind, "round": event.round_index, "time": time.time(), **event.data}
         if event.kind == "round_done":
             # Of this process: what a resumed round did before it was interrupted is not in here.
             record["seconds"] = {name: round(value, 3) for name, value in self._clock.seconds.items()}
+            record["latency_s"] = self._judges.figures()
         self._store.append_metrics(_finite(record))
         if self._board is not None:
             step = self._count_step() if event.kind == "step" else event.round_index

@@ -123,6 +123,16 @@ def _check_nothing_is_ignored(config: Any) -> None:
             raise ValueError(f"{name} is set, {why}: remove {name}{hint}, or set one of the two")
     if config.pairing != type(config.pairing)():
         raise ValueError(f"pairing is set, {why} and nothing is paired: remove pairing, or set one of the two")
+    if config.judging.min_labelled != type(config.judging)().min_labelled:
+        raise ValueError(
+            f"judging.min_labelled is {config.judging.min_labelled:g}, {why} and nothing is labelled: remove it, or "
+            f"set one of the two"
+        )
+    if config.judging.repeated and not config.evaluation.judges:
+        raise ValueError(
+            f"judging.repeated is {config.judging.repeated:g}, {why} and there is no judge: remove it, or add "
+            f"evaluation.judges"
+        )
     if config.evaluation.judges and not config.evaluation.sets:
         raise ValueError(
             f"evaluation.judges is set, {why} and there is no sample to judge: remove it, or add evaluation.sets"

@@ -11,7 +11,24 @@ from online_dpo.stages import REWARD
 from online_dpo.store import RoundStore, RunStore
 from online_dpo.types import Judged, Shard, Verdict
 
-_COUNTERS = re.compile(r"(?P<base>.*/)?(?P<what>counters|parts)(-(?P<judge>.+))?/(?P<shard>shard-\d+)(-\d+)?")
+_COUNTERS = re.compile(
+    r"(?P<base>.*/)?(?P<again>repeat-)?(?P<what>counters|parts)(-(?P<judge>.+))?/(?P<shard>shard-\d+)(-\d+)?"
+)
+
+
+def name_commit(base: str, what: str, shard: int, judge: str = REWARD, *, again: bool = False) -> str:
+    """The name of what a shard has.
+
+    Args:
+        base: prefix of the names inside the round, such as `evaluation/heldout/`.
+        what: `completions`, `verdicts`, `counters` or `parts`.
+        shard: its index.
+        judge: whose; the training judge's names are without it.
+        again: of what the judge said when it was asked again.
+    """
+    if again:
+        what = "repeats" if what == "verdicts" else f"repeat-{what}"
+    return f"{base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard:05d}"
 
 
 def put_part(store: RoundStore, name: str, part: Judged) -> None:
@@ -26,18 +43,6 @@ def put_part(store: RoundStore, name: str, part: Judged) -> None:
 
     files = {"verdicts.parquet": to_parquet(part.verdicts), "counters.json": json.dumps(dict(part.counters)).encode()}
     store.put_files(f"{name}-{len(store.names(f'{name}-')):03d}", files)
-
-
-def name_commit(base: str, what: str, shard: int, judge: str = REWARD) -> str:
-    """The name of what a shard has.
-
-    Args:
-        base: prefix of the names inside the round, such as `evaluation/heldout/`.
-        what: `completions`, `verdicts`, `counters` or `parts`.
-        shard: its index.
-        judge: whose; the training judge's names are without it.
-    """
-    return f"{base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard:05d}"
 
 
 def commit_judged(store: RoundStore, shard: Shard, result: Judged, name: Callable[[str], str]) -> Judged | None:
@@ -110,7 +115,8 @@ def counted_so_far(store: RunStore, judges: Sequence[str]) -> dict[str, dict[str
             if match is None or judge not in found:
                 continue
             ending = "" if match["judge"] is None else f"-{match['judge']}"
-            whole = round_store.has(f"{match['base'] or ''}verdicts{ending}/{match['shard']}")
+            verdicts = "repeats" if match["again"] else "verdicts"
+            whole = round_store.has(f"{match['base'] or ''}{verdicts}{ending}/{match['shard']}")
             # A kill may leave the parts beside the whole that they went into, or the whole's counters without it.
             if whole == (match["what"] == "counters"):
                 is_part = match["what"] == "parts"

@@ -144,7 +144,8 @@ def describe_evaluation(data: Mapping[str, Any]) -> str:
             gain = ""
             if f"{name}_gain" in data:
                 low, high = data[f"{name}_gain_low"], data[f"{name}_gain_high"]
-                gain = f" (gain {data[f'{name}_gain']:+.3f} [{low:+.3f}, {high:+.3f}])"
+                gain = f" (gain {data[f'{name}_gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
+                gain += f"wins {100 * data[f'{name}_win_rate']:.0f} %)"
             parts.append(f"{name} {data[name]:.3f}{gain}")
     parts.append(f"KL to initial {data['kl_initial']:.2f}, length {data['length_mean']:.1f}")
     if data.get("distinct_2") is not None:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from online_dpo import offline
+from online_dpo.agreement import without_statistics
 from online_dpo.collecting import Collected, Policy, Pusher, collect
 from online_dpo.config import RunConfig
 from online_dpo.control import advance, findings, measure, stop_reason
-from online_dpo.evaluation import evaluate
+from online_dpo.coverage import check_labelled, reopen
+from online_dpo.evaluation import committed_evaluation, evaluate
+from online_dpo.judge_reports import asked_again, judge_warnings, report
 from online_dpo.labeller import label_pairs
+from online_dpo.overoptimisation import compare_with_best
 from online_dpo.pair_evaluation import evaluate_pairs
 from online_dpo.positions import Position, committed_policy, restore_position
 from online_dpo.preferences import PairDraw, PairSource
@@ -61,6 +66,7 @@ def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
 
     Raises:
         WeightMismatchError: a generator does not hold the learner's weights.
+        TooFewLabelsError: a round's judge labelled too few prompts.
         NoPairsError: a round gave no pair at all.
     """
     initial = stages.learner.initial_adapter()
@@ -141,6 +147,10 @@ class Rounds:
         index = position.round_index
         prompts, draw = self.draw(store, position.cursor)
         yield Event(kind="stage", round_index=index, data={"stage": "sampling", "num_prompts": len(prompts)})
+        reopen(store, self.config.generator.shard_prompts, prompts)
+        drawn = asked_again(
+            self.config.judging.repeated, [p.prompt_id for p in prompts], self.config.run.seed, index, REWARD
+        )
         collected = yield from collect(
             self.stages,
             store,
@@ -150,10 +160,15 @@ class Rounds:
             shard_prompts=self.config.generator.shard_prompts,
             plan=training_plan(self.config, index),
             judges=[REWARD],
+            again={REWARD: drawn},
         )
+        if not store.has(offline.name_of_items(self.config)):  # a bound that is raised later is for later rounds
+            check_labelled(store, prompts, collected, self.config.judging.min_labelled)
         items, figures = yield from self.pair(prompts, collected, index)
         counts = {f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")}
         cursor = Cursor.from_dict(draw["cursor"])
+        said = (collected.verdicts[REWARD], collected.counters[REWARD], collected.repeats[REWARD])
+        figures["judges"] = {REWARD: report(collected.completions, *said), **figures.get("judges", {})}
         return items, {"num_prompts": len(prompts), **counts, **figures}, cursor
 
     def is_evaluated(self, index: int) -> bool:
@@ -183,7 +198,7 @@ class Rounds:
         figures = {
             **describe_completions(collected.completions),
             **found.figures,
-            **collected.counters[REWARD],
+            **without_statistics(collected.counters[REWARD]),
             REWARD: mean([verdict.score for verdict in verdicts if verdict.score is not None]),
         }
         yield Event(kind="paired", round_index=index, data={"num_items": len(found.items), **figures})
@@ -223,8 +238,7 @@ class Rounds:
 
     def initial_evaluation(self) -> dict[str, Any]:
         """Set -> what was found for the initial policy."""
-        first = self.store.round(0)
-        return {name: first.get_json(f"evaluation-initial/{name}/summary") for name in self.job.evaluation_sets}
+        return {name: committed_evaluation(self.store, name, 0) for name in self.job.evaluation_sets}
 
     def commit(
         self, store: RoundStore, position: Position, policy: Adapter, gathered: Gathered, summary: dict[str, Any]
@@ -235,10 +249,17 @@ class Rounds:
         reference = next_reference(self.config, position.reference, policy)
         commit_reference(store, reference)
         control = position.control
-        summary["warnings"] = []
+        summary["warnings"] = list(judge_warnings(summary))
         if summary["evaluation"]:
-            measured = measure(index + 1, summary["evaluation"], self.initial_evaluation())
-            summary["warnings"] = [finding.message for finding in findings(self.config, measured)]
+            since = compare_with_best(
+                partial(committed_evaluation, self.store),
+                list(self.job.evaluation_sets),
+                control.best,
+                version=index + 1,
+                seed=self.config.run.seed,
+            )
+            measured = measure(index + 1, summary["evaluation"], self.initial_evaluation(), since)
+            summary["warnings"] += [finding.message for finding in findings(self.config, measured)]
             # The last round is evaluated in any case; a longer run, which may not, must go on from it all the same.
             control = advance(self.config, control, measured) if self.is_evaluated(index) else control
         # The listener appends the summary to the metrics before the loop goes on, so the position covers it.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from online_dpo.agreement import without_statistics
 from online_dpo.config import RunConfig
 from online_dpo.errors import NoPairsError
 from online_dpo.opinions import scores_nothing
@@ -91,7 +92,7 @@ def settled(
         "num_comparisons_without_label": unlabelled,
         "num_comparisons_tied_by_labeller": counts["tie"],
         "num_pairs": len(pairs),
-        "labeller": {"num_upheld": counts["upheld"], "num_overturned": counts["overturned"], **counters},
+        "labeller": {"num_upheld": counts["upheld"], "num_overturned": counts["overturned"], **without_statistics(counters)},
     }
     return Selection(items=pairs, figures=figures)
 

@@ -64,8 +64,10 @@ class Stages(Protocol):
         """Result: `Sampled`."""
         ...
 
-    def start_judging(self, judge: str, shard: Shard, completions: Sequence[Completion]) -> Task:
-        """Result: `Judged`."""
+    def start_judging(
+        self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
+    ) -> Task:
+        """Result: `Judged`. With `again` what is wanted is another answer to what was answered before."""
         ...
 
     def start_scoring(self, rows: Sequence[Row], under: Sequence[Under]) -> Task:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from online_dpo.config_loading import load_config
 from online_dpo.control import Control, stop_reason
+from online_dpo.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.metrics import check_metrics
 from online_dpo.pair_words import num_items, offline_outcomes, show_preferences
 from online_dpo.stages import REWARD
@@ -68,15 +69,22 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
         console.print(rounds_table(status))
         if status["initial"]:
             console.print(price_table(status))
+            if (wins := wins_table(status)) is not None:
+                console.print(wins)
         if status["yield"]:
             console.print(yield_table(status["yield"], _titled("yield of prompts")))
         console.print(training_table(status))
         console.print(samples_table(status))
+        for table in (judges_table(status["rounds"]), latency_table(status["rounds"])):
+            if table is not None:
+                console.print(table)
         console.print(seconds_table(status))
     for record in status["preferences"]:
         shown = show_preferences(record)
         console.print(f"policy {record['policy_version']} on {record['set']}: {shown}", highlight=False, soft_wrap=True)
     for record in status["rounds"]:
+        for line in reasons_of(record):
+            console.print(line, highlight=False, soft_wrap=True)
         for warning in record["warnings"]:
             console.print(f"warning: {warning}", soft_wrap=True)
     if status["stopped"] is not None:
@@ -132,6 +140,37 @@ def price_table(status: dict[str, Any]) -> Table:
     for record in status["rounds"]:
         table.add_row(str(record["policy_version"]), *_evaluation_cells(record["evaluation"], sets, [], _FURTHER_PRICE))
     return table
+
+
+def wins_table(status: dict[str, Any]) -> Table | None:
+    """One row per evaluated round: how often its samples score higher than the initial policy's for the same prompts.
+
+    In brackets the paired-bootstrap 95 % interval; equal scores are half a win. None where nothing was scored.
+    """
+    ending = "_win_rate"
+    found = {
+        (name, key.removesuffix(ending)): None
+        for record in status["rounds"]
+        for name, figures in record["evaluation"].items()
+        for key in figures
+        if key.endswith(ending)
+    }
+    if not found:
+        return None
+    table = _titled("wins of fresh samples against the initial policy's")
+    table.add_column("round", justify="right")
+    for name, judge in found:
+        table.add_column(f"{name}\n{judge}", justify="right", no_wrap=True)
+    for record in status["rounds"]:
+        cells = [_wins(record["evaluation"].get(name, {}), judge) for name, judge in found]
+        if any(cells):
+            table.add_row(str(record["policy_version"]), *cells)
+    return table
+
+
+def _wins(figures: dict[str, Any], judge: str) -> str:
+    share, low, high = (figures.get(f"{judge}_win_rate{ending}") for ending in ("", "_low", "_high"))
+    return "" if share is None or low is None or high is None else f"{share:.2f} [{low:.2f}, {high:.2f}]"
 
 
 _IMPROVEMENT_PRICE = {"KL": "kl_initial", "length": "length_mean", "distinct-2": "distinct_2"}

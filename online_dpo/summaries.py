@@ -90,9 +90,14 @@ def scores_by_prompt(verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 
 def paired_bootstrap(
-    before: Mapping[str, float], after: Mapping[str, float], *, seed: int, num_resamples: int = 2000
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    seed: int,
+    num_resamples: int = 2000,
+    coverage: float = 0.95,
 ) -> tuple[float, float, float] | None:
-    """Mean gain over the prompts that both sides scored, and its 95 % percentile interval.
+    """Mean gain over the prompts that both sides scored, and its percentile interval, of 95 % unless told.
 
     The unit that is resampled is the prompt (Efron & Tibshirani 1993, chapter 13).
 
@@ -106,8 +111,22 @@ def paired_bootstrap(
         return None
     gains = np.array([after[key] - before[key] for key in common])
     draws = np.random.default_rng(seed).integers(0, len(gains), size=(num_resamples, len(gains)))
-    low, high = np.quantile(gains[draws].mean(axis=1), [0.025, 0.975])
+    tail = (1.0 - coverage) / 2.0
+    low, high = np.quantile(gains[draws].mean(axis=1), [tail, 1.0 - tail])
     return float(gains.mean()), float(low), float(high)
+
+
+def win_rate(
+    before: Mapping[str, float], after: Mapping[str, float], *, seed: int
+) -> tuple[float, float, float] | None:
+    """Share of the prompts that both sides scored on which `after` scores higher, equal scores being half a win.
+
+    Returns:
+        `(share, low, high)` with the 95 % interval of the paired bootstrap, or None without a common prompt.
+    """
+    common = before.keys() & after.keys()
+    wins = {key: float(after[key] > before[key]) + 0.5 * float(after[key] == before[key]) for key in common}
+    return paired_bootstrap(dict.fromkeys(common, 0.0), wins, seed=seed)
 
 
 def describe_items(items: Items) -> dict[str, float | int | None]:

@@ -25,6 +25,12 @@ STOPPED = "stopped: "
 CONFLICT = "orders disagree"
 """How the reason of an abstention begins where a judge prefers the same place in both orders of presentation."""
 
+FIRST_PLACE, SECOND_PLACE = (f"{CONFLICT}: the {place} place wins both" for place in ("first", "second"))
+"""Such reasons in full."""
+
+RANKINGS = "num_judge_rankings"
+"""Counter of questions whose completions a judge saw side by side, although it then scores each of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -259,6 +265,8 @@ class Judged:
     verdicts: tuple[Verdict, ...]  # in prompt order
     counters: Mapping[str, int | float]  # calls, retries, failures, ... of this shard
     stopped: str | None = None  # why nothing is said about some of the prompts; None = something is about all
+    # Judge -> seconds of each answered call. Never committed: seconds do not repeat.
+    latencies_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -272,10 +272,12 @@ class FakeStages:
         self.tape.call("sample", who := name_shard(version, [prompt.prompt_id for prompt in shard.prompts]))
         return FakeTask(f"sample {who}", lambda: self.generators[replica].sample(shard, plan), replica)
 
-    def start_judging(self, judge: str, shard: Shard, completions: Sequence[Completion]) -> FakeTask:
-        who = shard_of(completions)
-        self.tape.call("judge", judge, who)
-        return FakeTask(f"judge {judge} {who}", lambda: self._judged(judge, completions))
+    def start_judging(
+        self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
+    ) -> FakeTask:
+        who, verb = shard_of(completions), "repeat" if again else "judge"
+        self.tape.call(verb, judge, who)
+        return FakeTask(f"{verb} {judge} {who}", lambda: self.judged(judge, shard, completions, again))
 
     def start_scoring(self, rows: Sequence[Row], under: Sequence[Any]) -> FakeTask:
         self.tape.call("rescore", len(rows), *(label(name) for name in under))
@@ -290,6 +292,9 @@ class FakeStages:
             self._fresh.discard(task.replica)
             result = Sampled(first_since_push=first, completions=result)
         return task, result
+
+    def judged(self, judge: str, shard: Shard, completions: Sequence[Completion], again: bool) -> Judged:
+        return self._judged(judge, completions)
 
     def _judged(self, judge: str, completions: Sequence[Completion]) -> Judged:
         text = {REWARD: lambda c: c.text}.get(judge, lambda c: f"{judge} {c.text}")

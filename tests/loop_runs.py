@@ -171,7 +171,7 @@ def records(path: Path, *, without: Sequence[str] = CHECKS) -> list[dict[str, An
     """The records of `metrics.jsonl` without clock readings."""
     lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
     return [
-        {key: value for key, value in line.items() if key not in ("time", "seconds")}
+        {key: value for key, value in line.items() if key not in ("time", "seconds", "latency_s")}
         for line in lines
         if line["kind"] not in without
     ]

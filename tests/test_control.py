@@ -172,7 +172,7 @@ NOTHING_TO_MEASURE = "and evaluation.sets is empty; KL and diversity are measure
         ({"drift": {"max_kl": 0}}, "drift.max_kl is 0; it must be greater than 0"),
         ({"drift": {}}, "drift.max_kl is missing; it has no default, so set it"),
         ({"alarm": {"bands": {"distinct_2": 1.0}}}, "alarm.bands.distinct_2 is 1.0; it must be greater than 1"),
-        ({"alarm": {"bands": {}}}, "alarm.bands is empty; name a figure to watch, or remove the alarm section"),
+        ({"alarm": {"bands": {}}}, "alarm has empty bands; name a figure to watch, set over_optimisation to true, or"),
         ({"alarm": {"bands": {"reward": 2}}}, "alarm.bands.reward is not a known key; it must be 'distinct_1', "),
         (
             {"reference": {"type": "fixed", "logps": "sampler"}},

@@ -165,7 +165,7 @@ def test_the_order_of_completions_never_changes_who_is_chosen(
 
     judges = {name: {"type": "python", "target": "m:f"} for name in "abc"}
     section = EnsembleJudge(type="ensemble", judges=judges, aggregate=aggregate)
-    judge = Ensemble(section, {name: Member(row) for name, row in zip("abc", table, strict=True)})  # type: ignore[misc]
+    judge = Ensemble(section, {name: Member(row) for name, row in zip("abc", table, strict=True)}, field="judge")  # type: ignore[misc]
 
     def preferences(order: tuple[str, ...]) -> dict[tuple[str, str], Any]:
         (said,) = asyncio.run(judge.judge([question(*order)]))

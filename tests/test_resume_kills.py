@@ -31,11 +31,11 @@ from online_dpo.objective_config import MEMBERS, PairObjective
 from online_dpo.store import RunStore
 from online_dpo.tables import from_parquet
 from online_dpo.training import newest_checkpoint
-from online_dpo.types import Adapter, Completion
+from online_dpo.types import Adapter, Completion, Verdict
 
 GOLD = {"gold": {"type": "python", "target": "none:none"}}
 
-WORK = ("sample", "judge", "reference_logps", "step")
+WORK = ("sample", "judge", "repeat", "reference_logps", "step")
 
 
 class Camera(CrashingDisk):
@@ -96,6 +96,10 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
                 for judge, verdicts in {"reward": "verdicts", "gold": "verdicts-gold"}.items():
                     if part.has(name.replace("completions", verdicts)):
                         del left[f"judge {judge} {shard}"]
+                    repeats = name.replace("completions", verdicts.replace("verdicts", "repeats"))
+                    if part.has(repeats):
+                        asked = dict.fromkeys(v.prompt_id for v in part.get_records(repeats, Verdict))
+                        del left[f"repeat {judge} {shard.split()[0]} {','.join(asked)}"]
             if part.has("pairs") or part.has("labelled"):
                 left[references[part.index]] -= 1
             num_steps = 0
@@ -140,9 +144,10 @@ def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
 
 def test_a_kill_at_any_event_and_another_in_the_continuation(tmp_path: Path) -> None:
     """The kill leaves through the loop's generators, as Ctrl-C does."""
-    run = Run.of(tmp_path, evaluation__judges=GOLD, reference={"type": "every", "rounds": 2})
+    run = Run.of(tmp_path, evaluation__judges=GOLD, reference={"type": "every", "rounds": 2}, judging={"repeated": 0.7})
     whole = run.go_on()
     work, expected = whole.tape.calls(*WORK), comparable(run.path)
+    assert {call.split()[1] for call in work if call.startswith("repeat ")} == {"reward", "gold"}
     for number in range(len(whole.events)):
         killed = run.at(tmp_path / f"{number}")
         with pytest.raises(Kill):
@@ -245,6 +250,8 @@ CHANGEABLE = {
     "drift.action",
     "alarm.action",
     "alarm.bands",
+    "alarm.over_optimisation",
+    "judging.min_labelled",
 }
 
 COMMON: dict[str, Any] = {

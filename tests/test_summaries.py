@@ -26,6 +26,7 @@ from online_dpo.summaries import (
     paired_bootstrap,
     scores_by_prompt,
     self_bleu,
+    win_rate,
 )
 from online_dpo.types import Adapter, Completion, Labelled, Pair, Prompt, Row, Verdict
 
@@ -154,6 +155,19 @@ def test_paired_bootstrap_against_the_large_sample_interval() -> None:
     assert paired_bootstrap(before, after, seed=3) == found != paired_bootstrap(before, after, seed=4)
     # The order in which prompts were scored has no part in it.
     assert paired_bootstrap(dict(reversed(before.items())), after, seed=3) == found
+
+
+def test_win_rate_by_hand() -> None:
+    """Would catch ties that count as wins or losses, and prompts that only one side scored."""
+    before = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "only": 9.0}
+    after = {"a": 1.5, "b": 2.0, "c": 9.0, "d": 3.0, "other": 0.0}
+    found = win_rate(before, after, seed=0)
+    assert found is not None and found[0] == (1 + 0.5 + 1 + 0) / 4 and 0.0 <= found[1] < found[0] < found[2] <= 1.0
+    assert win_rate({"a": 1.0}, {"b": 1.0}, seed=0) is None
+    many = {str(i): float(i % 10 < 7) for i in range(1000)}
+    share, low, high = win_rate(dict.fromkeys(many, 0.5), many, seed=1) or (0.0, 0.0, 0.0)
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
+    assert (share, low, high) == pytest.approx((0.7, 0.7 - half, 0.7 + half), abs=0.004)
 
 
 def test_paired_bootstrap_takes_common_prompts_only() -> None:

@@ -12,9 +12,9 @@ from itertools import combinations
 from judges.llm.chat import Chat, ChatRequest
 from judges.llm.parsing import read_json, read_token
 from judges.llm.prompts import Task, build_messages, make_key
-from judges.protocol import Abstain, Limits, Question, count
+from judges.protocol import Abstain, Limits, Question, asked_again, count
 from online_dpo.judge_config import LlmJudge
-from online_dpo.types import CONFLICT, Verdict, derive_seed
+from online_dpo.types import FIRST_PLACE, SECOND_PLACE, Verdict, derive_seed
 
 Subject = tuple[int, ...]
 """What one verdict is about: (i,), or (i, j) where i is presented first."""
@@ -90,7 +90,8 @@ class ChatJudge:
     def _request(self, messages: Sequence[dict[str, str]], vote: int) -> ChatRequest:
         section, as_json = self._section, self._section.verdict == "json"
         # From the content alone: the same question is answered alike wherever it comes up.
-        seed = derive_seed(section.seed, "vote", vote, json.dumps(messages)) >> 32
+        purpose = "vote again" if asked_again() else "vote"
+        seed = derive_seed(section.seed, purpose, vote, json.dumps(messages)) >> 32
         return ChatRequest(
             messages=tuple(messages),
             schema=self._task.schema,
@@ -139,12 +140,12 @@ class ChatJudge:
         count("num_judge_orders_compared")
         if (first - 0.5) * (second - 0.5) <= 0.0:
             return votes
-        place = "first" if first > 0.5 else "second"
+        place, conflict = ("first", FIRST_PLACE) if first > 0.5 else ("second", SECOND_PLACE)
         count("num_judge_order_conflicts")
         count(f"num_judge_order_conflicts_{place}_place")
         if self._section.on_conflict == "average":
             return votes
-        return dict.fromkeys(votes, Abstain(f"{CONFLICT}: the {place} place wins both"))
+        return dict.fromkeys(votes, Abstain(conflict))
 
 
 def _poll(votes: Sequence[Vote]) -> Vote:
