@@ -92,7 +92,11 @@ def settled(
         "num_comparisons_without_label": unlabelled,
         "num_comparisons_tied_by_labeller": counts["tie"],
         "num_pairs": len(pairs),
-        "labeller": {"num_upheld": counts["upheld"], "num_overturned": counts["overturned"], **without_statistics(counters)},
+        "labeller": {
+            "num_upheld": counts["upheld"],
+            "num_overturned": counts["overturned"],
+            **without_statistics(counters),
+        },
     }
     return Selection(items=pairs, figures=figures)
 
