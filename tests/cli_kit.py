@@ -117,6 +117,7 @@ def write_run(control: Control | None = None) -> None:
             play_round(store.round(index), {})
             figures = {
                 "policy_version": index + 1,
+                "num_prompts": 4,
                 "num_pairs": 4,
                 "outcomes": {"paired": 4},
                 "evaluation": {},
