@@ -1,6 +1,6 @@
 """A whole round over the sum of its bare floors, measured in the same run on the same data.
 
-    python benchmarks/round_overhead.py [--prompts 640] [--repeats 3]
+    python benchmarks/round_overhead.py [--prompts 900] [--repeats 3]
 
 Plays two rounds of the embedded task (the first warms the engine up), then takes the second one's own prompts, texts
 and pairs out of the run directory and does the bare work on them, each kind in a process of its own: one `LLM.generate`
@@ -30,7 +30,7 @@ WARM_UP = 8  # rows done before the clock starts: the first call of a process co
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=640)
+    parser.add_argument("--prompts", type=int, default=900)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--floor", choices=FLOORS, help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
