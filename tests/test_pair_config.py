@@ -58,6 +58,8 @@ def test_what_goes_together(base: dict[str, Any], overrides: list[str]) -> None:
         (ALONE, JUDGE, "judge is set, but pairs has neither warm_start_rounds nor fraction"),
         (ALONE, JUDGE, "goes under evaluation.judges"),
         (ALONE, ["pairing.strategy=random"], "pairing is set, but"),
+        (ALONE, ["judging.min_labelled=0.2"], "judging.min_labelled is 0.2, but"),
+        (ALONE, ["judging.repeated=0.2"], "judging.repeated is 0.2, but"),
         (ALONE, ["sampling.max_tokens=8"], "sampling.max_tokens is 8, but"),
         (ALONE, [*SETS, "sampling.num_samples=2"], "evaluation samples are drawn at temperature 1, one per prompt"),
         (ALONE, ["evaluation.judges.g.type=python", "evaluation.judges.g.target=a:b"], "there is no sample to judge"),
