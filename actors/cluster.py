@@ -9,15 +9,15 @@ from typing import Any, cast
 import ray
 
 from actors.generator import EngineSpec, Generator
-from actors.judge import JudgeHost
-from actors.learner import LearnerHost
-from actors.sessions import fetch, has_gpus
+from actors.judge_host import JudgeHost
+from actors.learner_host import LearnerHost
+from actors.session import fetch, has_gpus
 from judges.registry import JudgeSpec
-from online_dpo.checks import TokenLogps, check_digests
-from online_dpo.config import RunConfig
+from online_dpo.config.run import RunConfig
 from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
-from online_dpo.learning import LearnerSpec
-from online_dpo.stages import REWARD, LearnerStage, Under
+from online_dpo.learner.learner import LearnerSpec
+from online_dpo.loop.stages import REWARD, LearnerStage, Under
+from online_dpo.loop.weight_checks import TokenLogps, check_digests
 from online_dpo.types import Adapter, Completion, Prompt, Row, Sampled, SamplingPlan, Shard
 
 GENERATOR_CPUS = LEARNER_CPUS = 1.0
@@ -50,7 +50,7 @@ class RemoteLearner:
 
 
 class RayStages:
-    """`online_dpo.stages.Stages` on a Ray cluster.
+    """`online_dpo.loop.stages.Stages` on a Ray cluster.
 
     A generator that dies is replaced: the new one takes the current policy, and the shards that the old one held are
     sampled again. Their seeds make them the same.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from actors.weights import LoraSlots
-from online_dpo.config import LORA_RANKS
+from actors.lora_slots import LoraSlots
+from online_dpo.config.run import LORA_RANKS
 from online_dpo.errors import WeightMismatchError
 from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
 
@@ -83,7 +83,7 @@ class Generator:
             # extra end-of-sequence ids arrive through `eos_token_ids`.
             generation_config="vllm",
             logprobs_mode="raw_logprobs",
-            worker_extension_cls="online_dpo.merging.MergeExtension",
+            worker_extension_cls="online_dpo.models.merging.MergeExtension",
             disable_log_stats=True,
             **options,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from actors.judge_engine import prepare_process
+from actors.chat_engine import prepare_process
 from judges.hosting import ScorerWish
 from online_dpo.errors import JudgeError
 

@@ -44,7 +44,7 @@ def quality(completion: str) -> float:
 
 def problems(number: int, seed: int) -> list[Any]:
     """Rows as `online-dpo judge` reads them, with known labels."""
-    from online_dpo.judge_rows import JudgeRow, answers
+    from online_dpo.data.completion_files import JudgeRow, answers
     from online_dpo.types import Prompt
 
     draw, rows = random.Random(seed), []
@@ -78,11 +78,11 @@ def settings(faults: dict[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def measure(rows: list[Any], judge: dict[str, Any]) -> dict[str, Any]:
-    from actors.judge import JudgeHost
+    from actors.judge_host import JudgeHost
     from judges.registry import make_spec
-    from online_dpo.config_loading import load_judges
-    from online_dpo.judge_figures import against_gold
-    from online_dpo.judge_reports import report, warnings
+    from online_dpo.config.loading import load_judges
+    from online_dpo.statistics.comparisons import against_gold
+    from online_dpo.statistics.judges import report, warnings
     from online_dpo.types import Shard
 
     loaded = load_judges({"judge": judge}).judge

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from online_dpo.status import read_status
+from online_dpo.commands.status import read_status
 
 FIXED, EVERY, ENSEMBLE = "{type: fixed}", "{type: every, rounds: 1}", "{type: ensemble, last: 3}"
 FAST = {"learner.lr": "2.0e-3", "reference": EVERY}  # what DESIGN section 9 saw end in word salad

@@ -248,8 +248,8 @@ def step_flops(config: Any, args: argparse.Namespace, *, prompts: int) -> float:
 
 
 def ours(args: argparse.Namespace, precision: str) -> None:
-    from online_dpo.config import LearnerSection, LoraSection, SigmoidObjective
-    from online_dpo.learning import Learner, LearnerSpec
+    from online_dpo.config.run import LearnerSection, LoraSection, SigmoidObjective
+    from online_dpo.learner.learner import Learner, LearnerSpec
     from online_dpo.types import Completion, Pair, Prompt
 
     fields: dict[str, Any] = dict(field.split("=") for field in args.ours)

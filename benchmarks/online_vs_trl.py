@@ -195,7 +195,7 @@ def make_inputs(args: argparse.Namespace) -> None:
 def ours(args: argparse.Namespace) -> None:
     """Rounds of a run; between two of them the next turn is waited for."""
     from online_dpo import load_config, run
-    from online_dpo.stages import Event
+    from online_dpo.loop.stages import Event
 
     settings = {
         **OURS,

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from online_dpo.status import read_status
+from online_dpo.commands.status import read_status
 
 FIGURES = ("reward", "gold", "kl_initial", "length_mean", "distinct_2")
 

@@ -96,9 +96,9 @@ def timed(work: Callable[[], Any]) -> float:
 
 def read_run(run_dir: Path) -> tuple[Any, Any, Any]:
     """Config, last round, and what the run's config says of its model."""
-    from online_dpo.launch import recorded_config
-    from online_dpo.models import inspect_model, locate
-    from online_dpo.store import RunStore
+    from online_dpo.commands.run import recorded_config
+    from online_dpo.models.inspection import inspect_model, locate
+    from online_dpo.store.run_store import RunStore
 
     config = recorded_config(run_dir)
     store = RunStore.read(run_dir)
@@ -113,7 +113,7 @@ def completions_of(last: Any, base: str) -> list[Any]:
 
 
 def evaluation_prompts(config: Any, model: Any) -> list[Any]:
-    from online_dpo.preparation import prepare
+    from online_dpo.commands.preparation import prepare
 
     return list(prepare(config).job.evaluation_sets["heldout"])
 
@@ -250,9 +250,9 @@ def bare_learning(run_dir: Path) -> dict[str, float]:
 
 
 def our_learning(run_dir: Path) -> dict[str, float]:
-    from online_dpo.launch import learner_spec
-    from online_dpo.learning import Learner
-    from online_dpo.preparation import prepare
+    from online_dpo.commands.preparation import prepare
+    from online_dpo.commands.run import learner_spec
+    from online_dpo.learner.learner import Learner
     from online_dpo.types import Pair
 
     config, last, _ = read_run(run_dir)

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from judges.protocol import Question
-from judges.verifier import Verifier
-from online_dpo.judge_config import VerifierJudge
+from judges.verifier.verifier import Verifier
+from online_dpo.config.judges import VerifierJudge
 
 
 def grouped(value: int) -> str:

@@ -25,8 +25,8 @@ from judges.protocol import (
     limits_of,
     note_latency,
 )
+from online_dpo.config.judges import HostedJudge
 from online_dpo.errors import JudgeError
-from online_dpo.judge_config import HostedJudge
 from online_dpo.types import FAILURE, STOPPED, Verdict
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 import online_dpo
 from judges.registry import JudgeSpec
-from judges.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
-from online_dpo.judge_config import LlmJudge, OuterJudge, PythonJudge, RewardModelJudge
-from online_dpo.models import inspect_model, locate
+from judges.user.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
+from online_dpo.config.judges import LlmJudge, OuterJudge, PythonJudge, RewardModelJudge
+from online_dpo.models.inspection import inspect_model, locate
 
 SAME_VERDICTS = frozenset({"batch_size", "batch_tokens", "threads"})
 """Fields besides the changeable ones that do not change what is said, beyond float error."""

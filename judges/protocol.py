@@ -4,7 +4,7 @@
         async def judge(self, questions):
             return [[q.score(i, len(text)) for i, text in enumerate(q.completions)] for q in questions]
 
-Most judges need less than this: see `judges.python_judge` for plain functions and `docs/judges.md` for all forms.
+Most judges need less than this: see `judges.user.python_judge` for plain functions and `docs/judges.md` for all forms.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from typing import Any
 from judges.calling import Caller, Sleep
 from judges.llm import describe_llm
 from judges.protocol import Judge
-from judges.python_judge import adapt
-from judges.user_code import load_target, read_source
-from online_dpo.judge_config import (
+from judges.user.python_judge import adapt
+from judges.user.user_code import load_target, read_source
+from online_dpo.config.judges import (
     CachedJudge,
     EnsembleJudge,
     LengthPenaltyJudge,
@@ -37,7 +37,7 @@ Inner = Mapping[str, Caller]
 class JudgeSpec:
     """A judge before it is built: small, picklable, complete without the user's folder."""
 
-    section: Any  # of `online_dpo.judge_config.JudgeSection`
+    section: Any  # of `online_dpo.config.judges.JudgeSection`
     field: str  # where the section is in the config, such as `judge` or `evaluation.judges.gold`
     source: str | None = None  # content of the .py file that `target` names
     inner: Mapping[str, JudgeSpec] = dataclasses.field(default_factory=dict)  # by place in the section
@@ -95,7 +95,7 @@ def build(spec: JudgeSpec) -> Judge:
 
 
 def _build_reward_model(section: RewardModelJudge, spec: JudgeSpec, _: Inner) -> Judge:
-    from judges.reward_model import RewardModel  # torch and transformers
+    from judges.reward.reward_model import RewardModel  # torch and transformers
 
     return RewardModel(
         section.path,
@@ -122,39 +122,39 @@ def _build_llm(section: LlmJudge, spec: JudgeSpec, _: Inner) -> Judge:
 
 
 def _build_verifier(section: VerifierJudge, spec: JudgeSpec, _: Inner) -> Judge:
-    from judges.verifier import Verifier
+    from judges.verifier.verifier import Verifier
 
     return Verifier(section, field=spec.field)
 
 
 def _build_process(section: ProcessJudge, spec: JudgeSpec, inner: Inner) -> Judge:
-    from judges.process import Process
+    from judges.outer.process import Process
 
     return Process(section, inner["judge"], field=spec.field)
 
 
 def _build_ensemble(section: EnsembleJudge, spec: JudgeSpec, inner: Inner) -> Judge:
-    from judges.ensemble import Ensemble
+    from judges.outer.ensemble import Ensemble
 
     members = {place.removeprefix("judges."): caller for place, caller in inner.items()}
     return Ensemble(section, members, field=spec.field)
 
 
 def _build_length_penalty(section: LengthPenaltyJudge, spec: JudgeSpec, inner: Inner) -> Judge:
-    from judges.wrappers import LengthPenalty
+    from judges.outer.wrappers import LengthPenalty
 
     return LengthPenalty(section, inner["judge"])
 
 
 def _build_normalise(section: NormaliseJudge, spec: JudgeSpec, inner: Inner) -> Judge:
-    from judges.wrappers import Normalise
+    from judges.outer.wrappers import Normalise
 
     return Normalise(section, inner["judge"], field=spec.field)
 
 
 def _build_cached(section: CachedJudge, spec: JudgeSpec, inner: Inner) -> Judge:
-    from judges.cache import Cached
     from judges.fingerprint import fingerprint
+    from judges.outer.cache import Cached
 
     path = Path(spec.base_dir) / Path(section.path).expanduser()
     key = fingerprint(spec.inner["judge"], version=section.version)

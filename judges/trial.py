@@ -9,9 +9,9 @@ from typing import Any
 
 from judges.calling import Caller
 from judges.protocol import Judge, Question, StopJudging, check_verdicts, limits_of
+from online_dpo.config.pairing import PairingSection, explain_no_scores
 from online_dpo.errors import JudgeError
-from online_dpo.opinions import scores_nothing
-from online_dpo.pairing_config import PairingSection, explain_no_scores
+from online_dpo.pairing.opinions import scores_nothing
 from online_dpo.types import PromptContent, Verdict
 
 TEXT = "In a few words, the film was"

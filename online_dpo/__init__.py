@@ -15,10 +15,10 @@ _siblings.pin()
 
 if TYPE_CHECKING:
     from judges.protocol import Abstain, Judge, Question
-    from online_dpo.config import RunConfig
-    from online_dpo.config_loading import load_config
+    from online_dpo.commands.run import resume, run
+    from online_dpo.config.loading import load_config
+    from online_dpo.config.run import RunConfig
     from online_dpo.errors import OnlineDPOError, UserError
-    from online_dpo.launch import resume, run
     from online_dpo.types import Completion, Pair, Prompt, Verdict
 
 __version__ = "0.1.0"
@@ -31,12 +31,12 @@ _EXPORTS = {
     "Pair": "online_dpo.types",
     "Prompt": "online_dpo.types",
     "Question": "judges.protocol",
-    "RunConfig": "online_dpo.config",
+    "RunConfig": "online_dpo.config.run",
     "UserError": "online_dpo.errors",
     "Verdict": "online_dpo.types",
-    "load_config": "online_dpo.config_loading",
-    "resume": "online_dpo.launch",
-    "run": "online_dpo.launch",
+    "load_config": "online_dpo.config.loading",
+    "resume": "online_dpo.commands.run",
+    "run": "online_dpo.commands.run",
 }
 __all__ = [
     "Abstain",

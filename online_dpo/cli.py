@@ -31,8 +31,8 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, suc
 @app.command()
 def run(config: Config, overrides: Overrides = None) -> None:
     """Start a run, or continue the one in its run directory."""
-    from online_dpo.config_loading import load_config
-    from online_dpo.launch import run as launch
+    from online_dpo.commands.run import run as launch
+    from online_dpo.config.loading import load_config
 
     _play(launch, load_config(config, overrides or ()))
 
@@ -40,8 +40,8 @@ def run(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def resume(run_dir: RunDir, overrides: Overrides = None) -> None:
     """Continue a run from what it committed last."""
-    from online_dpo.launch import recorded_config
-    from online_dpo.launch import run as launch
+    from online_dpo.commands.run import recorded_config
+    from online_dpo.commands.run import run as launch
 
     _play(launch, recorded_config(run_dir, overrides or ()))
 
@@ -53,8 +53,8 @@ def validate(
     deep: Annotated[bool, typer.Option("--deep", help="Also load tokenizer, prompts and judges.")] = False,
 ) -> None:
     """Print the resolved config and check what can be checked cheaply."""
-    from online_dpo.config_loading import dump_config, load_config
-    from online_dpo.validation import validate_deep, validate_light
+    from online_dpo.commands.validate import validate_deep, validate_light
+    from online_dpo.config.loading import dump_config, load_config
 
     loaded = load_config(config, overrides or ())
     typer.echo(dump_config(loaded))
@@ -67,7 +67,7 @@ def status(
     run_dir: RunDir, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False
 ) -> None:
     """Rounds, rewards, KL, drop counts and stage times; also while the run goes on."""
-    from online_dpo.status import read_status, show_status
+    from online_dpo.commands.status import read_status, show_status
 
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_status(read_status(run_dir), console, as_json=as_json)
@@ -81,7 +81,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
 ) -> None:
     """Write a round's policy as a PEFT adapter, or as a merged model."""
-    from online_dpo.export import export as write
+    from online_dpo.commands.export import export as write
 
     number = write(run_dir, out, round_number=round_number, merge=merge)
     typer.echo(f"round {number} of {run_dir}: {'merged model' if merge else 'adapter'} in {out}")
@@ -101,8 +101,8 @@ def judge(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Run only the judge, over prompts and completions from a file."""
-    from online_dpo.judge_command import Options, judge_file
-    from online_dpo.judge_command import show as lines
+    from online_dpo.commands.judge import Options, judge_file
+    from online_dpo.commands.judge import show as lines
 
     options = Options(judge=name, gold=gold, repeat=repeat, swap=swap, limit=limit)
     report = judge_file(config, file, overrides or (), options)
@@ -116,7 +116,7 @@ def judge(
 @app.command()
 def judges() -> None:
     """List the kinds of judges, and those that installed packages offer."""
-    from online_dpo.judge_command import installed_judges
+    from online_dpo.commands.judge import installed_judges
 
     for line in installed_judges():
         typer.echo(line)
@@ -125,13 +125,13 @@ def judges() -> None:
 @app.command()
 def quickstart() -> None:
     """A few rounds on the embedded models: film reviews become friendlier, in about three minutes on two cores."""
-    from online_dpo.quickstart import quickstart as play
+    from online_dpo.commands.quickstart import quickstart as play
 
     play(_listener())
 
 
 def _listener() -> Any:
-    from online_dpo.progress import Progress
+    from online_dpo.reports.progress import Progress
 
     return Progress()
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from store_driver import play_round, tree
 
-from online_dpo.config_loading import load_config
-from online_dpo.control import Control
-from online_dpo.launch import portable_yaml
-from online_dpo.preparation import inspect_inputs, run_info
-from online_dpo.store import RunStore
+from online_dpo.commands.preparation import inspect_inputs, run_info
+from online_dpo.commands.run import portable_yaml
+from online_dpo.config.loading import load_config
+from online_dpo.loop.control import Control
+from online_dpo.store.run_store import RunStore
 
 TIMEOUT_S = 500.0
 """Only against hanging for ever: no test asks how fast a command is."""

@@ -44,8 +44,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A local Ray with logical CPUs to spare; shut down at the end, nothing else on the machine is touched."""
-    from actors.sessions import ray_session
-    from online_dpo.config import ClusterSection
+    from actors.session import ray_session
+    from online_dpo.config.run import ClusterSection
 
     with ray_session(ClusterSection(num_cpus=16), num_cpus_needed=8):
         yield

@@ -11,11 +11,11 @@ from typing import Any
 import ray
 
 from actors.cluster import RayStages
-from online_dpo.config_loading import dump_config, load_config
-from online_dpo.launch import engine_spec, learner_spec, play
-from online_dpo.preparation import Materials, prepare
-from online_dpo.stages import Event
-from online_dpo.store import RunStore
+from online_dpo.commands.preparation import Materials, prepare
+from online_dpo.commands.run import engine_spec, learner_spec, play
+from online_dpo.config.loading import dump_config, load_config
+from online_dpo.loop.stages import Event
+from online_dpo.store.run_store import RunStore
 
 JUDGE = """
 def score(prompt, completion):

@@ -9,13 +9,13 @@ from typing import Any
 
 from loop_kit import FakeStages
 
-from actors.judge import JudgeHost
+from actors.judge_host import JudgeHost
 from judges.registry import make_spec
-from online_dpo.config import RunConfig
-from online_dpo.parts import counted_so_far
-from online_dpo.preparation import judge_sections
-from online_dpo.stages import REWARD
-from online_dpo.store import RunStore
+from online_dpo.commands.preparation import judge_sections
+from online_dpo.config.run import RunConfig
+from online_dpo.loop.stages import REWARD
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import counted_so_far
 from online_dpo.types import Completion, Judged, Shard
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from judges.calling import Caller
 from judges.protocol import Question, collect_counts
 from judges.registry import build_caller, make_spec
-from online_dpo.config_loading import load_judges
+from online_dpo.config.loading import load_judges
 from online_dpo.types import Verdict
 
 

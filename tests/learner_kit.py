@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load as parse_safetensors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from online_dpo.config import LearnerSection, LoraSection
-from online_dpo.learning import Learner, LearnerSpec
-from online_dpo.objective_config import SigmoidObjective
+from online_dpo.config.objective import SigmoidObjective
+from online_dpo.config.run import LearnerSection, LoraSection
+from online_dpo.learner.learner import Learner, LearnerSpec
 from online_dpo.types import Adapter, Completion, Pair, Prompt, Row
 
 VOCAB, EOS = 61, 2

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from online_dpo.batching import round_batches
-from online_dpo.config import RunConfig
-from online_dpo.items import rows_of, with_reference
-from online_dpo.stages import REWARD, Under
+from online_dpo.config.run import RunConfig
+from online_dpo.learner.batching import round_batches
+from online_dpo.learner.items import rows_of, with_reference
+from online_dpo.loop.stages import REWARD, Under
 from online_dpo.types import (
     Adapter,
     Completion,

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from loop_kit import EOS, VOCAB, FakeStages, Tape
 
-from online_dpo.config import RunConfig
-from online_dpo.config_loading import dump_config, load_config
-from online_dpo.launch import play
-from online_dpo.models import ModelInfo
-from online_dpo.preparation import Materials, load_job
-from online_dpo.stages import Event
-from online_dpo.store import RunStore
+from online_dpo.commands.preparation import Materials, load_job
+from online_dpo.commands.run import play
+from online_dpo.config.loading import dump_config, load_config
+from online_dpo.config.run import RunConfig
+from online_dpo.loop.stages import Event
+from online_dpo.models.inspection import ModelInfo
+from online_dpo.store.run_store import RunStore
 
 
 class PlainTokenizer:

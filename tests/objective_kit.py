@@ -10,11 +10,11 @@ import torch
 from learner_kit import make_pairs
 from torch import Tensor
 
-from online_dpo.items import with_reference
-from online_dpo.logprobs import TokenLogps
-from online_dpo.objective_config import MEMBERS
-from online_dpo.objectives import Outcome, PairwiseObjective
-from online_dpo.tensors import pair_batch
+from online_dpo.config.objective import MEMBERS
+from online_dpo.learner.items import with_reference
+from online_dpo.learner.logprobs import TokenLogps
+from online_dpo.learner.objectives import Outcome, PairwiseObjective
+from online_dpo.learner.tensors import pair_batch
 from online_dpo.types import Pair
 
 Rows = list[list[float]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from online_dpo.pairing import Pairing, build_pairs
-from online_dpo.pairing_config import PairingSection
+from online_dpo.config.pairing import PairingSection
+from online_dpo.pairing.pairs import Pairing, build_pairs
 from online_dpo.types import FAILURE, Completion, Prompt, Verdict
 
 FAILED = f"{FAILURE}ValueError: x"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from online_dpo.store import RoundStore, RunStore
+from online_dpo.store.run_store import RoundStore, RunStore
 from online_dpo.types import Completion, Prompt
 
 CONFIG, AMENDED = "run: {rounds: 2}\n", "run: {rounds: 3}\n"

@@ -8,7 +8,7 @@ import torch
 from learner_kit import NAME, make_pairs, make_spec, random_adapter, rows_of, save_tiny_llama, train, weights
 
 from online_dpo.errors import ModelError, RunDirectoryError
-from online_dpo.learning import Learner
+from online_dpo.learner.learner import Learner
 from online_dpo.types import Adapter
 
 

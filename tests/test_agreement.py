@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_kit import ask, caller_of, python, question
 
-from online_dpo.agreement import (
+from online_dpo.statistics.agreement import (
     count_scores,
     count_votes,
     describe_ensembles,
@@ -21,7 +21,7 @@ from online_dpo.agreement import (
     nominal_alpha,
     without_statistics,
 )
-from online_dpo.parts import sum_counters
+from online_dpo.store.shards import sum_counters
 
 # Krippendorff, "Computing Krippendorff's alpha-reliability" (2011), part C: 4 observers, 12 units, missing values.
 PUBLISHED = [

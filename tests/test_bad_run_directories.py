@@ -15,7 +15,7 @@ from cli_kit import SmallDisk, online_dpo, refused, write_inputs, write_run
 from model_kit import change_json
 from store_driver import tree
 
-from online_dpo.store import RunStore
+from online_dpo.store.run_store import RunStore
 
 
 @pytest.fixture

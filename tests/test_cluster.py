@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from engine_kit import small_config
 
-from online_dpo.config_loading import dump_config
+from online_dpo.config.loading import dump_config
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "for-this-test-only-0123456789abcdef"}
 RAY = str(Path(sys.executable).parent / "ray")

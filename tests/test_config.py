@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from online_dpo.config_loading import dump_config, load_config
+from online_dpo.commands.quickstart import CONFIG
+from online_dpo.config.loading import dump_config, load_config
+from online_dpo.config.objective import SigmoidObjective
 from online_dpo.errors import ConfigError
-from online_dpo.objective_config import SigmoidObjective
-from online_dpo.quickstart import CONFIG
 
 BASE: dict[str, Any] = {
     "model": {"path": "somewhere"},

@@ -11,14 +11,14 @@ import pytest
 from loop_kit import FakeGenerator, FakeStages
 from loop_runs import Kill, Run, comparable, records
 
-from online_dpo.config import RunConfig
-from online_dpo.config_loading import check_resumable, load_config
-from online_dpo.control import Control, Measured, advance, findings, measure, stop_reason
-from online_dpo.control_config import WATCHED
+from online_dpo.commands.run import why_stopped
+from online_dpo.config.control import WATCHED
+from online_dpo.config.loading import check_resumable, load_config
+from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError, WeightMismatchError
-from online_dpo.launch import why_stopped
-from online_dpo.references import Reference, score_items
-from online_dpo.store import RunStore
+from online_dpo.loop.control import Control, Measured, advance, findings, measure, stop_reason
+from online_dpo.loop.references import Reference, score_items
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Pair
 
 COMMON: dict[str, Any] = {

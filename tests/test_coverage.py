@@ -16,9 +16,9 @@ from loop_runs import Run, comparable, tree
 from test_resume_kills import Camera, restore
 
 from online_dpo.errors import TooFewLabelsError
-from online_dpo.parts import counted_so_far
-from online_dpo.stages import REWARD
-from online_dpo.store import RunStore
+from online_dpo.loop.stages import REWARD
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import counted_so_far
 from online_dpo.types import Completion, Judged, Prompt, Verdict
 
 

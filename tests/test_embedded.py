@@ -15,14 +15,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from online_dpo.embedded import build, measure, resolve
-from online_dpo.embedded.card import model_card
-from online_dpo.embedded.corpus import Review, half_of, random_snippet, sentence_starts, word_starts
+from online_dpo.embedded import resolve
 from online_dpo.embedded.gold import GoldJudge
-from online_dpo.embedded.gold_fit import export_gold, fit_gold
-from online_dpo.embedded.ngram import KneserNey
-from online_dpo.embedded.reward_fit import reward_from_policy, snippet_batches
-from online_dpo.embedded.training import (
+from tools.embedded import build, measure
+from tools.embedded.card import model_card
+from tools.embedded.corpus import Review, half_of, random_snippet, sentence_starts, word_starts
+from tools.embedded.gold_fit import export_gold, fit_gold
+from tools.embedded.ngram import KneserNey
+from tools.embedded.reward_fit import reward_from_policy, snippet_batches
+from tools.embedded.training import (
     BOS_ID,
     EOS_ID,
     IGNORED,

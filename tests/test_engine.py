@@ -16,7 +16,7 @@ from engine_kit import World, small_config
 from transformers import AutoTokenizer
 
 from online_dpo.errors import WeightMismatchError
-from online_dpo.store import RunStore
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Pair, Row
 
 # Faults are functions that run inside the generator's process, which cannot import this file.

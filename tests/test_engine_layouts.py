@@ -13,8 +13,8 @@ import torch
 from engine_kit import World, small_config
 
 from actors.generator import EngineSpec, Generator
-from online_dpo.export import export
-from online_dpo.store import RunStore
+from online_dpo.commands.export import export
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Row
 
 # Faults run inside the generator's process, which cannot import this file.

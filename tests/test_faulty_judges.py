@@ -12,8 +12,8 @@ from hosted_kit import HostedStages
 from loop_kit import FakeGenerator, uniform
 from loop_runs import Run, records
 
-from online_dpo.status import read_status, show_status
-from online_dpo.store import RunStore
+from online_dpo.commands.status import read_status, show_status
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Pair
 
 FAULTY = f"{Path(__file__).parent.parent / 'benchmarks' / 'faulty_judge.py'}:Faulty"

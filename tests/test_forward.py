@@ -30,11 +30,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from online_dpo import attention, block_attention, logprobs
-from online_dpo.config import LearnerSection
+from online_dpo.config.run import LearnerSection
 from online_dpo.errors import DataError, ModelError
-from online_dpo.forward import Forward
-from online_dpo.packing import Block, pack_rows, packed_tokens
+from online_dpo.learner import logprobs
+from online_dpo.learner.forward import Forward
+from online_dpo.learner.kernels import attention, block_attention
+from online_dpo.learner.kernels.packing import Block, pack_rows, packed_tokens
 from online_dpo.types import Row
 
 LONG = (5, 9, 11, 30, 7, 7, 41, 3, 28, 16)

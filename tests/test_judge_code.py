@@ -14,7 +14,7 @@ from judge_kit import ask, brief, caller_of, python, question
 from test_judges import LLAMA, save_tokenizer, shrink
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from judges.reward_model import RewardModel
+from judges.reward.reward_model import RewardModel
 from online_dpo.errors import JudgeError
 
 ARGS = """

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from online_dpo.commands.judge import Options, judge_file, show
+from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError, DataError
-from online_dpo.judge_command import Options, judge_file, show
-from online_dpo.judge_figures import (
+from online_dpo.statistics.comparisons import (
     against_gold,
     agreement,
     auc,
@@ -25,7 +26,6 @@ from online_dpo.judge_figures import (
     duels_of,
     order_consistency,
 )
-from online_dpo.judge_rows import JudgeRow, read_rows
 from online_dpo.types import Verdict
 
 

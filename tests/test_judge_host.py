@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from actors.judge import JudgeHost
+from actors.judge_host import JudgeHost
 from judges.registry import JudgeSpec
+from online_dpo.config.judges import PythonJudge
+from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import JudgeError
-from online_dpo.judge_config import PythonJudge
-from online_dpo.pairing import build_pairs
-from online_dpo.pairing_config import PairingSection
+from online_dpo.pairing.pairs import build_pairs
 from online_dpo.types import Completion, Judged, Prompt, Shard, Verdict
 
 

@@ -30,13 +30,13 @@ from transformers import (
 )
 
 from judges.protocol import Judge, Question, check_verdicts, collect_counts
-from judges.python_judge import PointwiseJudge
 from judges.registry import build, make_spec
-from judges.reward_model import RewardModel
+from judges.reward.reward_model import RewardModel
 from judges.trial import try_judge
-from online_dpo.config_loading import load_judges
+from judges.user.python_judge import PointwiseJudge
+from online_dpo.config.judges import PythonJudge, RewardModelJudge, judge_kinds
+from online_dpo.config.loading import load_judges
 from online_dpo.errors import JudgeError, ModelError
-from online_dpo.judge_config import PythonJudge, RewardModelJudge, judge_kinds
 from online_dpo.types import Verdict
 
 QUESTIONS = [
@@ -190,7 +190,7 @@ import asyncio, sys
 from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
-from online_dpo.judge_config import PythonJudge
+from online_dpo.config.judges import PythonJudge
 section = PythonJudge(type="python", target="mine.py:f")
 judge = build(make_spec(section, field="judge", base_dir=Path({str(tmp_path)!r})))
 try:

@@ -14,12 +14,12 @@ from loop_runs import Run, comparable
 from pydantic import TypeAdapter
 from test_judge_host import answers, brief, shard_of
 
-from actors.judge import JudgeHost
+from actors.judge_host import JudgeHost
 from judges.registry import make_spec
+from online_dpo.config.judges import JudgeSection
 from online_dpo.errors import JudgingStopped
-from online_dpo.judge_config import JudgeSection
-from online_dpo.parts import counted_so_far
-from online_dpo.store import RunStore
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import counted_so_far
 from online_dpo.types import Completion, Judged
 
 GOLD = {"gold": {"type": "python", "target": "none:none"}}

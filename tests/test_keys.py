@@ -15,7 +15,7 @@ import pytest
 from engine_kit import small_config
 from judge_servers import Answer, completion, longer_wins, material, serve, verdict
 
-from online_dpo.config_loading import dump_config
+from online_dpo.config.loading import dump_config
 
 FROM_ENVIRONMENT, FROM_FILE = "sk-environment-31c9e07f55d2", "sk-file-8b40d6a1973e"
 

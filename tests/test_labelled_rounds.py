@@ -8,8 +8,8 @@ import pytest
 from loop_kit import FakeStages
 from loop_runs import Kill, Run, comparable, records
 
-from online_dpo.labelling import unpair
-from online_dpo.store import RunStore
+from online_dpo.pairing.unpairing import unpair
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Labelled, Pair
 
 

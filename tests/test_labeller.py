@@ -14,12 +14,18 @@ from pairing_kit import FAILED, completion, duels, pair_up, scores
 from test_judging_stops import Stingy
 
 from actors.cluster import cpus_needed
-from online_dpo.config_loading import load_config
+from online_dpo.commands.preparation import (
+    judge_name,
+    judge_sections,
+    keep_recorded_threads,
+    resolve_threads,
+    source_files,
+)
+from online_dpo.config.loading import load_config
 from online_dpo.errors import JudgingStopped
-from online_dpo.labeller import settle
-from online_dpo.parts import counted_so_far
-from online_dpo.preparation import judge_name, judge_sections, keep_recorded_threads, resolve_threads, source_files
-from online_dpo.store import RunStore
+from online_dpo.loop.annotation import settle
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import counted_so_far
 from online_dpo.types import Completion, Judged, Pair, Verdict
 
 PAIRING = {

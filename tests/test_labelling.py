@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from learner_kit import make_pairs
 
-from online_dpo.labelling import unpair, with_mismatches
+from online_dpo.pairing.unpairing import unpair, with_mismatches
 from online_dpo.types import Labelled
 
 

@@ -25,11 +25,11 @@ from learner_kit import (
 )
 from torch import Tensor
 
+from online_dpo.config.objective import MEMBERS, Objective, PairObjective
 from online_dpo.errors import TrainingError
-from online_dpo.items import rows_of
-from online_dpo.labelling import unpair
-from online_dpo.learning import Learner
-from online_dpo.objective_config import MEMBERS, Objective, PairObjective
+from online_dpo.learner.items import rows_of
+from online_dpo.learner.learner import Learner
+from online_dpo.pairing.unpairing import unpair
 from online_dpo.types import Adapter, Labelled, Pair
 
 BETA = 0.1

@@ -21,9 +21,9 @@ from learner_kit import (
     with_dropout,
 )
 
+from online_dpo.config.objective import MEMBERS
 from online_dpo.errors import TrainingError
-from online_dpo.learning import Learner
-from online_dpo.objective_config import MEMBERS
+from online_dpo.learner.learner import Learner
 from online_dpo.types import Adapter
 
 

@@ -17,8 +17,8 @@ from judges.llm.judge import ChatJudge
 from judges.llm.parsing import read_json, read_token
 from judges.protocol import Abstain, Question, check_verdicts, collect_counts
 from judges.trial import try_judge
+from online_dpo.config.judges import JudgeSection, LlmJudge
 from online_dpo.errors import JudgeError
-from online_dpo.judge_config import JudgeSection, LlmJudge
 from online_dpo.types import Verdict
 
 TEXTS = ("short", "a good deal longer", "of middling size")

@@ -18,9 +18,9 @@ from judges.llm.building import build_llm
 from judges.llm.key import Key, read_key
 from judges.protocol import StopJudging, collect_counts
 from judges.trial import try_judge
-from online_dpo.config_loading import changes, dump_config, load_config
+from online_dpo.config.llm import Endpoint
+from online_dpo.config.loading import changes, dump_config, load_config
 from online_dpo.errors import ConfigError, JudgeError
-from online_dpo.llm_config import Endpoint
 
 QUESTIONS = [question(f"one {i}", f"seven {i}", f"seventeen {i}", name=str(i)) for i in range(8)]
 PRICES = {"prompt": 1.0, "completion": 10.0}  # of a million tokens

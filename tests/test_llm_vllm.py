@@ -31,7 +31,7 @@ from judges.llm.judge import ChatJudge
 from judges.llm.prompts import Task, build_messages
 from judges.protocol import StopJudging
 from judges.trial import try_judge
-from online_dpo.judge_config import JudgeSection, LlmJudge
+from online_dpo.config.judges import JudgeSection, LlmJudge
 from online_dpo.types import Judged
 
 TEMPLATE = """\
@@ -202,7 +202,7 @@ def test_an_engine_of_the_judges_own_says_the_same(serving: Serving, ray_local: 
     """In the Ray actor that hosts it, as in a run."""
     import ray
 
-    from actors.judge import JudgeHost
+    from actors.judge_host import JudgeHost
     from judges.registry import make_spec
 
     def judged(**fields: Any) -> Judged:

@@ -16,9 +16,15 @@ from transformers import (
     OPTConfig,
 )
 
-from online_dpo import logprobs
 from online_dpo.errors import DataError, ModelError
-from online_dpo.logprobs import TokenBatch, batch_rows, completion_token_logps, completion_token_scores, verify_head
+from online_dpo.learner import logprobs
+from online_dpo.learner.logprobs import (
+    TokenBatch,
+    batch_rows,
+    completion_token_logps,
+    completion_token_scores,
+    verify_head,
+)
 from online_dpo.types import Row
 
 ROWS = [

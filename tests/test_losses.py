@@ -12,9 +12,9 @@ import pytest
 import torch
 from mpmath import mpf
 
-from online_dpo import losses
+from online_dpo.config.objective import MEMBERS, PairObjective
 from online_dpo.errors import ShapeError
-from online_dpo.objective_config import MEMBERS, PairObjective
+from online_dpo.learner import losses
 
 mpmath.mp.dps = 40
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import online_dpo
-from online_dpo.metrics import MetricsWriter, StageClock
-from online_dpo.stages import Event
-from online_dpo.store import RunStore
+from online_dpo.loop.stages import Event
+from online_dpo.reports.trackers import MetricsWriter, StageClock
+from online_dpo.store.run_store import RunStore
 
 
 def test_tensorboard_gets_every_number_at_its_step(tmp_path: Path) -> None:

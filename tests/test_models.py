@@ -16,7 +16,7 @@ from model_kit import change_json, write_folders
 from safetensors.torch import load_file, save_file
 
 from online_dpo.errors import ModelError
-from online_dpo.models import inspect_model, load_tokenizer, locate
+from online_dpo.models.inspection import inspect_model, load_tokenizer, locate
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_tokenizer_loads_or_says_why_not(folder: Path) -> None:
 
 def test_looking_imports_nothing_heavy(saved: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from online_dpo import models\n"
+        "import sys; from pathlib import Path; from online_dpo.models import inspection as models\n"
         f"models.inspect_model(models.locate({str(saved / 'model')!r}, field='f'), field='f')\n"
         "print(sorted({'torch', 'transformers', 'huggingface_hub', 'peft'} & set(sys.modules)))"
     )

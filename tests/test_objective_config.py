@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_config import BASE
 
-from online_dpo.config_loading import check_resumable, dump_config, load_config
+from online_dpo.config.loading import check_resumable, dump_config, load_config
+from online_dpo.config.objective import MEMBERS, PairObjective
 from online_dpo.errors import ConfigError
-from online_dpo.objective_config import MEMBERS, PairObjective
 
 PAGE = (Path(__file__).parent.parent / "docs/losses.md").read_text()
 SUM = "objective={type: sum, terms: [{weight: 2, objective: {type: sigmoid, beta: 0.3}}, {objective: %s}]}"

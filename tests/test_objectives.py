@@ -10,11 +10,11 @@ import pytest
 import torch
 from objective_kit import Drawn, draw, evaluate
 
+from online_dpo.config.objective import MEMBERS, SumObjective
 from online_dpo.errors import TrainingError
-from online_dpo.losses import RunningMean
-from online_dpo.objective_config import MEMBERS, SumObjective
-from online_dpo.objectives import PairwiseObjective
-from online_dpo.tensors import PairBatch
+from online_dpo.learner.losses import RunningMean
+from online_dpo.learner.objectives import PairwiseObjective
+from online_dpo.learner.tensors import PairBatch
 
 BETA, LAMBDA = 0.3, 5.0
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cli_kit import online_dpo
 
-from online_dpo.store import RunStore
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Pair
 
 TEMPLATE = (

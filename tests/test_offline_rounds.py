@@ -14,8 +14,8 @@ from loop_runs import Kill, Run, comparable, records
 from test_resume_kills import WORK, go_on_and_compare
 
 from online_dpo.errors import ConfigError, DataError
-from online_dpo.pair_words import num_items
-from online_dpo.store import RunStore
+from online_dpo.reports.wording import num_items
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Labelled, Pair, Row
 
 NUM_ROWS, NUM_HELD_OUT = 7, 3

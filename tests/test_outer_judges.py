@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from judge_kit import ask, brief, caller_of, python, question
 
 from actors.cluster import cpus_needed
-from judges.ensemble import Ensemble
+from judges.outer.ensemble import Ensemble
 from judges.protocol import Question
 from judges.trial import try_judges
-from online_dpo.config_loading import load_config, load_judges
+from online_dpo.commands.preparation import keep_recorded_threads, resolve_threads, source_files
+from online_dpo.config.judges import EnsembleJudge, hosted_judges
+from online_dpo.config.loading import load_config, load_judges
 from online_dpo.errors import ConfigError, JudgeError
-from online_dpo.judge_config import EnsembleJudge, hosted_judges
-from online_dpo.opinions import Opinion
-from online_dpo.preparation import keep_recorded_threads, resolve_threads, source_files
+from online_dpo.pairing.opinions import Opinion
 from online_dpo.types import Verdict
 
 SOURCE = """

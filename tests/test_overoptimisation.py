@@ -12,10 +12,10 @@ from loop_kit import FakeGenerator, FakeStages
 from loop_runs import Kill, Run, comparable, records
 from test_control import config, measured, without_warnings
 
-from online_dpo.config_loading import check_resumable
-from online_dpo.control import Control, advance, findings, stop_reason
+from online_dpo.config.loading import check_resumable
 from online_dpo.errors import ConfigError
-from online_dpo.overoptimisation import best_after, compare_with_best, is_over_optimised
+from online_dpo.loop.control import Control, advance, findings, stop_reason
+from online_dpo.loop.overoptimisation import best_after, compare_with_best, is_over_optimised
 from online_dpo.types import Completion
 
 PROMPTS = [f"p{i}" for i in range(30)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from online_dpo.config_loading import load_config
+from online_dpo.commands.preparation import check_lengths, source_files
+from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError
-from online_dpo.models import inspect_model, locate
-from online_dpo.preparation import check_lengths, source_files
+from online_dpo.models.inspection import inspect_model, locate
 
 ALONE: dict[str, Any] = {"model": {"path": "m"}, "pairs": {"source": "pairs.jsonl"}}
 ONLINE: dict[str, Any] = {

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairing_kit import FAILED, completion, pair_up, prompt
 
-from online_dpo.alike import shingles, similarity
-from online_dpo.pairing import OUTCOMES
-from online_dpo.pairing_config import PairingSection, Strategy
-from online_dpo.score_labels import FATES, label_by_score
-from online_dpo.score_labels import OUTCOMES as LABEL_OUTCOMES
-from online_dpo.strategies import DROPS
+from online_dpo.config.pairing import PairingSection, Strategy
+from online_dpo.pairing.pairs import OUTCOMES
+from online_dpo.pairing.score_labels import FATES, label_by_score
+from online_dpo.pairing.score_labels import OUTCOMES as LABEL_OUTCOMES
+from online_dpo.pairing.similarity import shingles, similarity
+from online_dpo.pairing.strategies import DROPS
 from online_dpo.types import Completion, Prompt, Verdict
 
 NUMBERS = st.one_of(st.sampled_from([0.0, 1.0, 1.0, 2.5, -1.0]), st.floats(allow_nan=False, allow_infinity=False))

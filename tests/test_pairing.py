@@ -9,10 +9,10 @@ from typing import Any, get_args
 import pytest
 from pairing_kit import FAILED, FOUR, completion, duels, only_outcome, pair_up, prompt, scores, winners
 
-from online_dpo.opinions import PROBABILITY_EPS
-from online_dpo.pairing import OUTCOMES
-from online_dpo.pairing_config import Strategy
-from online_dpo.strategies import DROPS
+from online_dpo.config.pairing import Strategy
+from online_dpo.pairing.opinions import PROBABILITY_EPS
+from online_dpo.pairing.pairs import OUTCOMES
+from online_dpo.pairing.strategies import DROPS
 from online_dpo.types import Completion, Verdict
 
 STRATEGIES = [

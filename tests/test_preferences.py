@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from prompt_kit import BOS, EOS, ids, make_tokenizer, write_rows
 
-from online_dpo.config import PairsSection
-from online_dpo.drawing import Cursor
-from online_dpo.encoding import AnswerEncoder
+from online_dpo.config.run import PairsSection
+from online_dpo.data.drawing import Cursor
+from online_dpo.data.encoding import AnswerEncoder
+from online_dpo.data.preferences import Limits, PairSource
 from online_dpo.errors import DataError
-from online_dpo.preferences import Limits, PairSource
 from online_dpo.types import Labelled, Pair
 
 CHATML = (

@@ -15,9 +15,9 @@ import pytest
 from prompt_kit import BOS, EOS, ids, make_tokenizer, write_rows
 from pyarrow import parquet
 
-from online_dpo.config import EvaluationSet, PromptsSection
+from online_dpo.config.run import EvaluationSet, PromptsSection
+from online_dpo.data.prompts import Cursor, PromptSource
 from online_dpo.errors import ConfigError, DataError
-from online_dpo.prompts import Cursor, PromptSource
 
 TOKENIZER = make_tokenizer()
 

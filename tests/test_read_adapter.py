@@ -13,7 +13,7 @@ from model_kit import change_json, write_folders
 from safetensors.torch import load_file, save_file
 
 from online_dpo.errors import ModelError
-from online_dpo.models import inspect_model, read_adapter
+from online_dpo.models.inspection import inspect_model, read_adapter
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine_kit import small_config
 
-from online_dpo.config_loading import dump_config
+from online_dpo.config.loading import dump_config
 
 # The reference is refreshed after the second round; the learner is killed in that round after a step.
 OVERRIDES = ["run.rounds=3", "reference.rounds=2", "learner.batch_pairs=2", "learner.epochs=4"]

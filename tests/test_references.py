@@ -28,16 +28,16 @@ from model_kit import change_json, write_folders
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from online_dpo.config_loading import load_config
+from online_dpo.commands.preparation import check_same_inputs, inspect_inputs, prepare, run_info
+from online_dpo.commands.run import learner_spec
+from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError, ModelError
-from online_dpo.evaluation import mean_token_logps
-from online_dpo.given_reference import inspect_reference
-from online_dpo.launch import learner_spec
-from online_dpo.learning import Learner
-from online_dpo.loading import ModelSource
-from online_dpo.models import ModelInfo, inspect_model
-from online_dpo.preparation import check_same_inputs, inspect_inputs, prepare, run_info
-from online_dpo.summaries import kl_per_completion
+from online_dpo.learner.learner import Learner
+from online_dpo.learner.model_loading import ModelSource
+from online_dpo.loop.evaluation import mean_token_logps
+from online_dpo.models.given_reference import inspect_reference
+from online_dpo.models.inspection import ModelInfo, inspect_model
+from online_dpo.statistics.samples import kl_per_completion
 from online_dpo.types import Adapter
 
 

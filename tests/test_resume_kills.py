@@ -22,15 +22,15 @@ from loop_kit import FakeStages, label, make_adapter, shard_of
 from loop_runs import Kill, Run, comparable, records, tree
 from pydantic import BaseModel
 
-from online_dpo.config import RunConfig
-from online_dpo.config_base import Section
-from online_dpo.config_loading import JudgesConfig, check_resumable
+from online_dpo.config.base import Section
+from online_dpo.config.loading import JudgesConfig, check_resumable
+from online_dpo.config.objective import MEMBERS, PairObjective
+from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
-from online_dpo.files import TEMPORARY
-from online_dpo.objective_config import MEMBERS, PairObjective
-from online_dpo.store import RunStore
-from online_dpo.tables import from_parquet
-from online_dpo.training import newest_checkpoint
+from online_dpo.loop.updates import newest_checkpoint
+from online_dpo.store.files import TEMPORARY
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.tables import from_parquet
 from online_dpo.types import Adapter, Completion, Verdict
 
 GOLD = {"gold": {"type": "python", "target": "none:none"}}

@@ -12,7 +12,7 @@ from loop_kit import FakeGenerator, FakeStages, FakeTask, Order, make_adapter, s
 from loop_runs import Run, comparable, records, tree
 
 from online_dpo.errors import NoPairsError
-from online_dpo.store import RunStore
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Verdict
 
 GOLD = {"gold": {"type": "python", "target": "none:none"}}

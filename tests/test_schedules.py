@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from online_dpo.batching import pack_by_tokens, round_batches
-from online_dpo.config import LearnerSection
-from online_dpo.schedules import learning_rate, run_position
+from online_dpo.config.run import LearnerSection
+from online_dpo.learner.batching import pack_by_tokens, round_batches
+from online_dpo.learner.schedules import learning_rate, run_position
 
 
 def test_position_counts_every_round_alike():

@@ -10,11 +10,11 @@ from loop_kit import FakeStages, by_text
 from loop_runs import Kill, Run, comparable, records
 from pairing_kit import FAILED, completion, duels, prompt, scores
 
+from online_dpo.commands.status import read_status
+from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import NoPairsError
-from online_dpo.pairing_config import PairingSection
-from online_dpo.score_labels import FATES, Labelling, label_by_score
-from online_dpo.status import read_status
-from online_dpo.store import RunStore
+from online_dpo.pairing.score_labels import FATES, Labelling, label_by_score
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Judged, Labelled, Verdict
 
 

@@ -13,12 +13,12 @@ from test_judge_host import answers, shard_of
 from test_judges import LLAMA, save_tokenizer, shrink
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from actors.judge import JudgeHost
+from actors.judge_host import JudgeHost
 from judges.hosting import Hosting, NeedsEngine, ScorerWish, hosted
 from judges.protocol import Question
 from judges.registry import make_spec
-from judges.reward_model import RewardModel
-from online_dpo.judge_config import RewardModelJudge, ScoringEngine
+from judges.reward.reward_model import RewardModel
+from online_dpo.config.judges import RewardModelJudge, ScoringEngine
 from online_dpo.types import Judged
 
 TEXTS = (" upon a time there was", " end<eos>", " more<eos><eos>", "", " yes" * 60)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import ray
 
-from actors.sessions import ray_session
-from online_dpo.config import ClusterSection
+from actors.session import ray_session
+from online_dpo.config.run import ClusterSection
 from online_dpo.errors import UserError
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup."

@@ -14,8 +14,8 @@ from loop_runs import Run, comparable, records
 from rich.console import Console
 
 from online_dpo.errors import TrainingError
-from online_dpo.progress import Progress, describe_round
-from online_dpo.store import RunStore
+from online_dpo.reports.progress import Progress, describe_round
+from online_dpo.store.run_store import RunStore
 
 
 def stages_with_bad(run: Run, steps: set[tuple[int, int]]) -> FakeStages:

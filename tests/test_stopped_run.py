@@ -10,9 +10,9 @@ import pytest
 from cli_kit import online_dpo, refused, write_inputs, write_run
 from store_driver import tree
 
-from online_dpo.control import Control, Measured
-from online_dpo.control_config import WATCHED
-from online_dpo.launch import recorded_config, run
+from online_dpo.commands.run import recorded_config, run
+from online_dpo.config.control import WATCHED
+from online_dpo.loop.control import Control, Measured
 
 REASON = (
     "policy 2 is 31.25 nats per completion away from the initial policy, and drift.max_kl is 20: resume with a higher "

@@ -15,8 +15,8 @@ import pytest
 from store_driver import AMENDED, CONFIG, INFO, play, tree
 
 from online_dpo.errors import CorruptionError, RunDirectoryError
-from online_dpo.files import Files
-from online_dpo.store import RunStore
+from online_dpo.store.files import Files
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Verdict
 
 
@@ -124,7 +124,7 @@ def test_a_reader_is_not_confused_by_the_writer(tmp_path: Path, monkeypatch: pyt
 def test_a_second_process_is_refused_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
     RunStore.create(tmp_path / "run", config_yaml=CONFIG, info=INFO).close()
     holding = (
-        "import sys; from pathlib import Path; from online_dpo.store import RunStore\n"
+        "import sys; from pathlib import Path; from online_dpo.store.run_store import RunStore\n"
         "store = RunStore.open(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", holding, str(tmp_path / "run")]
@@ -253,7 +253,7 @@ def test_a_read_only_disk_can_be_read(small_disk: SmallDisk) -> None:
 def test_status_needs_no_heavy_import(tmp_path: Path) -> None:
     play(tmp_path / "run", {})
     looking = (
-        "import sys; from pathlib import Path; from online_dpo.store import RunStore\n"
+        "import sys; from pathlib import Path; from online_dpo.store.run_store import RunStore\n"
         "store = RunStore.read(Path(sys.argv[1])); store.metrics(); store.round(1).state(); store.round(2).names()\n"
         "print(sorted({'pyarrow', 'torch', 'numpy', 'ray'} & set(sys.modules)))"
     )

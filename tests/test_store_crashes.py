@@ -12,7 +12,7 @@ import pytest
 from crashing_disk import Crash, CrashingDisk
 from store_driver import AMENDED, CONFIG, Promised, play, tree
 
-from online_dpo.store import RunStore
+from online_dpo.store.run_store import RunStore
 
 
 @pytest.fixture(scope="module")

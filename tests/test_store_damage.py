@@ -12,7 +12,7 @@ import pytest
 from store_driver import examine, play, play_round, tree
 
 from online_dpo.errors import CorruptionError, RunDirectoryError
-from online_dpo.store import RunStore
+from online_dpo.store.run_store import RunStore
 
 
 @pytest.fixture(autouse=True)

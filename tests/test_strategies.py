@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pairing_kit import FAILED, FOUR, completion, duels, only_outcome, pair_up, prompt, scores, winners
 
-from online_dpo.alike import shingles, similarity
-from online_dpo.strategies import DROPS
+from online_dpo.pairing.similarity import shingles, similarity
+from online_dpo.pairing.strategies import DROPS
 from online_dpo.types import Completion, Verdict
 
 # 1 is the best with 4.0, then 3 with 3.0, 0 with 1.0, 2 with 0.5. Margins: 1>3 1.0, 1>0 3.0, 1>2 3.5, 3>0 2.0, 3>2 2.5,

@@ -13,11 +13,10 @@ from loop_kit import BASE, Weights, by_text, token_logps, weights_of
 from loop_runs import Kill, Run, make_materials, records, tree
 from rich.console import Console
 
-from online_dpo.metrics import StageClock
-from online_dpo.stages import Event
-from online_dpo.status import read_status, show_status
-from online_dpo.store import RunStore
-from online_dpo.summaries import (
+from online_dpo.commands.status import read_status, show_status
+from online_dpo.loop.stages import Event
+from online_dpo.reports.trackers import StageClock
+from online_dpo.statistics.samples import (
     describe_completions,
     describe_items,
     distinct,
@@ -28,6 +27,7 @@ from online_dpo.summaries import (
     self_bleu,
     win_rate,
 )
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Labelled, Pair, Prompt, Row, Verdict
 
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_dpo.checks import check_versions, sampler_logps
 from online_dpo.errors import DataError, WeightMismatchError
-from online_dpo.labelling import unpair
-from online_dpo.store import RunStore
-from online_dpo.tables import from_parquet, to_parquet
+from online_dpo.loop.weight_checks import check_versions, sampler_logps
+from online_dpo.pairing.unpairing import unpair
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.tables import from_parquet, to_parquet
 from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict
 
 JSON = st.recursive(
@@ -183,7 +183,7 @@ def test_the_same_records_are_the_same_bytes_in_another_process(tmp_path: Path, 
     data = to_parquet(example_pairs(chat))
     (tmp_path / "in.parquet").write_bytes(data)
     again = (
-        "import sys; from pathlib import Path; from online_dpo.tables import Pair, from_parquet, to_parquet\n"
+        "import sys; from pathlib import Path; from online_dpo.store.tables import Pair, from_parquet, to_parquet\n"
         "folder = Path(sys.argv[1]); records = from_parquet((folder / 'in.parquet').read_bytes(), Pair)\n"
         "(folder / 'out.parquet').write_bytes(to_parquet(records))"
     )

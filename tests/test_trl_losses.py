@@ -13,11 +13,11 @@ from objective_kit import Drawn, Rows, draw, evaluate, leaves
 from torch import Tensor
 from trl import DPOTrainer, KTOTrainer
 
-from online_dpo.labelling import unpair
-from online_dpo.losses import kl_estimate
-from online_dpo.objective_config import KTOObjective
-from online_dpo.objectives import LabelledObjective
-from online_dpo.tensors import labelled_batch
+from online_dpo.config.objective import KTOObjective
+from online_dpo.learner.losses import kl_estimate
+from online_dpo.learner.objectives import LabelledObjective
+from online_dpo.learner.tensors import labelled_batch
+from online_dpo.pairing.unpairing import unpair
 
 BETA = 0.3
 

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from online_dpo.labelling import unpair
-from online_dpo.learning import Learner
-from online_dpo.objective_config import KTOObjective, Objective, SigmoidObjective
+from online_dpo.config.objective import KTOObjective, Objective, SigmoidObjective
+from online_dpo.learner.learner import Learner
+from online_dpo.pairing.unpairing import unpair
 from online_dpo.types import Adapter, Completion, Pair, Prompt
 
 STEPS, LR, BETA, DECAY, CLIP = 3, 5e-3, 0.1, 0.05, 0.6

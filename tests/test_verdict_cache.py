@@ -13,13 +13,13 @@ import pytest
 from judge_kit import ask, brief, caller_of, python, question
 
 import online_dpo
-from actors.judge import JudgeHost
-from judges.cache import Cached, VerdictStore
+from actors.judge_host import JudgeHost
 from judges.fingerprint import fingerprint
+from judges.outer.cache import Cached, VerdictStore
 from judges.registry import make_spec
-from online_dpo.config_loading import load_judges
+from online_dpo.config.loading import load_judges
+from online_dpo.data.completion_files import answers
 from online_dpo.errors import JudgeError
-from online_dpo.judge_rows import answers
 from online_dpo.types import Prompt, Shard, Verdict
 
 SOURCE = """
@@ -150,7 +150,7 @@ def test_several_processes_share_a_file(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from judges.cache import VerdictStore
+from judges.outer.cache import VerdictStore
 from online_dpo.types import Verdict
 store, me = VerdictStore(Path(sys.argv[1]), field="judge.path"), int(sys.argv[2])
 for i in range(40):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_kit import ask, brief, caller_of, question
 
-from judges.expressions import POINTS, read_answer, same_answer
 from judges.trial import try_judges
+from judges.verifier.expressions import POINTS, read_answer, same_answer
 from online_dpo.errors import JudgeError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from online_dpo.progress import describe_round
-from online_dpo.yields import read_yield, yield_table
+from online_dpo.reports.progress import describe_round
+from online_dpo.reports.yields import read_yield, yield_table
 
 PAIRS: dict[str, Any] = {
     "policy_version": 1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from online_dpo import losses
+from online_dpo.learner import losses
 
 BETA = 0.1
 REACH = 5.0  # reward units to either side

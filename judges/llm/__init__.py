@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from online_dpo.judge_config import LlmJudge
+from online_dpo.config.judges import LlmJudge
 
 
 def describe_llm(section: LlmJudge, field: str) -> str:

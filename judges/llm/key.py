@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from online_dpo.config.llm import Endpoint
 from online_dpo.errors import JudgeError
-from online_dpo.llm_config import Endpoint
 
 HIDDEN = "[key]"
 SHORTEST = 8

@@ -1,0 +1,120 @@
+"""A vLLM engine for a judge that declares one; it lives in the process of the judge's host."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, cast
+
+from judges.llm.chat import CallFailed, ChatReply, ChatRequest, EngineWish
+from judges.threads import in_thread
+from online_dpo.errors import JudgeError
+from online_dpo.models.inspection import inspect_model, load_tokenizer, locate
+
+MAX_NUM_SEQS = 256
+"""Sequences decoded at once, at most."""
+
+
+def prepare_process(kv_cache_gib: int) -> bool:
+    """Set what vLLM reads from the environment, before it is imported; whether there is a GPU."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # an eager engine needs no compiler, see actors.generator
+    return on_gpu
+
+
+class JudgeEngine:
+    """`Chat`. The requests of one call are alone in the engine, so replies do not depend on what else is judged."""
+
+    def __init__(self, wish: EngineWish) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: its folder is missing or incomplete.
+            JudgeError: it has no chat template.
+        """
+        on_gpu = prepare_process(wish.kv_cache_gib)
+        from vllm import LLM
+
+        field = f"{wish.label}.path"
+        folder = locate(wish.path, field=field)
+        info = inspect_model(folder, field=field)
+        self._tokenizer = load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
+        if self._tokenizer.chat_template is None:
+            raise JudgeError(f"{field} {wish.path} has no chat template; choose a chat model")
+        options: dict[str, Any] = {}
+        if not on_gpu:
+            # vLLM 0.32 on CPU dies of a request with a seed whose prompt is taken in in pieces.
+            longest = wish.max_model_len or info.max_model_len or 0
+            options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, longest)}
+        self._llm: Any = LLM(
+            model=str(folder),
+            dtype=cast(Any, wish.dtype),
+            trust_remote_code=wish.trust_remote_code,
+            max_model_len=wish.max_model_len,
+            max_num_seqs=MAX_NUM_SEQS,
+            gpu_memory_utilization=wish.gpu_memory_utilization,
+            enforce_eager=not on_gpu,
+            seed=0,  # requests have seeds of their own
+            generation_config="vllm",  # nothing of the model's own may leak into sampling
+            logprobs_mode="raw_logprobs",
+            # A weak model may otherwise fill its reply with spaces, which JSON allows.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+            disable_log_stats=True,
+            **options,
+        )
+        self._max_tokens = int(self._llm.llm_engine.model_config.max_model_len)
+        self._lock = threading.Lock()
+
+    async def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | CallFailed]:
+        return await in_thread(self._ask, requests)
+
+    def _ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | CallFailed]:
+        with self._lock:
+            prompts = [self._encode(request) for request in requests]
+            fitting = [i for i, ids in enumerate(prompts) if len(ids) + requests[i].max_tokens <= self._max_tokens]
+            self._llm.reset_prefix_cache()  # otherwise replies would depend on the calls before
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": prompts[i]} for i in fitting],
+                [_sampling(requests[i]) for i in fitting],
+                use_tqdm=False,
+            )
+        replies: list[ChatReply | CallFailed] = [
+            CallFailed(f"the question has {len(ids)} tokens, and the model takes {self._max_tokens} with the reply")
+            for ids in prompts
+        ]
+        for i, output in zip(fitting, outputs, strict=True):
+            replies[i] = _reply(output.outputs[0])
+        return replies
+
+    def _encode(self, request: ChatRequest) -> list[int]:
+        messages = [dict(message) for message in request.messages]
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # The template has written the special tokens already.
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _sampling(request: ChatRequest) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    schema = None if request.schema is None else StructuredOutputsParams(json=dict(request.schema))
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+        logprobs=request.num_logprobs,
+        structured_outputs=schema,
+    )
+
+
+def _reply(output: Any) -> ChatReply:
+    first = None
+    if output.logprobs:
+        first = tuple((entry.decoded_token or "", float(entry.logprob)) for entry in output.logprobs[0].values())
+    return ChatReply(text=output.text, cut_short=output.finish_reason == "length", first_logprobs=first)

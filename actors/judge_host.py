@@ -1,0 +1,144 @@
+"""Hosts any judge. A plain class; the launcher makes a Ray actor of it, `online-dpo judge` uses it as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from judges.calling import Caller, Sleep
+from judges.hosting import Hosting, Scorer, ScorerWish, hosted
+from judges.llm.chat import Chat, EngineWish
+from judges.protocol import Question, asking_again, collect_counts, collect_latencies
+from judges.registry import JudgeSpec, build_caller
+from judges.trial import try_judges
+from online_dpo.config.pairing import PairingSection
+from online_dpo.types import STOPPED, Completion, Judged, Shard, Verdict, group_by_prompt
+
+
+class JudgeHost:
+    """One judge, called by the rules of its config. All methods run on one event loop."""
+
+    def __init__(
+        self,
+        spec: JudgeSpec,
+        *,
+        threads: int | None = None,
+        counted: Mapping[str, float] | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        """Nothing is loaded yet: `try_it` or the first shard does that, where its error can be reported.
+
+        Args:
+            spec: the judge and its hosting numbers.
+            threads: of torch, where the judge uses it; None = as the process has it.
+            counted: sums of its counters in the run so far; budgets go on from there.
+            sleep: waits between retries, in seconds.
+        """
+        self._spec = spec
+        self._threads = threads
+        self._counted = counted or {}
+        self._sleep = sleep
+        self._caller: Caller | None = None
+
+    async def try_it(
+        self, chat: bool, metadata: Mapping[str, Any] | None = None, rules: PairingSection | None = None
+    ) -> None:
+        """Build the judge and try it on two canned completions.
+
+        Args:
+            chat: whether the run's prompts are chat messages.
+            metadata: that of the run's first prompt.
+            rules: of the training judge; where they read scores, it must give some.
+
+        Raises:
+            JudgeError: it cannot be built, or does not keep its contract.
+            ModelError: its model's folder is missing or incomplete.
+        """
+        await try_judges(self._ready(), chat=chat, metadata=metadata, rules=rules)
+
+    async def judge_shard(self, shard: Shard, completions: Sequence[Completion], again: bool = False) -> Judged:
+        """Judge all completions of a shard. Batches never cross shards, so a redone shard gets the same verdicts.
+
+        Args:
+            shard: the prompts.
+            completions: of some or all of them.
+            again: ask for another answer to what was answered before: past caches, and with other seeds.
+
+        Returns:
+            Verdicts about sample indices, in prompt order; for a question that failed one abstention per completion,
+            whose reason begins with `failed: `; none at all for one that was not asked because the judge stopped.
+            Counters of calls, retries, timeouts and failed questions, and what the judge counted itself.
+
+        Raises:
+            ValueError: a completion answers no prompt of the shard.
+            JudgeError: the judge cannot be built.
+        """
+        caller = self._ready()
+        groups = group_by_prompt(completions)
+        strangers = groups.keys() - {prompt.prompt_id for prompt in shard.prompts}
+        if strangers:
+            raise ValueError(f"shard {shard.index} has no prompt {sorted(strangers)[0]}, which a completion answers")
+        questions = [
+            Question(
+                prompt_id=prompt.prompt_id,
+                prompt=prompt.content,
+                completions=tuple(c.text for c in groups[prompt.prompt_id]),
+                metadata=prompt.metadata,
+            )
+            for prompt in shard.prompts
+            if prompt.prompt_id in groups
+        ]
+        counts = dict.fromkeys(("num_judge_calls", "num_judge_retries", "num_judge_timeouts", "num_judge_failures"), 0)
+        with collect_counts() as found, collect_latencies() as latencies, asking_again(again):
+            answers = await caller.ask(questions)
+        counts |= found
+        counts["num_judge_failures"] += sum(any(verdict.failed for verdict in answer) for answer in answers)
+        verdicts: list[Verdict] = []
+        stopped: str | None = None
+        for question, answer in zip(questions, answers, strict=True):
+            stops = [str(verdict.reason) for verdict in answer if verdict.stopped]
+            if stops:
+                stopped = stopped or stops[0].removeprefix(STOPPED)
+                continue
+            samples = [c.sample_index for c in groups[question.prompt_id]]
+            verdicts.extend(_rename(verdict, samples) for verdict in answer)
+        return Judged(verdicts=tuple(verdicts), counters=counts, stopped=stopped, latencies_s=latencies)
+
+    def latencies_s(self) -> dict[str, list[float]]:
+        """Each judge that answers by itself -> seconds of its last calls. No counter: seconds never repeat."""
+        return {caller.label: list(caller.latencies_s) for caller in self._ready().leaves()}
+
+    def forget_latencies(self) -> None:
+        """Start anew, such as after the trial."""
+        for caller in self._ready().leaves():
+            caller.latencies_s.clear()
+
+    def _ready(self) -> Caller:
+        # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
+        if self._caller is None:
+            with hosted(Hosting(engine=_provide_engine, scorer=_provide_scorer, counted=self._counted)):
+                self._caller = build_caller(self._spec, sleep=self._sleep)
+            if self._threads is not None and "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(self._threads)
+        return self._caller
+
+
+def _provide_engine(wish: EngineWish) -> Chat:
+    from actors.chat_engine import JudgeEngine  # vllm
+
+    return JudgeEngine(wish)
+
+
+def _provide_scorer(wish: ScorerWish) -> Scorer:
+    from actors.scoring_engine import ScoringEngine  # vllm
+
+    return ScoringEngine(wish)
+
+
+def _rename(verdict: Verdict, samples: Sequence[int]) -> Verdict:
+    """From positions in the question to sample indices."""
+    second = None if verdict.second is None else samples[verdict.second]
+    return replace(verdict, first=samples[verdict.first], second=second)

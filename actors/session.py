@@ -1,0 +1,180 @@
+"""Joining a Ray cluster or starting a local one, and saying in a sentence what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
+
+from online_dpo.config.run import ClusterSection
+from online_dpo.errors import ActorError, OnlineDPOError, UserError
+
+_QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
+LAST_LINES, LINE_LENGTH = 15, 300
+
+KNOCK_S = 10.0
+"""How long a machine may take to accept a connection."""
+
+
+@contextmanager
+def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[None]:
+    """A connection to Ray for the duration of a run.
+
+    A local Ray of our own is given as many logical CPUs as the actors ask for: they take turns at the real ones. It is
+    shut down at the end; a cluster that was joined is left as it was.
+
+    Raises:
+        UserError: the cluster cannot be reached, or lacks the resources.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    label = f"cluster.address is {address}" if cluster.address else f"RAY_ADDRESS is {address} in the environment"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"address": address} if address else _local_options(cluster, num_cpus_needed)
+    already = ray.is_initialized()
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    if not already:
+        if address:
+            _expect_listener(address, label)
+        try:
+            with _one_attempt() if address else nullcontext():
+                _connect(options)
+        except Exception as error:
+            raise UserError(_why_no_cluster(label if address else None, error)) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray replaces it by an exit of its own
+    try:
+        _check_resources(num_cpus_needed, joined=bool(address))
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def fetch(ref: Any, what: str, *, timeout_s: float | None = None, pid: int | None = None) -> Any:
+    """`ray.get` that raises our own errors as they are, and anything else with the actor's last lines.
+
+    Raises:
+        ActorError: the actor died, was not ready in time, or raised something unexpected.
+    """
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, OnlineDPOError):
+            raise cause from None
+        raise ActorError(f"{what} failed: {type(cause).__name__}: {cause}{last_lines(pid, str(error))}") from None
+    except ray.exceptions.GetTimeoutError:
+        raise ActorError(
+            f"{what} was not ready after {timeout_s:.0f} s; raise cluster.start_timeout_s, or see whether the cluster "
+            f"has the resources that the config asks for (free now: {ray.available_resources()}){last_lines(pid, '')}"
+        ) from None
+    except ray.exceptions.RayActorError as error:
+        raise ActorError(f"{what} died: {error}{last_lines(pid, '')}") from None
+
+
+def last_lines(pid: int | None, fallback: str) -> str:
+    """The end of an actor's own log where it lies on this machine, else the end of what Ray told us."""
+    lines: list[str] = []
+    node = getattr(ray._private.worker, "_global_node", None)
+    if pid is not None and node is not None:
+        for suffix in ("out", "err"):
+            for file in Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.{suffix}"):
+                lines += file.read_text(errors="replace").splitlines()
+    lines = [line for line in lines if line.strip()] or fallback.splitlines()
+    return "".join(f"\n  | {line[:LINE_LENGTH]}" for line in lines[-LAST_LINES:])
+
+
+def has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _local_options(cluster: ClusterSection, num_cpus_needed: float) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0))
+    wanted = cluster.num_cpus if cluster.num_cpus != "auto" else max(cores, int(num_cpus_needed + 0.999))
+    # "local" and not nothing: Ray would otherwise join whatever cluster was last started on this machine.
+    return {"address": "local", "num_cpus": wanted, "include_dashboard": False}
+
+
+def _check_resources(num_cpus_needed: float, *, joined: bool) -> None:
+    found = ray.cluster_resources().get("CPU", 0)
+    if found < num_cpus_needed:
+        where = "the cluster" if joined else "cluster.num_cpus"
+        raise UserError(
+            f"{where} has {found:g} CPUs and the actors of this config ask for {num_cpus_needed:g}; start Ray with "
+            f"--num-cpus={num_cpus_needed:.0f} or more (they take turns, so it may exceed the cores), add nodes, or "
+            f"lower judge.num_cpus or generator.replicas"
+        )
+
+
+@retry(retry=retry_if_exception_message(match=r".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
+def _connect(options: dict[str, Any]) -> None:
+    """`ray.init`, again where a local Ray missed its limit of 30 s, as on a busy machine; Ray lets nobody change it.
+
+    What a failed attempt started ends with this process.
+    """
+    ray.init(
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        # Every worker imports online_dpo first, which keeps a user's own `judges` folder from shadowing ours.
+        runtime_env={"worker_process_setup_hook": "online_dpo._siblings.pin", "env_vars": _QUIET},
+        **options,
+    )
+
+
+def _expect_listener(address: str, label: str) -> None:
+    """Knock at a `host:port` ourselves: Ray would try for ten minutes, and print its own errors meanwhile."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if place.hostname is not None and place.port is not None:
+            socket.create_connection((place.hostname, place.port), timeout=KNOCK_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(_why_no_cluster(label, error)) from None
+
+
+@contextmanager
+def _one_attempt() -> Iterator[None]:
+    """Once instead of twenty times, 40 s each, at a port where something else than Ray answers; unless it is set."""
+    if _ATTEMPTS in os.environ:
+        yield
+        return
+    os.environ[_ATTEMPTS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_ATTEMPTS]  # a local Ray waits for its own start by the same variable, and needs longer
+
+
+def _why_no_cluster(label: str | None, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if label is None:
+        return (
+            f"a local Ray could not be started ({type(error).__name__}: {text[:400]}); try again when the machine is "
+            f"less busy, or see the logs in /tmp/ray/session_latest/logs"
+        )
+    if "auth" in text.lower() or "token" in text.lower():
+        return (
+            f"{label}; the cluster asks for a token: set RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN (or token "
+            f"file) as on its nodes"
+        )
+    return (
+        f"{label}; no Ray cluster answers there ({type(error).__name__}: {text[:200]}): start one with `ray start "
+        f"--head`, and if it uses tokens set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    )

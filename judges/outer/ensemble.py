@@ -1,0 +1,146 @@
+"""Several judges as one. How far they disagree becomes the verdict's uncertainty.
+
+Where all of them score, the ensemble scores; where one compares, or votes are counted, it compares: a score then
+counts as the preference that pairing would make of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from judges.calling import Caller
+from judges.protocol import Question, count
+from online_dpo.config.judges import EnsembleJudge
+from online_dpo.pairing.opinions import Opinion
+from online_dpo.statistics.agreement import count_scores, count_votes
+from online_dpo.types import FAILURE, Verdict
+
+Said = Mapping[str, Sequence[Verdict]]
+"""Judge's name -> what it says about one question."""
+
+
+class Ensemble:
+    """Asks all of its judges side by side; one that fails or abstains is missing from that question only."""
+
+    def __init__(self, section: EnsembleJudge, members: Mapping[str, Caller], *, field: str) -> None:
+        self._section, self._members, self._field = section, members, field
+        self._weights = section.weights or dict.fromkeys(members, 1.0)
+        self._quorum = section.quorum or len(members) // 2 + 1
+
+    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        answers = await asyncio.gather(*(caller.ask(questions) for caller in self._members.values()))
+        verdicts = []
+        for index, question in enumerate(questions):
+            said = {name: answer[index] for name, answer in zip(self._members, answers, strict=True)}
+            stops = [verdict.reason for found in said.values() for verdict in found if verdict.stopped]
+            if stops:  # the others' quorum must not decide what this member would have been asked
+                verdicts.append([question.abstain(i, str(stops[0])) for i in range(len(question.completions))])
+                continue
+            count("num_member_failures", sum(any(v.failed for v in found) for found in said.values()))
+            verdicts.append(self._combine(question, said))
+        return verdicts
+
+    def _combine(self, question: Question, said: Said) -> list[Verdict]:
+        positions = range(len(question.completions))
+        opinions = {name: Opinion(found, positions) for name, found in said.items()}
+        self._count_agreement(opinions, said)
+        compares = any(verdict.second is not None for found in said.values() for verdict in found)
+        if (compares or self._section.aggregate == "majority") and len(positions) > 1:
+            return [self._compare(question, said, opinions, i, j) for i, j in combinations(positions, 2)]
+        return self._score(question, said)
+
+    def _score(self, question: Question, said: Said) -> list[Verdict]:
+        """Scores of one question are made by the same judges: a sum with one judge less is on another scale.
+
+        A judge that left completions out is left out of the question while the quorum holds without it; otherwise
+        the completions that it left out are.
+        """
+        scores = {n: {v.first: v.score for v in found if v.score is not None} for n, found in said.items()}
+        by_coverage = sorted(scores, key=lambda name: -len(scores[name]))  # stable: equal ones as in the config
+        whole = [name for name in by_coverage if len(scores[name]) == len(question.completions)]
+        used = whole if len(whole) >= self._quorum else by_coverage[: self._quorum]
+        verdicts = []
+        for i in range(len(question.completions)):
+            if all(i in scores[name] for name in used):
+                value, spread = self._aggregate({name: scores[name][i] for name in used})
+                verdicts.append(Verdict(prompt_id=question.prompt_id, first=i, score=value, uncertainty=spread))
+            else:
+                missing = [name for name in said if i not in scores[name]]
+                verdicts.append(question.abstain(i, self._why(said, missing, (i, None))))
+        return verdicts
+
+    def _compare(self, question: Question, said: Said, opinions: Mapping[str, Opinion], i: int, j: int) -> Verdict:
+        found = {name: p for name, opinion in opinions.items() if (p := opinion.preference(i, j)) is not None}
+        if len(found) < self._quorum:
+            missing = [name for name in said if name not in found]
+            return question.abstain(i, self._why(said, missing, (i, j)), second=j)
+        if self._section.aggregate == "majority":
+            votes = {n: 1.0 if p.is_strict else 0.0 if p.reversed().is_strict else 0.5 for n, p in found.items()}
+            value, spread = self._aggregate(votes)
+        else:
+            value, spread = self._aggregate({name: p.probability - 0.5 for name, p in found.items()}, signed=True)
+            value += 0.5
+        value = min(max(value, 0.0), 1.0)
+        return Verdict(prompt_id=question.prompt_id, first=i, second=j, probability=value, uncertainty=spread)
+
+    def _aggregate(self, values: Mapping[str, float], *, signed: bool = False) -> tuple[float, float]:
+        """The common value and the spread (standard deviation, weighted as the mean is).
+
+        Args:
+            values: judge -> score, vote, or with `signed` how much the probability is above one half. Caution then
+                means nearer to zero, on whichever side: what `min` and `pessimistic` take off must not favour one.
+            signed: see there.
+        """
+        total = math.fsum(self._weights[name] for name in values)
+        mean = math.fsum(self._weights[name] * value for name, value in values.items()) / total
+        spread = math.sqrt(math.fsum(self._weights[n] * (v - mean) ** 2 for n, v in values.items()) / total)
+        spread = 0.0 if min(values.values()) == max(values.values()) else spread
+        match self._section.aggregate:
+            case "min":
+                if not signed:
+                    return min(values.values()), spread
+                sizes = [max(0.0, math.copysign(1.0, mean) * value) for value in values.values()]
+                return math.copysign(min(sizes), mean), spread
+            case "pessimistic":
+                loss = (self._section.k or 1.0) * spread
+                return (math.copysign(max(0.0, abs(mean) - loss), mean) if signed else mean - loss), spread
+        return mean, spread
+
+    def _count_agreement(self, opinions: Mapping[str, Opinion], said: Said) -> None:
+        """How often two judges who both have an opinion on two completions say the same: first, second, or tie.
+
+        And what Krippendorff's alpha is made of.
+        """
+        positions = next(iter(opinions.values())).indices
+        for i, j in combinations(positions, 2):
+            found = [p for opinion in opinions.values() if (p := opinion.preference(i, j)) is not None]
+            first, second = sum(p.is_strict for p in found), sum(p.reversed().is_strict for p in found)
+            votes = (first, second, len(found) - first - second)
+            count("num_member_comparisons", math.comb(len(found), 2))
+            count("num_member_agreements", sum(math.comb(number, 2) for number in votes))
+            for name, number in count_votes(self._field, votes).items():
+                count(name, number)
+        for i in positions:
+            scores = [v.score for given in said.values() for v in given if v.first == i and v.score is not None]
+            for name, number in count_scores(self._field, scores).items():
+                count(name, number)
+
+    def _why(self, said: Said, missing: Sequence[str], subject: tuple[int, int | None]) -> str:
+        """The reason for abstaining; a failure where the quorum would stand without the failed calls."""
+        reasons = {name: _reason(said[name], subject) for name in missing}
+        num_failed = sum(reason.startswith(FAILURE) for reason in reasons.values())
+        num_present = len(said) - len(missing)
+        text = "; ".join(f"{name}: {reason.removeprefix(FAILURE)}" for name, reason in reasons.items())
+        sentence = f"{num_present} of {len(said)} judges have an opinion, the quorum is {self._quorum} ({text})"
+        if num_present >= self._quorum:
+            sentence = f"judged by other judges than the rest of the prompt ({text})"
+        return f"{FAILURE}{sentence}" if num_present < self._quorum <= num_present + num_failed else sentence
+
+
+def _reason(verdicts: Sequence[Verdict], subject: tuple[int, int | None]) -> str:
+    """Why a judge has no opinion on a subject."""
+    about = [v.reason for v in verdicts if (v.reason is not None and v.first in subject) or v.second in subject[1:]]
+    return next((reason for reason in about if reason is not None), "not judged")

@@ -1,0 +1,80 @@
+"""Scores of steps -> the score of a completion."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from judges.calling import Caller
+from judges.protocol import Question
+from online_dpo.config.judges import ProcessJudge
+from online_dpo.errors import JudgeError
+from online_dpo.types import FAILURE, Verdict
+
+
+class Process:
+    """Has an inner judge score each step of a completion, and aggregates. Steps that are blank are none."""
+
+    def __init__(self, section: ProcessJudge, inner: Caller, *, field: str) -> None:
+        self._section, self._inner, self._field = section, inner, field
+        self._split = re.compile(section.split)
+
+    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        """One inner question for each completion, whose completions are the steps; all of them in one go."""
+        texts = [(q, i, self._steps(text)) for q in questions for i, text in enumerate(q.completions)]
+        asked = [
+            Question(prompt_id=f"{q.prompt_id}/{i}", prompt=q.prompt, completions=tuple(steps), metadata=q.metadata)
+            for q, i, steps in texts
+            if steps
+        ]
+        answers = iter(await self._inner.ask(asked))
+        verdicts: dict[str, list[Verdict]] = {q.prompt_id: [] for q in questions}
+        for question, i, steps in texts:
+            if steps:
+                found = self._aggregate(question, i, next(answers))
+            else:
+                found = question.abstain(i, "the completion has no step")
+            verdicts[question.prompt_id].append(found)
+        return [verdicts[q.prompt_id] for q in questions]
+
+    def _steps(self, text: str) -> list[str]:
+        """What the inner judge sees of each step, in order."""
+        found, start = [], 0
+        ends = [(match.start(), match.end()) for match in self._split.finditer(text) if match.end() > match.start()]
+        for stop, resume in [*ends, (len(text), len(text))]:
+            if text[start:stop].strip():
+                found.append(text[:stop] if self._section.sees == "prefix" else text[start:stop])
+            start = resume
+        return found
+
+    def _aggregate(self, question: Question, position: int, verdicts: Sequence[Verdict]) -> Verdict:
+        scores: dict[int, float] = {}
+        for verdict in sorted(verdicts, key=lambda v: v.first):
+            if verdict.second is not None:
+                raise JudgeError(
+                    f"{self._field}.judge compares completions, and steps are scored one by one; choose a judge that "
+                    f"scores, such as a reward model"
+                )
+            if verdict.stopped:
+                return question.abstain(position, str(verdict.reason))
+            if verdict.reason is not None:
+                reason = f"step {verdict.first + 1}: {verdict.reason.removeprefix(FAILURE)}"
+                return question.abstain(position, f"{FAILURE}{reason}" if verdict.failed else reason)
+            assert verdict.score is not None
+            scores[verdict.first] = verdict.score
+        values = [scores[i] for i in sorted(scores)]
+        match self._section.aggregate:
+            case "min":
+                return question.score(position, min(values))
+            case "mean":
+                return question.score(position, math.fsum(values) / len(values))
+            case "last":
+                return question.score(position, values[-1])
+        outside = [value for value in values if not 0.0 <= value <= 1.0]
+        if outside:
+            raise JudgeError(
+                f"{self._field}.aggregate is product and a step's score is {outside[0]:g}; a product takes "
+                f"probabilities in [0, 1]: choose min or mean"
+            )
+        return question.score(position, math.prod(values))

@@ -1,0 +1,176 @@
+"""A sequence-classification model as a judge, with its own tokenizer and chat template.
+
+It runs in transformers, or in a vLLM engine that its host provides; scores do not depend on which completions share a
+forward pass, beyond float error.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from judges.hosting import Scorer, ScorerWish, hosting
+from judges.protocol import Limits, Question, count
+from judges.reward.classifier import Classifier
+from judges.threads import in_thread
+from online_dpo.config.judges import ScoringEngine
+from online_dpo.errors import JudgeError
+from online_dpo.models.inspection import inspect_model, load_tokenizer, locate
+from online_dpo.types import PromptContent, Verdict
+
+
+class RewardModel:
+    """Scores `prompt + completion` with a classification head.
+
+    One label = its logit, two = the second's log-odds; with `output` one label of many, or a weighted sum of them.
+    """
+
+    limits = Limits(calls_in_flight=1)  # more calls would only share the same cores or GPU
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        field: str = "judge",
+        dtype: str = "float32",
+        output: int | Sequence[float] | None = None,
+        max_tokens: int | None = None,
+        batch_tokens: int = 8192,
+        engine: ScoringEngine | None = None,
+        trust_remote_code: bool = False,
+        on_gpu: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            path: a folder, a hub id, or `embedded:reward`.
+            field: the config section, for error messages.
+            dtype: float32 or bfloat16.
+            output: the position of the label whose logit is the score, or a weight for each label's logit.
+            max_tokens: longer inputs lose the start of the prompt; None = as many as the model has positions for.
+            batch_tokens: of one forward pass, padded ones included; one sequence is always taken.
+            engine: run in vLLM's pooling runner; None = in transformers.
+            trust_remote_code: run code that the model's folder brings along.
+            on_gpu: use the GPU where there is one; an engine always does.
+
+        Raises:
+            ModelError: the folder is missing or incomplete.
+            JudgeError: the model has no classification head, or more than two labels and no `output` or one that
+                does not fit; `max_tokens` is beyond its positions; or no engine can be had here.
+        """
+        label = f"{field}.path {path}"
+        folder = locate(path, field=f"{field}.path")
+        info = inspect_model(folder, field=f"{field}.path", generates=False)
+        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        self._weights = _head_weights(output, config, field=field, label=label)
+        self._max_tokens = self._input_limit(max_tokens, info.max_model_len, field)
+        self._own_pad_id: int | None = config.get_text_config().pad_token_id
+        self._scorer: Scorer
+        if engine is None:
+            self._scorer = Classifier(
+                folder,
+                config,
+                dtype=dtype,
+                batch_tokens=batch_tokens,
+                trust_remote_code=trust_remote_code,
+                on_gpu=on_gpu,
+                label=label,
+            )
+        else:
+            self._scorer = hosting().scorer(
+                ScorerWish(
+                    path=str(folder),
+                    dtype=dtype,
+                    max_tokens=self._max_tokens,
+                    batch_tokens=batch_tokens,
+                    gpu_memory_utilization=engine.gpu_memory_utilization,
+                    kv_cache_gib=engine.kv_cache_gib,
+                    trust_remote_code=trust_remote_code,
+                    label=label,
+                )
+            )
+        # A call that timed out may still be running in its thread, and fast tokenizers refuse to be shared.
+        self._lock = threading.Lock()
+
+    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        rows = [(q, i) for q in questions for i in range(len(q.completions))]
+        scores, num_truncated = await in_thread(self._score, [(q.prompt, q.completions[i]) for q, i in rows])
+        count("num_truncated_judge_inputs", num_truncated)
+        verdicts: list[list[Verdict]] = []
+        for (question, i), value in zip(rows, scores, strict=True):
+            if i == 0:
+                verdicts.append([])
+            verdicts[-1].append(question.score(i, value))
+        return verdicts
+
+    def _score(self, texts: Sequence[tuple[PromptContent, str]]) -> tuple[list[float], int]:
+        """Scores in the order given, and how many inputs were cut."""
+        with self._lock:
+            encoded = [self._encode(prompt, completion) for prompt, completion in texts]
+            rows = [self._cut(ids) for ids in encoded]
+            logits = self._scorer.logits([self._until_read(row) for row in rows])
+        scores = [math.fsum(w * x for w, x in zip(self._weights, row, strict=True) if w) for row in logits]
+        return scores, sum(len(row) < len(ids) for row, ids in zip(rows, encoded, strict=True))
+
+    def _until_read(self, ids: list[int]) -> list[int]:
+        """As far as transformers reads: it takes the score at the last token that is not the model's padding."""
+        if not self._scorer.reads_last_token or self._own_pad_id is None:
+            return ids
+        end = max((i + 1 for i, token in enumerate(ids) if token != self._own_pad_id), default=1)
+        return ids[:end]
+
+    def _encode(self, prompt: PromptContent, completion: str) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self._tokenizer(prompt + completion).input_ids)
+        if self._tokenizer.chat_template is None:
+            raise JudgeError(
+                "has no chat template, and the prompts are chat messages; choose a reward model for chats, or use "
+                "plain text prompts"
+            )
+        messages = [*prompt, {"role": "assistant", "content": completion}]
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        # The template has written the special tokens already, a BOS among them.
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """At most `max_tokens`: the start of the prompt goes first, never the end, nor a leading BOS or CLS."""
+        if len(ids) <= self._max_tokens:
+            return ids
+        keep = 1 if ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) else 0
+        return ids[:keep] + ids[len(ids) - self._max_tokens + keep :]
+
+    def _input_limit(self, max_tokens: int | None, positions: int | None, field: str) -> int:
+        if max_tokens is not None and positions is not None and max_tokens > positions:
+            raise JudgeError(
+                f"{field}.max_tokens is {max_tokens} and the model has {positions} positions; set it to at most that"
+            )
+        # A tokenizer that knows no limit says 1e30.
+        return int(min(max_tokens or positions or math.inf, self._tokenizer.model_max_length))
+
+
+def _head_weights(output: int | Sequence[float] | None, config: Any, *, field: str, label: str) -> list[float]:
+    """A weight for each label's logit; of two labels the second's log-odds are the score."""
+    number = int(config.num_labels)
+    names = ", ".join(f"{i} {name}" for i, name in sorted((config.id2label or {}).items())[:8])
+    if output is None:
+        if number > 2:
+            raise JudgeError(
+                f"{label} has {number} labels ({names}); set {field}.output to the position of one, or to a list with "
+                f"a weight for each"
+            )
+        return [1.0] if number == 1 else [-1.0, 1.0]
+    if isinstance(output, int):
+        if output >= number:
+            raise JudgeError(f"{field}.output is {output} and the model has {number} labels ({names}); count from 0")
+        return [float(i == output) for i in range(number)]
+    if len(output) != number or not any(output):
+        raise JudgeError(
+            f"{field}.output has {len(output)} weights and the model has {number} labels ({names}); give one for "
+            f"each, not all 0"
+        )
+    return [float(weight) for weight in output]

@@ -1,0 +1,1 @@
+"""Judges that compare an answer with a known one: texts, numbers and mathematical expressions."""

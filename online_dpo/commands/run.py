@@ -1,0 +1,295 @@
+"""Wires the loop to store, Ray and listeners. `run` and `resume` are the command line's and Python's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from online_dpo.commands.preparation import (
+    Inputs,
+    Materials,
+    check_same_inputs,
+    inspect_inputs,
+    keep_recorded_threads,
+    load_inputs,
+    prepare,
+    resolve_threads,
+    run_info,
+)
+from online_dpo.config.control import PathReference
+from online_dpo.config.loading import check_resumable, dump_config, load_config
+from online_dpo.config.run import LoraSection, RunConfig, RunSection
+from online_dpo.errors import RunDirectoryError
+from online_dpo.loop.control import Control, stop_reason
+from online_dpo.loop.stages import Event
+from online_dpo.models.files import tensor_shapes
+from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
+from online_dpo.models.inspection import ModelInfo
+from online_dpo.reports.trackers import MetricsWriter, check_metrics
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import counted_so_far
+
+MAX_NUM_SEQS = 256
+"""Sequences that an engine decodes at once, at most; more only cost memory on the machines this was measured on."""
+
+
+class Listener(Protocol):
+    """Whoever wants to know what happens: a progress display, a test's tape."""
+
+    def note(self, line: str) -> None:
+        """A sentence for people, such as that engines are starting."""
+        ...
+
+    def hear(self, event: Event) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """Where a run lies that has ended, and the summary of every round."""
+
+    run_dir: Path
+    rounds: tuple[dict[str, Any], ...]
+    stopped: str | None = None  # why its drift budget or alarm ended it before its last round
+
+
+def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
+    """Start a run, or continue the one in its run directory.
+
+    Args:
+        config: from `load_config`.
+        listeners: told of every event, in order.
+
+    Raises:
+        UserError: something the user can mend; nothing committed is lost.
+        WeightMismatchError, ActorError, TrainingError: the run stopped; it can be resumed.
+    """
+    with ExitStack() as stack:
+        if not RunStore.exists(config.run_dir):
+            RunStore.expect_room(config.run_dir)  # before engines start, not after
+            return _play(prepare(config), None, stack, listeners)
+        store = stack.enter_context(RunStore.open(config.run_dir))
+        inputs, notes = inspect_continuation(config, store)
+        for line in notes:
+            _tell(listeners, line)
+        is_finished = len(store.finished_rounds()) >= config.run.rounds
+        stopped = None if is_finished else why_stopped(config, store)
+        materials = None if is_finished or stopped else load_inputs(inputs)
+        if portable_yaml(inputs.config) != store.config_yaml:
+            store.amend(config_yaml=portable_yaml(inputs.config))
+        if materials is not None:
+            return _play(materials, store, stack, listeners)
+        if config.run.keep_optimizer == "last":
+            store.prune_optimizer()  # what a kill right after the last round left
+        if stopped is not None:
+            return _result(store, stopped)
+        _tell(listeners, f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
+        return _result(store)
+
+
+def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, list[str]]:
+    """See whether a run can be continued under a config; nothing slow is loaded and nothing is changed.
+
+    Returns:
+        The inputs, and lines about differences that are allowed.
+
+    Raises:
+        CorruptionError: a committed file is damaged.
+        ConfigError: a field that shapes the data differs, or what it names has other content.
+        UserError: as `inspect_inputs`.
+    """
+    store.verify()
+    check_metrics(store)
+    recorded = load_config(_yaml_mapping(store.config_yaml))
+    recorded = recorded.model_copy(update={"run": recorded.run.model_copy(update=_place(config))})
+    config = keep_recorded_threads(config, recorded)
+    notes = check_resumable(recorded, resolve_threads(config))
+    inputs = inspect_inputs(config)
+    return inputs, notes + check_same_inputs(store.info, inputs)
+
+
+def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Sequence[Listener] = ()) -> RunResult:
+    """Continue the run of a directory, which may have been moved since.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        UserError: as `run`.
+    """
+    return run(recorded_config(Path(run_dir), overrides), listeners=listeners)
+
+
+def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run directory, with its place as it is now."""
+    if not RunStore.exists(run_dir):
+        raise RunDirectoryError(
+            f"{run_dir} holds no run; give the folder that `online-dpo run` printed, such as runs/NAME"
+        )
+    with RunStore.read(run_dir) as store:
+        mapping = _yaml_mapping(store.config_yaml)
+    place = run_dir.resolve()
+    # A path such as `.` does not say where it is.
+    parent = run_dir.parent if run_dir.name == place.name else place.parent
+    mapping["run"] |= {"name": place.name, "dir": str(parent)}
+    return load_config(mapping, overrides)
+
+
+def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listeners: Sequence[Listener]) -> RunResult:
+    # Imported here: a config error should not wait for ray and torch.
+    from actors.cluster import RayStages, cpus_needed
+    from actors.session import ray_session
+
+    config = materials.config
+    _tell(listeners, "starting Ray and the judges" if materials.judges else "starting Ray")
+    stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
+    stages = RayStages(config, engine_spec(materials))
+    stack.callback(stages.close)
+    counted = None if store is None else counted_so_far(store, list(materials.judges))
+    stages.start_judges(materials.judges, first=materials.first, counted=counted)
+    if store is None:
+        info = run_info(materials)
+        store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
+    _tell(listeners, f"starting {'the generators and ' if config.needs_generators else ''}the learner")
+    stages.start_engines(learner_spec(materials))
+    for line in stages.learner.notices():
+        _tell(listeners, line)
+    return _result(store, play(materials, stages, store, listeners))
+
+
+def why_stopped(config: RunConfig, store: RunStore) -> str | None:
+    """Why the drift budget or the alarm lets no further round be played, under the config as it is now."""
+    finished = store.finished_rounds()
+    if not finished:
+        return None
+    return stop_reason(config, Control.from_dict(store.round(finished[-1]).state()["control"]))
+
+
+def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:
+    """Run the loop and tell everyone. The metrics hear first: a commit covers what they wrote.
+
+    Returns:
+        Why the run was stopped before its last round by its drift budget or alarm; None if it was not.
+    """
+    from online_dpo.loop.rounds import run_rounds
+
+    writer = MetricsWriter(store, tensorboard=materials.config.logging.tensorboard)
+    events: Iterator[Event] = run_rounds(materials.job, stages, store)
+    stopped = None
+    try:
+        for event in events:
+            writer.hear(event)
+            for listener in listeners:
+                listener.hear(event)
+            stopped = event.data["reason"] if event.kind == "run_stopped" else stopped
+    finally:
+        writer.close()
+    return stopped
+
+
+def engine_spec(materials: Materials) -> Any:
+    """The engine of every generator."""
+    from actors.generator import EngineSpec
+    from actors.session import has_gpus
+
+    config, generator = materials.config, materials.config.generator
+    lora = config.learner.lora or LoraSection()
+    rank, targets = lora.r, lora.targets
+    if materials.adapter is not None:
+        adapter = json.loads(materials.adapter.config)
+        rank, targets = int(adapter["r"]), adapter["target_modules"]
+    return EngineSpec(
+        model_folder=str(materials.model.folder),
+        trust_remote_code=config.model.trust_remote_code,
+        dtype=config.model.dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=min(MAX_NUM_SEQS, generator.shard_prompts * config.sampling.num_samples),
+        weight_push="lora" if materials.model.quantised else config.weight_push,
+        lora_rank=rank,
+        lora_targets=linear_layers(materials.model) if isinstance(targets, str) else _last_names(targets),
+        tensor_parallel=generator.tensor_parallel,
+        eos_token_ids=materials.model.eos_token_ids,
+        gpu_memory_utilization=generator.gpu_memory_utilization,
+        block_size=generator.block_size,
+        enforce_eager=not has_gpus() if generator.enforce_eager == "auto" else generator.enforce_eager,
+        seed=0,  # every request has its own seed
+    )
+
+
+def linear_layers(model: ModelInfo) -> tuple[str, ...]:
+    """Last names of the layers that `all-linear` may mean: those with a matrix, embeddings and head aside."""
+    matrices = {
+        name.removesuffix(".weight")
+        for file in model.weight_files
+        for name, shape in tensor_shapes(file, "model.path").items()
+        if len(shape) == 2 and name.endswith(".weight")
+    }
+    return _last_names(
+        name for name in matrices if "embed" not in name and not name.endswith(("lm_head", "wte", "wpe"))
+    )
+
+
+def _last_names(modules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({name.split(".")[-1] for name in modules}))
+
+
+def learner_spec(materials: Materials) -> Any:
+    """The learner's making."""
+    from online_dpo.learner.learner import LearnerSpec
+
+    config = materials.config
+    return LearnerSpec(
+        model_folder=str(materials.model.folder),
+        model_name=config.model.path,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        lora=config.learner.lora,
+        adapter=materials.adapter,
+        learner=config.learner,
+        objective=config.objective,
+        seed=config.run.seed,
+        rounds=config.run.rounds,
+        threads=config.learner.threads if isinstance(config.learner.threads, int) else None,
+        reference=_reference_source(materials),
+    )
+
+
+def _reference_source(materials: Materials) -> Any:
+    from online_dpo.learner.model_loading import ModelSource
+
+    section, found = materials.config.reference, materials.reference
+    if not isinstance(section, PathReference) or not isinstance(found, ModelInfo):
+        return found
+    return ModelSource(
+        field=REFERENCE_FIELD,
+        name=section.path,
+        folder=str(found.folder),
+        trust_remote_code=section.trust_remote_code,
+    )
+
+
+def portable_yaml(config: RunConfig) -> str:
+    """The config as it is committed: without where the run directory lies, which is wherever it is found."""
+    return dump_config(config.model_copy(update={"run": config.run.model_copy(update={"dir": RunSection().dir})}))
+
+
+def _place(config: RunConfig) -> dict[str, str]:
+    return {"name": config.run.name, "dir": config.run.dir}
+
+
+def _result(store: RunStore, stopped: str | None = None) -> RunResult:
+    rounds = tuple(record for record in store.metrics() if record["kind"] == "round_done")
+    return RunResult(run_dir=store.path, rounds=rounds, stopped=stopped)
+
+
+def _yaml_mapping(text: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    mapping: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return dict(mapping)
+
+
+def _tell(listeners: Sequence[Listener], line: str) -> None:
+    for listener in listeners:
+        listener.note(line)

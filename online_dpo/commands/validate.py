@@ -1,0 +1,89 @@
+"""`online-dpo validate`: what can be found wrong without starting an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+from judges.hosting import NeedsEngine
+from judges.registry import build_caller, make_spec
+from judges.trial import try_judges
+from online_dpo.commands.preparation import (
+    check_lengths,
+    check_optional_packages,
+    judge_sections,
+    peek_sources,
+    prepare,
+)
+from online_dpo.config.control import PathReference
+from online_dpo.config.run import RunConfig
+from online_dpo.data.preferences import describe_draw
+from online_dpo.errors import JudgeError, ModelError
+from online_dpo.loop.stages import REWARD
+from online_dpo.models.given_reference import inspect_reference
+from online_dpo.models.inspection import inspect_model, locate
+
+
+def validate_light(config: RunConfig) -> Iterator[str]:
+    """Lines about what was checked; neither torch, ray nor vllm is imported, and nothing is downloaded.
+
+    Raises:
+        UserError: something is wrong.
+    """
+    check_optional_packages(config)
+    if _is_local(config.model.path):
+        model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
+        check_lengths(config, model)
+        yield f"model.path: {config.model.path} is whole; longest prompt and completion fit into its context"
+        if isinstance(config.reference, PathReference) and _is_local(config.reference.path):
+            inspect_reference(config, model)
+            yield f"reference.path: {config.reference.path} fits model.path"
+    else:
+        yield f"model.path: {config.model.path} is a hub id; not looked up without --deep"
+    peek_sources(config)
+    yield "data: every local source is there and has its columns"
+    for field, judge in judge_sections(config).items():
+        make_spec(judge, field=field, base_dir=Path.cwd())
+    if judge_sections(config):
+        yield "judges: targets are well-formed and local files compile"
+
+
+def validate_deep(config: RunConfig) -> Iterator[str]:
+    """As `validate_light`, and loads tokenizer, prompts and judges; each judge is tried on two canned completions.
+
+    Raises:
+        UserError: something is wrong.
+    """
+    yield from validate_light(config)
+    materials = prepare(config)
+    yield f"first prompt: {len(materials.first.token_ids)} tokens, {materials.first.content!r}"
+    for name, prompts in materials.job.evaluation_sets.items():
+        yield f"evaluation.sets.{name}: {len(prompts)} prompts"
+    if materials.job.pairs is not None:
+        yield f"pairs: {describe_draw(materials.job.pairs.head(None))}"
+    for name, held_out in materials.job.evaluation_pairs.items():
+        yield f"evaluation.pairs.{name}: {describe_draw(held_out)}"
+    chat = materials.first.messages is not None
+    metadata, problems = dict(materials.first.metadata), []
+    for name, spec in materials.judges.items():
+        try:
+            rules = config.pairing if name == REWARD else None
+            asyncio.run(try_judges(build_caller(spec), chat=chat, metadata=metadata, rules=rules))
+        except NeedsEngine as error:
+            yield f"judge {name}: not tried, {error}"
+        except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
+            problems.append(str(error))
+        else:
+            yield f"judge {name}: keeps its contract on two canned completions"
+    if problems:
+        raise JudgeError("\n".join(problems))
+
+
+def _is_local(path: str) -> bool:
+    """Whether a model path can be looked at without the network; what is no hub id either is reported at once."""
+    return path.startswith("embedded:") or Path(path).expanduser().is_dir() or not _looks_like_hub_id(path)
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "~", "/"))

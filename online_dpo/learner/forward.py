@@ -1,0 +1,220 @@
+"""How rows go through the learner's model: laid out, in which precision, keeping what for the backward pass.
+
+Training and reference passes share one way of computing (layout, precision), so that a policy equal to its reference
+has a gain of zero. Scores, which checks and KL estimates compare with other computations, are in the model's own
+precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from online_dpo.config.run import LearnerSection
+from online_dpo.errors import ModelError
+from online_dpo.learner.batching import pack_by_tokens
+from online_dpo.learner.kernels import attention
+from online_dpo.learner.kernels.lora_products import Products
+from online_dpo.learner.kernels.packing import MIN_SHARED_TOKENS, PackedBatch, pack_rows, packed_tokens
+from online_dpo.learner.logprobs import (
+    Head,
+    States,
+    TokenLogps,
+    base_model,
+    batch_rows,
+    padded_states,
+    token_logps,
+    token_scores,
+)
+from online_dpo.types import Row
+
+
+class Forward:
+    """A model, and how rows go through it.
+
+    Args:
+        model: from `adapters.attach`, on its device.
+        section: of the config.
+
+    Raises:
+        ModelError: the section asks for what this model cannot do.
+    """
+
+    def __init__(self, model: PeftModel, section: LearnerSection) -> None:
+        self._model, self._section = model, section
+        self._decoder = base_model(model).get_decoder()
+        self._device = next(model.parameters()).device
+        self.notices: list[str] = []  # one line each about what could not be had
+        reason = _adopt_packing(model, self._device)
+        self._packs = reason is None
+        if reason is not None:
+            if section.layout == "shared":
+                raise ModelError(f"learner.layout is shared and {reason}; set learner.layout to auto or separate")
+            self.notices.append(f"the learner pads its rows and repeats prompts: {reason}")
+        low = _low_precision(section, self._device)
+        self._products = Products(self._decoder, low, compiled=section.compile)
+        self._dropouts = [module.lora_dropout for module in model.modules() if isinstance(module, LoraLayer)]
+        self._checkpointed = self._wrap_layers() if section.activation_checkpointing else []
+        if section.compile:
+            self._compile()
+
+    @property
+    def min_shared(self) -> int | None:
+        """Prompts of at least so many tokens are shared by their completions; None = never."""
+        if not self._packs or self._section.layout == "separate":
+            return None
+        return 1 if self._section.layout == "shared" else MIN_SHARED_TOKENS
+
+    def token_logps(self, rows: Sequence[Row], *, training: bool, with_collision: bool = False) -> TokenLogps:
+        """Log-probs of every completion token, as training needs them; differentiable where gradients are on.
+
+        Args:
+            rows: in any order; rows of the same prompt are found and may share it.
+            training: with LoRA's dropout. The base's own dropout stays off: the reference was scored without it.
+            with_collision: see `logprobs.completion_token_logps`.
+        """
+        with self._numerics(dropout=training):
+            return token_logps(self._head(), self._states(rows), with_collision=with_collision)
+
+    @torch.no_grad()
+    def scores(self, rows: Sequence[Row]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Log-probs and entropies of every completion position in the model's own precision, as `token_scores`."""
+        return token_scores(self._head(), self._states(rows))
+
+    def groups(self, items: Sequence[Sequence[Row]]) -> list[list[int]]:
+        """Indices of the items (such as the two rows of a pair) that go through the model together."""
+        budget = self._section.micro_batch_tokens
+        longest = [max(len(row.prompt_ids) + len(row.completion_ids) for row in item) for item in items]
+        if self._packs:
+            tokens = [packed_tokens(item, min_shared=self.min_shared) for item in items]
+            return pack_by_tokens(longest, tokens, budget=budget)
+        tokens = [len(item) * length for item, length in zip(items, longest, strict=True)]
+        return pack_by_tokens(longest, tokens, budget=budget, padded=True)
+
+    def row_groups(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Indices of rows that go through the model together; rows of one prompt stay together if they can share it."""
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(rows):
+            by_prompt.setdefault(row.prompt_ids, []).append(index)
+        members = list(by_prompt.values()) if self._packs else [[index] for index in range(len(rows))]
+        groups = self.groups([[rows[index] for index in indices] for indices in members])
+        return [[index for item in group for index in members[item]] for group in groups]
+
+    def _states(self, rows: Sequence[Row]) -> States:
+        if not self._packs:
+            return padded_states(self._model, batch_rows(rows).to(self._device))
+        return packed_states(self._decoder, pack_rows(rows, min_shared=self.min_shared).to(self._device))
+
+    def _head(self) -> Head:
+        return Head.of(self._model, self._products.matrix)
+
+    @contextmanager
+    def _numerics(self, *, dropout: bool) -> Iterator[None]:
+        with self._products.lowered():
+            self._set_training(dropout)
+            try:
+                yield
+            finally:
+                self._set_training(False)
+
+    def _set_training(self, on: bool) -> None:
+        for dropout in self._dropouts:
+            dropout.train(on)
+        for layer in self._checkpointed:
+            layer.training = on  # of the layer alone, not of what is inside: it switches recomputation on
+
+    def _compile(self) -> None:
+        """Compile what lies between the matrix products of every layer: norms, rotations, activations, sums."""
+        layers = [module for module in self._decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        attention.leave_uncompiled()
+        for layer in layers:
+            layer.compile(dynamic=True)
+        try:
+            with torch.no_grad():
+                self.token_logps(_probe_rows(self._decoder.config.vocab_size), training=False)
+        except Exception as error:  # whatever the compiler or a missing one comes up with
+            for layer in layers:
+                layer._compiled_call_impl = None
+            what = (str(error).strip() or repr(error)).splitlines()[0]
+            self.notices.append(f"the learner runs uncompiled: {type(error).__name__}: {what}")
+
+    def _wrap_layers(self) -> list[Any]:
+        """Let every decoder layer keep its input only and compute the rest again in the backward pass."""
+        layers: list[Any] = [
+            module for module in self._decoder.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+        if not layers:
+            raise ModelError(
+                f"learner.activation_checkpointing is true and {type(self._decoder).__name__} has no layers that can "
+                f"be computed again; set it to false"
+            )
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            # The backward pass comes when the forward pass's precision and dropout have been put back.
+            return nullcontext(), self._numerics(dropout=True)
+
+        for layer in layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+        return layers
+
+
+def _adopt_packing(model: PeftModel, device: torch.device) -> str | None:
+    """Switch a model's attention to packed rows, and see that its log-probs stay what they were.
+
+    Returns:
+        None, or why its rows must be padded; the model is then as it was.
+    """
+    decoder = base_model(model).get_decoder()
+    config = decoder.config
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    if kinds or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)):
+        return f"{type(decoder).__name__} has layers of {', '.join(kinds) or 'sliding_attention'}"
+    rows = _probe_rows(config.vocab_size)
+    head, before = Head.of(model), config._attn_implementation
+    with torch.no_grad():
+        alone = [token_logps(head, padded_states(model, batch_rows([row]).to(device))).logps[0] for row in rows]
+        config._attn_implementation = attention.PACKED
+        try:
+            found = token_logps(head, packed_states(decoder, pack_rows(rows, min_shared=1).to(device)))
+        except Exception as error:  # whatever a model of another making comes up with
+            reason = f"{type(decoder).__name__} takes no packed rows ({str(error).splitlines()[0]})"
+        else:
+            # Relative to the spread of the log-probs, as in `verify_head`; nan is a mismatch too.
+            spread = torch.cat(alone).max() - torch.cat(alone).min()
+            gap = ((torch.cat(found.logps) - torch.cat(alone)).abs().max() / spread).item()
+            if gap <= (0.05 if head.weight.dtype == torch.bfloat16 else 1e-4):
+                return None
+            reason = f"{type(decoder).__name__} gives packed rows other log-probs (relative gap {gap:.2g})"
+    config._attn_implementation = before
+    return reason
+
+
+def _probe_rows(vocab_size: int) -> list[Row]:
+    """Two prompts with two completions each, of different lengths, in mixed order."""
+    tokens = [1 + i * 7919 % (vocab_size - 1) for i in range(40)]
+    first, second = tuple(tokens[:5]), tuple(tokens[5:12])
+    answers = [tuple(tokens[start:stop]) for start, stop in ((12, 19), (19, 23), (23, 31), (31, 40))]
+    return [Row(prompt_ids=p, completion_ids=c) for p, c in zip((first, second, first, second), answers, strict=True)]
+
+
+def packed_states(decoder: Any, batch: PackedBatch) -> States:
+    """Run a decoder whose attention is `attention.PACKED` over packed rows."""
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "packing": batch}
+    hidden = decoder(**inputs, use_cache=False).last_hidden_state
+    return States(hidden[0].index_select(0, batch.predicting), batch.targets, batch.lengths)
+
+
+def _low_precision(section: LearnerSection, device: torch.device) -> torch.dtype | None:
+    if section.autocast == "bfloat16" or (section.autocast == "auto" and device.type == "cuda"):
+        return torch.bfloat16
+    return None

@@ -1,0 +1,86 @@
+"""Losses that couple the items of a global batch, and the averages that couple them.
+
+Their values need every item of the batch at once, so the learner hands them all of it, whatever its micro-batches
+(DESIGN section 6). Conventions and shared arguments as in `online_dpo.learner.losses.paired`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from online_dpo.learner.losses.paired import cdpo_loss
+from online_dpo.learner.losses.shapes import expect_same_shape
+
+
+def aot_loss(left: Tensor, right: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+    """AOT (arXiv:2406.05882, section 3): the k-th largest of one side shall exceed the k-th largest of the other.
+
+    The logistic loss of the differences of two sorted samples, which is the optimal transport of their violations of
+    first-order stochastic dominance. Value k belongs to the item whose `left` has rank k.
+
+    Args:
+        left: `[P]` the policy's gaps log pi(y_w|x) - log pi(y_l|x); unpaired: the chosen gains.
+        right: `[P]` the reference's gaps; unpaired: the rejected gains.
+        beta: scale of the differences.
+        label_smoothing: as in `cdpo_loss`; 0 in the paper.
+    """
+    expect_same_shape(left=left, right=right)
+    order = left.argsort(stable=True)
+    losses = cdpo_loss(left[order], right.sort(stable=True).values, beta=beta, label_smoothing=label_smoothing)
+    return losses[order.argsort()]
+
+
+def kto_loss(
+    gain: Tensor,
+    desirable: Tensor,
+    *,
+    kl: Tensor,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> Tensor:
+    """KTO (arXiv:2402.01306, eq. 7), one value per answer: `lambda_y - v`.
+
+    That is `lambda_D (1 - sigmoid(beta (g - z)))` for desirable answers and `lambda_U (1 - sigmoid(beta (z - g)))`
+    for the others.
+
+    Args:
+        gain: `[N]` log pi(y|x) - log pi_ref(y|x), nats per completion.
+        desirable: `[N]` bool.
+        kl: scalar z, from `kl_estimate`; no gradient.
+        beta: risk aversion; strength of the pull towards the reference.
+        desirable_weight: lambda_D. The paper wants `lambda_D n_D / (lambda_U n_U)` between 1 and 4/3 (eq. 8).
+        undesirable_weight: lambda_U.
+    """
+    expect_same_shape(gain=gain, desirable=desirable)
+    # Tensors of the gains' own precision: bare numbers would be float32.
+    sign = torch.where(desirable, gain.new_tensor(1.0), gain.new_tensor(-1.0))
+    weight = torch.where(desirable, gain.new_tensor(desirable_weight), gain.new_tensor(undesirable_weight))
+    return weight * (1.0 - (beta * sign * (gain - kl.detach())).sigmoid())
+
+
+def kl_estimate(mismatched_gain: Tensor) -> Tensor:
+    """KTO's z: the mean gain of completions under other prompts, not below zero, without gradient.
+
+    Args:
+        mismatched_gain: `[M]` log pi(y'|x) - log pi_ref(y'|x) for answers y' to other prompts; none give zero.
+    """
+    if mismatched_gain.numel() == 0:
+        return mismatched_gain.new_zeros(())
+    return mismatched_gain.detach().mean().clamp(min=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMean:
+    """The mean over batches so far, each counting once: BCO's delta (arXiv:2404.04656)."""
+
+    mean: float = 0.0
+    num_batches: int = 0
+
+    def updated(self, value: float) -> RunningMean:
+        """With one batch more."""
+        count = self.num_batches + 1
+        return RunningMean(self.mean + (value - self.mean) / count, count)

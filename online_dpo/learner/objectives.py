@@ -1,0 +1,264 @@
+"""A config's `objective` section as a function of a batch: the losses of `online_dpo.learner.losses`, composed.
+
+What composes with every pairwise loss is applied around it and never inside it:
+
+- length desensitisation and normalisation make the gains: sums over tokens in which the tail beyond the shorter answer
+  counts `ld_alpha` times, divided by the number of tokens so counted (LD-DPO, arXiv:2409.06411; SimPO's mean);
+- a target margin takes half of it off the chosen gain and adds half to the rejected one, so that it also reaches
+  losses that are no functions of the gap (arXiv:2405.14734's gamma, in reward units);
+- soft labels are `p loss(w, l) + (1 - p) loss(l, w)` with the judge's probability;
+- WPO's weight multiplies the preference loss, without gradient (arXiv:2406.11827, eq. 2, sampled alignment);
+- the supervised term adds `nll_weight` times the chosen answer's nats per token (arXiv:2404.19733, eq. 1);
+- a pair's weight multiplies all of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from online_dpo.config.objective import (
+    AnyPairObjective,
+    AOTObjective,
+    BCOObjective,
+    KTOObjective,
+    ObjectiveSection,
+    SigmoidObjective,
+    SumObjective,
+)
+from online_dpo.errors import TrainingError
+from online_dpo.learner import losses
+from online_dpo.learner.losses import RunningMean
+from online_dpo.learner.schedules import beta_at
+from online_dpo.learner.tensors import LabelledBatch, PairBatch
+from online_dpo.types import Labelled, Pair
+
+PairLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`(chosen_gain [P], rejected_gain [P]) -> [P]`."""
+
+State: TypeAlias = tuple[RunningMean, ...]
+"""What an objective remembers from batch to batch of a round, one entry for each of its terms."""
+
+_PLAIN: dict[str, Callable[..., Tensor]] = {
+    "sigmoid": losses.sigmoid_loss,
+    "ipo": losses.ipo_loss,
+    "hinge": losses.hinge_loss,
+    "simpo": losses.simpo_loss,
+    "nca_pair": losses.nca_pair_loss,
+    "sppo_hard": losses.sppo_hard_loss,
+    "apo_zero": losses.apo_zero_loss,
+    "apo_down": losses.apo_down_loss,
+}
+"""Losses without parameters of their own."""
+
+_WITH_PARAMETER: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "cdpo": (losses.cdpo_loss, "label_smoothing"),
+    "robust": (losses.robust_loss, "label_smoothing"),
+    "exo_pair": (losses.exo_pair_loss, "label_smoothing"),
+    "aot": (losses.aot_loss, "label_smoothing"),
+    "dpop": (losses.dpop_loss, "penalty"),
+    "discopop": (losses.discopop_loss, "tau"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an objective makes of a batch of `P` items."""
+
+    loss: Tensor  # [P] as optimised: weights included, to be averaged over the global batch
+    rewards: Tensor  # [2, P] of pairs, [P] of labelled answers: beta times the gains the loss is of; no gradient
+    beta: float  # of the first term
+    state: State  # after this batch
+    figures: dict[str, float]  # further numbers for the log
+
+
+class PairTerm:
+    """One pairwise loss with what it is composed with."""
+
+    def __init__(self, section: AnyPairObjective) -> None:
+        self.section = section
+        self._mean_weight = 1.0
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether a pair's loss depends on the other pairs of its batch."""
+        section = self.section
+        return isinstance(section, AOTObjective) or (isinstance(section, BCOObjective) and section.shift != "none")
+
+    def begin_round(self, pairs: Sequence[Pair]) -> None:
+        """Look at a round's pairs before any batch of them comes.
+
+        Raises:
+            TrainingError: the composition needs what a pair does not have.
+        """
+        section, kind = self.section, self.section.type
+        asks = "soft_labels" if section.soft_labels else f"pair_weights {section.pair_weights}"
+        for pair in pairs:
+            judged = pair.probability is not None
+            if not judged and (section.soft_labels or section.pair_weights != "given"):
+                raise TrainingError(
+                    f"objective.{asks} needs a judge's probability, and the pair of prompt {pair.prompt.prompt_id} is "
+                    f"from a data set, which has none; remove it from the objective"
+                )
+            if isinstance(section, AOTObjective) and pair.weight != 1.0:
+                raise TrainingError(
+                    f"objective.type is {kind}, whose sorted gains belong to no pair, and the pair of prompt "
+                    f"{pair.prompt.prompt_id} has the weight {pair.weight}; choose another objective, or no weights"
+                )
+        raw = [self._raw_weight(pair.margin or 0.0, pair.probability or 0.0) for pair in pairs]
+        self._mean_weight = sum(raw) / len(raw) if raw else 1.0
+
+    def rewards(self, batch: PairBatch, beta: float) -> Tensor:
+        """`[2, P]` beta times what the loss is a function of, before the target margin."""
+        return beta * self._scores(batch)
+
+    def losses(self, batch: PairBatch, beta: float, mean: RunningMean) -> tuple[Tensor, RunningMean]:
+        """`[P]` losses, and the running mean with this batch in it."""
+        section = self.section
+        scores = self._scores(batch)
+        shift = 0.5 * section.target_margin / beta
+        if isinstance(section, BCOObjective):
+            mean = mean.updated(beta * scores.detach().mean().item())
+        if isinstance(section, AOTObjective) and not section.unpaired:
+            policy, reference = self._composed(batch)
+            loss = self._loss(beta, mean)(policy[0] - policy[1] - 2.0 * shift, reference[0] - reference[1])
+        else:
+            loss = self._loss(beta, mean)(scores[0] - shift, scores[1] + shift)
+        if section.soft_labels:
+            swapped = self._loss(beta, mean)(scores[1] - shift, scores[0] + shift)
+            loss = batch.probability * loss + (1.0 - batch.probability) * swapped
+        if section.wpo:
+            loss = batch.alignment.sum(dim=0).exp() * loss
+        if section.nll_weight:
+            loss = loss - section.nll_weight * batch.logps[0] / batch.lengths[0]
+        return loss * self._weights(batch), mean
+
+    def _loss(self, beta: float, mean: RunningMean) -> PairLoss:
+        """The loss that the section names, its parameters bound."""
+        section = self.section
+        if isinstance(section, BCOObjective):
+            return partial(losses.bco_pair_loss, beta=beta, shift=0.0 if section.shift == "none" else mean.mean)
+        if section.type in _PLAIN:
+            return partial(_PLAIN[section.type], beta=beta)
+        function, parameter = _WITH_PARAMETER[section.type]
+        return partial(function, beta=beta, **{parameter: getattr(section, parameter)})
+
+    def _scores(self, batch: PairBatch) -> Tensor:
+        """`[2, P]` gains, or what takes their place under another divergence."""
+        policy, reference = self._composed(batch)
+        section, gains = self.section, policy - reference
+        if isinstance(section, SigmoidObjective):
+            return losses.divergence_score(gains, divergence=section.divergence, alpha=section.alpha)
+        return gains
+
+    def _composed(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """`[2, P]` log-probs under policy and reference, tails and lengths treated alike."""
+        section = self.section
+        dropped = 0.0 if section.ld_alpha is None else 1.0 - section.ld_alpha
+        policy = batch.logps - dropped * batch.tail_logps
+        reference = batch.ref_logps - dropped * batch.ref_tail_logps
+        if not section.needs_reference:
+            reference = torch.zeros_like(reference)
+        if section.length_normalise:
+            lengths = batch.lengths - dropped * batch.tail_lengths
+            policy, reference = policy / lengths, reference / lengths
+        return policy, reference
+
+    def _weights(self, batch: PairBatch) -> Tensor:
+        if self.section.pair_weights == "given":
+            return batch.weight
+        raw = batch.margin if self.section.pair_weights == "margin" else 2.0 * batch.probability - 1.0
+        return batch.weight * raw / self._mean_weight
+
+    def _raw_weight(self, margin: float, probability: float) -> float:
+        return {"given": 1.0, "margin": margin, "confidence": 2.0 * probability - 1.0}[self.section.pair_weights]
+
+
+class PairwiseObjective:
+    """One pairwise loss, or the weighted sum of several."""
+
+    def __init__(self, section: AnyPairObjective | SumObjective) -> None:
+        terms = [(term.weight, term.objective) for term in section.terms] if section.type == "sum" else [(1.0, section)]
+        self._terms = [(weight, PairTerm(part)) for weight, part in terms]
+        self.is_coupled = any(term.is_coupled for _, term in self._terms)
+        self.with_collision = any(term.section.wpo for _, term in self._terms)
+        self.fresh_state: State = (RunningMean(),) * len(terms)
+
+    def begin_round(self, pairs: Sequence[Pair]) -> None:
+        """As `PairTerm.begin_round`, for every term."""
+        for _, term in self._terms:
+            term.begin_round(pairs)
+
+    def __call__(self, batch: PairBatch, *, position: float, beta_factor: float, state: State) -> Outcome:
+        """Losses of a batch: the global one where `is_coupled`, else any part of it.
+
+        Args:
+            batch: `P` pairs.
+            position: in the run, for betas that are scheduled.
+            beta_factor: of the round.
+            state: before this batch.
+        """
+        parts, means, betas, figures = [], [], [], {}
+        for (weight, term), mean in zip(self._terms, state, strict=True):
+            beta = beta_at(term.section.beta, position) * beta_factor
+            loss, mean = term.losses(batch, beta, mean)
+            parts.append(weight * loss)
+            means.append(mean)
+            betas.append(beta)
+            if isinstance(term.section, BCOObjective) and term.is_coupled:
+                figures["bco_shift"] = mean.mean
+        return Outcome(
+            loss=torch.stack(parts).sum(dim=0),
+            rewards=self._terms[0][1].rewards(batch, betas[0]).detach(),
+            beta=betas[0],
+            state=tuple(means),
+            figures=figures,
+        )
+
+
+class LabelledObjective:
+    """KTO. Its answers are coupled through the KL estimate alone, which comes from outside and has no gradient."""
+
+    is_coupled = False
+    with_collision = False
+    fresh_state: State = ()
+
+    def __init__(self, section: KTOObjective) -> None:
+        self.section = section
+
+    def begin_round(self, items: Sequence[Labelled]) -> None:
+        """Any labelled answer will do."""
+
+    def __call__(self, batch: LabelledBatch, *, kl: Tensor, position: float, beta_factor: float) -> Outcome:
+        """Losses of any part of a batch.
+
+        Args:
+            batch: `N` labelled answers.
+            kl: scalar, from `losses.kl_estimate` of the whole batch.
+            position: in the run, for a beta that is scheduled.
+            beta_factor: of the round.
+        """
+        section = self.section
+        beta = beta_at(section.beta, position) * beta_factor
+        gains = batch.logps - batch.ref_logps
+        loss = losses.kto_loss(
+            gains,
+            batch.desirable,
+            kl=kl,
+            beta=beta,
+            desirable_weight=section.desirable_weight,
+            undesirable_weight=section.undesirable_weight,
+        )
+        return Outcome(
+            loss=loss * batch.weight, rewards=(beta * gains).detach(), beta=beta, state=(), figures={"kl": kl.item()}
+        )
+
+
+def make_objective(section: ObjectiveSection) -> PairwiseObjective | LabelledObjective:
+    """The objective that a config names."""
+    return LabelledObjective(section) if isinstance(section, KTOObjective) else PairwiseObjective(section)

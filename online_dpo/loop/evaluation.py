@@ -1,0 +1,141 @@
+"""Fresh samples from a policy on held-out prompts: what improved, and at what price (DESIGN invariant 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from online_dpo.config.run import RunConfig
+from online_dpo.loop.collecting import Collected, Policy, Pusher, collect, rows_of
+from online_dpo.loop.stages import REWARD, Event, Stages, Under
+from online_dpo.statistics.judges import asked_again, report
+from online_dpo.statistics.samples import (
+    describe_completions,
+    kl_per_completion,
+    mean,
+    mean_token_logps,
+    paired_bootstrap,
+    scores_by_prompt,
+    win_rate,
+)
+from online_dpo.store.run_store import RoundStore, RunStore
+from online_dpo.types import Prompt, SamplingPlan, derive_seed
+
+
+def evaluate(
+    config: RunConfig,
+    stages: Stages,
+    store: RoundStore,
+    pusher: Pusher,
+    policy: Policy,
+    *,
+    sets: Mapping[str, Sequence[Prompt]],
+    references: Mapping[str, Sequence[Under]],
+    baseline: Mapping[str, Any] | None,
+    round_index: int,
+    base: str,
+) -> Generator[Event, None, dict[str, Any]]:
+    """Sample each set once per prompt at temperature 1, top_p 1; judge, and measure KL on exactly those samples.
+
+    Args:
+        policy: the learner must hold it.
+        references: name -> policies whose mean log-prob KL is measured against: `reference` (what the policy was
+            trained with; no policies where the objective needs none) and `initial`.
+        baseline: what this function returned for the initial policy; scores gain over it, paired by prompt.
+        base: prefix of the commits' names, such as `evaluation/`.
+
+    Returns (as the generator's value):
+        set name -> figures, committed as `<base><set>/summary`.
+    """
+    summaries: dict[str, Any] = {}
+    for name, prompts in sets.items():
+        commit = f"{base}{name}/summary"
+        if not store.has(commit):
+            plan = SamplingPlan(
+                purpose=f"evaluation:{name}",
+                round_index=policy.version,
+                num_samples=1,
+                temperature=1.0,
+                top_p=1.0,
+                max_tokens=config.sampling.max_tokens,
+                stop=tuple(config.sampling.stop),
+                run_seed=config.run.seed,
+            )
+            collected = yield from collect(
+                stages,
+                store,
+                pusher,
+                policy,
+                prompts=prompts,
+                shard_prompts=config.generator.shard_prompts,
+                plan=plan,
+                judges=[*([] if config.judge is None else [REWARD]), *config.evaluation.judges],
+                base=f"{base}{name}/",
+                again={
+                    judge: asked_again(
+                        config.judging.repeated, [p.prompt_id for p in prompts], config.run.seed, policy.version, judge
+                    )
+                    for judge in config.evaluation.judges
+                },
+            )
+            divergences = _divergences(stages, prompts, collected, references)
+            seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
+            before = None if baseline is None else baseline[name]["scores"]
+            store.put_json(commit, {**_describe(collected, before, seed), **divergences})
+        summaries[name] = store.get_json(commit)
+        shown = {key: value for key, value in summaries[name].items() if key != "scores"}
+        yield Event(
+            kind="evaluated",
+            round_index=round_index,
+            data={"set": name, "policy_version": policy.version, **shown},
+        )
+    return summaries
+
+
+def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
+    """What was found for a policy on an evaluation set, scores by prompt included."""
+    base = "evaluation" if version > 0 else "evaluation-initial"
+    return store.round(max(0, version - 1)).get_json(f"{base}/{name}/summary")
+
+
+def _divergences(
+    stages: Stages, prompts: Sequence[Prompt], collected: Collected, references: Mapping[str, Sequence[Under]]
+) -> dict[str, float | None]:
+    """Mean KL per completion to each reference by both estimators, and the policy's mean entropy per token.
+
+    An ensemble's mean log-prob is not that of a normalised distribution, so its KL is the mean of the KLs to its
+    members; the low-variance estimate is smaller by what the mixture lacks of a probability of one.
+    """
+    # Each policy is scored once, however many references it is in.
+    under: list[Under] = list(dict.fromkeys(["policy", *(name for group in references.values() for name in group)]))
+    rows = rows_of(prompts, collected.completions)
+    scores = dict(zip(under, stages.learner.score(rows, under), strict=True))
+    policy, figures = scores["policy"], {}
+    for name, members in references.items():
+        if members:
+            others = mean_token_logps([scores[member].token_logps for member in members])
+            kls = [kl_per_completion(p, q) for p, q in zip(policy.token_logps, others, strict=True)]
+            figures[f"kl_{name}"] = mean([low_variance for low_variance, _ in kls])
+            figures[f"kl_{name}_plain"] = mean([plain for _, plain in kls])
+    figures["entropy"] = mean([value for row in policy.entropies or () for value in row])
+    return figures
+
+
+def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
+    figures: dict[str, Any] = describe_completions(collected.completions)
+    scores: dict[str, dict[str, float]] = {}
+    for judge, verdicts in collected.verdicts.items():
+        scores[judge] = scores_by_prompt(verdicts)
+        figures[judge] = mean(list(scores[judge].values()))
+        figures[f"{judge}_num_abstained"] = sum(verdict.reason is not None for verdict in verdicts)
+        if before is not None:
+            start = before.get(judge, {})
+            for what, estimate in (("gain", paired_bootstrap), ("win_rate", win_rate)):
+                if (found := estimate(start, scores[judge], seed=seed)) is not None:
+                    for ending, value in zip(("", "_low", "_high"), found, strict=True):
+                        figures[f"{judge}_{what}{ending}"] = value
+    reports = {
+        judge: report(collected.completions, verdicts, collected.counters[judge], collected.repeats[judge])
+        for judge, verdicts in collected.verdicts.items()
+    }
+    return {**figures, "judges": reports, "scores": scores}

@@ -1,0 +1,192 @@
+"""Rounds that train on preferences from a data set: alone, as a warm start, or beside a round's own pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from online_dpo.config.run import RunConfig
+from online_dpo.data.drawing import Cursor
+from online_dpo.data.preferences import PairSource
+from online_dpo.errors import ConfigError, DataError
+from online_dpo.loop.references import Reference, put_scored
+from online_dpo.loop.stages import LearnerStage
+from online_dpo.pairing.unpairing import halves, with_mismatches
+from online_dpo.store.run_store import RoundStore
+from online_dpo.types import Items, Labelled, Pair, Prompt
+
+DRAW = "pairs-draw"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a round takes from the data set."""
+
+    items: Sequence[Pair] | Sequence[Labelled]  # empty also where the round's items are committed already
+    cursor: Cursor  # where the next round's share begins
+    figures: Mapping[str, int]  # `num_offline_...`: rows by what became of them
+
+
+def samples(config: RunConfig, index: int) -> bool:
+    """Whether a round samples and judges completions to train on."""
+    pairs = config.pairs
+    return pairs is None or not (pairs.is_whole_run or index < (pairs.warm_start_rounds or 0))
+
+
+def name_of_items(config: RunConfig) -> str:
+    """The commit that holds what a round trains on."""
+    return "labelled" if config.objective.is_unpaired else "pairs"
+
+
+def take_share(
+    config: RunConfig, source: PairSource | None, store: RoundStore, cursor: Cursor, sampled: Items
+) -> Share:
+    """A round's share of the data set, drawn once and committed with where the next round's begins.
+
+    Args:
+        config: of the run.
+        source: None in a run without `pairs`.
+        store: of the round.
+        cursor: where the share begins.
+        sampled: what the round has of its own.
+
+    Raises:
+        DataError: there are not enough usable rows, or the source is another one than when the share was drawn.
+    """
+    if source is None:
+        return Share(items=(), cursor=cursor, figures={})
+    if store.has(DRAW) and store.has(name_of_items(config)):
+        return _committed(store, ())
+    wanted = num_wanted(config, store.index, num_answers(sampled))
+    draw = source.draw(cursor, wanted, asked_by=asked_by(config))
+    figures = {"rows": sum(draw.outcomes.values()), **draw.outcomes, **draw.counts}
+    drawn = {
+        "cursor": draw.cursor.to_dict(),
+        "figures": {f"num_offline_{name.removeprefix('num_')}": number for name, number in figures.items()},
+    }
+    if not store.has(DRAW):
+        store.put_json(DRAW, drawn)
+    elif store.get_json(DRAW) != drawn:
+        raise DataError(
+            f"pairs.source is {config.pairs.source if config.pairs else None}, which gives other rows than when round "
+            f"{store.index + 1} began; put it back as it was, or start a new run with another run.name"
+        )
+    return _committed(store, draw.items)
+
+
+def num_answers(items: Items) -> int:
+    """Answers that are trained on: two of a pair."""
+    return sum(2 if isinstance(item, Pair) else 1 for item in items)
+
+
+def num_wanted(config: RunConfig, index: int, num_sampled: int) -> int | None:
+    """Rows of the data set that a round takes; None = the rest of an epoch.
+
+    In a mixed round they make up `pairs.fraction` of all answers, rounded to the nearest number.
+
+    Args:
+        config: of the run.
+        index: of the round.
+        num_sampled: answers that the round has of its own.
+    """
+    pairs = config.pairs
+    assert pairs is not None
+    if not samples(config, index):
+        return pairs.per_round
+    if pairs.fraction is None:
+        return 0
+    num_rows = num_sampled if pairs.is_labelled else num_sampled / 2
+    return math.floor(pairs.fraction / (1.0 - pairs.fraction) * num_rows + 0.5)
+
+
+def most_wanted(config: RunConfig) -> int | None:
+    """The most rows that any round can take; None = an epoch's, whatever it has."""
+    pairs, prompts = config.pairs, config.prompts
+    assert pairs is not None
+    wanted = [] if pairs.fraction is not None and pairs.warm_start_rounds is None else [pairs.per_round]
+    if pairs.fraction is not None and prompts is not None:
+        wanted.append(num_wanted(config, config.run.rounds, prompts.per_round * _most_answers(config)))
+    numbers = [number for number in wanted if number is not None]
+    return max(numbers) if numbers else None
+
+
+def _most_answers(config: RunConfig) -> int:
+    """The most answers to one prompt that a round can train on, each as often as it is in a pair."""
+    k, rules = config.sampling.num_samples, config.pairing
+    if rules.labels is not None:
+        return k
+    if rules.strategy != "all_pairs":
+        return 2
+    return 2 * min(k * (k - 1) // 2, rules.max_pairs_per_prompt or k * k)
+
+
+def asked_by(config: RunConfig) -> str:
+    """The field that settles how many rows a round takes at most, with its value."""
+    pairs = config.pairs
+    assert pairs is not None
+    if pairs.fraction is not None and (pairs.per_round is None or pairs.per_round < (most_wanted(config) or 0)):
+        return f"pairs.fraction is {pairs.fraction}"
+    return f"pairs.per_round is {pairs.per_round}"
+
+
+def first_written(config: RunConfig, source: PairSource) -> Prompt:
+    """The first prompt of the data set that is drawn, having seen that there are enough rows for every round.
+
+    Raises:
+        ConfigError: no round would take any row.
+        DataError: too few rows are usable.
+    """
+    wanted = most_wanted(config)
+    if wanted == 0 and config.pairs is not None:
+        raise ConfigError(
+            f"pairs.fraction is {config.pairs.fraction}, which is less than half a row of a round: raise it, or "
+            f"prompts.per_round, or remove pairs"
+        )
+    draw = source.head(1) if wanted is None else source.draw(Cursor(), wanted, asked_by=asked_by(config))
+    return draw.items[0].prompt
+
+
+def check_one_form(config: RunConfig, prompts: Sequence[Prompt], written: Prompt) -> None:
+    """Raises DataError when a round would mix chats and plain text, which one table of pairs cannot hold."""
+    if config.pairs is None or config.pairs.fraction is None or not prompts:
+        return
+    forms = ["chats" if prompt.messages is not None else "plain text" for prompt in (prompts[0], written)]
+    if forms[0] != forms[1]:
+        raise DataError(
+            f"prompts.source holds {forms[0]} and pairs.source holds {forms[1]}, and pairs.fraction mixes them in one "
+            f"round: write both in one way, or set pairs.warm_start_rounds instead"
+        )
+
+
+def labelled_items(items: Sequence[Pair | Labelled]) -> list[Labelled]:
+    """Single answers of pairs and of labelled rows, mismatched over all of them together (for KTO's KL estimate)."""
+    single = [part for item in items for part in (halves(item) if isinstance(item, Pair) else (item,))]
+    return with_mismatches(single)
+
+
+def commit_items(
+    config: RunConfig,
+    learner: LearnerStage,
+    store: RoundStore,
+    sampled: Items,
+    written: Items,
+    reference: Reference,
+) -> Items:
+    """What a round trains on, with its reference log-probs, committed once: its own items, then the data set's.
+
+    An unpaired objective gets single answers.
+    """
+    name, items = name_of_items(config), [*sampled, *written]
+    if config.objective.is_unpaired:
+        if not store.has(name):
+            put_scored(config, learner, store, name, labelled_items(items), reference)
+        return store.get_records(name, Labelled)
+    if not store.has(name):
+        put_scored(config, learner, store, name, [item for item in items if isinstance(item, Pair)], reference)
+    return store.get_records(name, Pair)
+
+
+def _committed(store: RoundStore, items: Sequence[Pair] | Sequence[Labelled]) -> Share:
+    drawn = store.get_json(DRAW)
+    return Share(items=items, cursor=Cursor.from_dict(drawn["cursor"]), figures=drawn["figures"])

@@ -1,0 +1,135 @@
+"""Held-out pairs: does the policy prefer what people preferred, and by how much more than the initial policy?"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from online_dpo.config.run import RunConfig
+from online_dpo.data.preferences import PairDraw
+from online_dpo.loop.stages import Event, Stages
+from online_dpo.statistics.samples import mean, paired_bootstrap
+from online_dpo.store.run_store import RunStore
+from online_dpo.types import Pair, Row, derive_seed
+
+INITIAL, UPDATED = "evaluation-pairs-initial/", "evaluation-pairs/"
+"""Prefixes of the commits, in the first round's folder and in each round's."""
+
+
+def evaluate_pairs(
+    config: RunConfig,
+    stages: Stages,
+    store: RunStore,
+    round_index: int,
+    policy_version: int,
+    *,
+    sets: Mapping[str, PairDraw],
+) -> Generator[Event, None, dict[str, Any]]:
+    """Score both answers of every held-out pair under the learner's policy; nothing is sampled.
+
+    Args:
+        config: of the run.
+        stages: whose learner holds the policy.
+        store: of the run.
+        round_index: in whose folder the figures are committed.
+        policy_version: of the learner's policy; 0 = the initial policy.
+        sets: name -> held-out pairs.
+
+    Returns (as the generator's value):
+        set name -> figures, committed with every pair's log-probs as `<prefix><set>/summary`.
+    """
+    found: dict[str, Any] = {}
+    committed = store.round(round_index)
+    for name, held_out in sets.items():
+        commit = f"{UPDATED if policy_version else INITIAL}{name}/summary"
+        if not committed.has(commit):
+            pairs = [item for item in held_out.items if isinstance(item, Pair)]
+            rows = [Row.of(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+            [scores] = stages.learner.score(rows, ["policy"])
+            logps = [sum(row) for row in scores.token_logps]
+            now = {"chosen_logps": logps[::2], "rejected_logps": logps[1::2]}
+            seed = derive_seed(config.run.seed, "bootstrap-pairs", name, policy_version)
+            before = store.round(0).get_json(f"{INITIAL}{name}/summary") if policy_version else None
+            figures = {**_counts(held_out), **describe_preferences(pairs, now, before, seed=seed)}
+            committed.put_json(commit, {**figures, **now})
+        found[name] = without_logps(committed.get_json(commit))
+        data = {"set": name, "policy_version": policy_version, **found[name]}
+        yield Event(kind="evaluated_pairs", round_index=round_index, data=data)
+    return found
+
+
+def describe_preferences(
+    pairs: Sequence[Pair],
+    now: Mapping[str, Sequence[float]],
+    before: Mapping[str, Sequence[float]] | None,
+    *,
+    seed: int,
+) -> dict[str, float | int | None]:
+    """How often and how far the preferred answer is ahead.
+
+    Args:
+        pairs: `P` held-out pairs.
+        now: `chosen_logps` and `rejected_logps`, `[P]` nats, summed over tokens, under the policy.
+        before: the same under the initial policy; None when the policy is the initial one.
+        seed: of the bootstrap over pairs.
+
+    Returns:
+        `accuracy`: share of pairs whose preferred answer is the more likely one; `accuracy_per_token`: the same of
+        log-probs per token, which does not favour short answers; `shorter_accuracy`: share whose preferred answer is
+        the shorter one (equally long ones count half), which is what knowing the lengths alone scores.
+
+        Where `before` is given, also the gain of the first two over the initial policy; `implicit_accuracy`: share
+        whose preferred answer gained more (arXiv:2305.18290: the implicit reward is beta times that gain); and
+        `implicit_gap`: by how many nats, on average. `_low` and `_high` are paired-bootstrap 95 % intervals.
+    """
+    lengths = [(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
+    right = _right(now, lengths)
+    figures: dict[str, float | int | None] = {name: mean(list(values)) for name, values in right.items()}
+    figures["shorter_accuracy"] = mean(
+        [float(chosen < rejected) + 0.5 * (chosen == rejected) for chosen, rejected in lengths]
+    )
+    if before is None:
+        return figures
+    gaps = [
+        (c - c0) - (r - r0)
+        for c, r, c0, r0 in zip(
+            now["chosen_logps"],
+            now["rejected_logps"],
+            before["chosen_logps"],
+            before["rejected_logps"],
+            strict=True,
+        )
+    ]
+    zeros = [0.0] * len(gaps)
+    was_right = _right(before, lengths)
+    for name, (old, new) in {
+        **{f"{name}_gain": (was_right[name], right[name]) for name in right},
+        "implicit_accuracy": (zeros, [float(gap > 0.0) for gap in gaps]),
+        "implicit_gap": (zeros, gaps),
+    }.items():
+        interval = paired_bootstrap(_numbered(old), _numbered(new), seed=seed)
+        assert interval is not None  # a set has at least one pair
+        figures[name], figures[f"{name}_low"], figures[f"{name}_high"] = interval
+    return figures
+
+
+def without_logps(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Log-probs of single pairs stay in the run directory; they are too many for a line of the log."""
+    return {name: value for name, value in summary.items() if not name.endswith("_logps")}
+
+
+def _right(logps: Mapping[str, Sequence[float]], lengths: Sequence[tuple[int, int]]) -> dict[str, list[float]]:
+    both = list(zip(logps["chosen_logps"], logps["rejected_logps"], lengths, strict=True))
+    return {
+        "accuracy": [float(chosen > rejected) for chosen, rejected, _ in both],
+        "accuracy_per_token": [float(chosen / n > rejected / m) for chosen, rejected, (n, m) in both],
+    }
+
+
+def _numbered(values: Sequence[float]) -> dict[str, float]:
+    return {f"{index:06d}": value for index, value in enumerate(values)}
+
+
+def _counts(held_out: PairDraw) -> dict[str, int]:
+    dropped = {f"num_{name}": number for name, number in held_out.outcomes.items() if name != "kept"}
+    return {"num_pairs": len(held_out.items), **dropped, **held_out.counts}

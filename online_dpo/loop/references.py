@@ -1,0 +1,154 @@
+"""Which policies a round is measured against (DESIGN section 7), and what they say about the round's items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from online_dpo.config.control import EnsembleReference, EveryReference, PathReference
+from online_dpo.config.run import RunConfig
+from online_dpo.errors import WeightMismatchError
+from online_dpo.learner.items import rows_of, with_reference
+from online_dpo.loop.stages import LearnerStage, Under
+from online_dpo.loop.weight_checks import Gap, sampler_logps
+from online_dpo.store.run_store import RoundStore, RunStore
+from online_dpo.types import Adapter, Item, Labelled, Pair
+
+SOURCES = "reference-logps"
+
+NUM_GAP_PAIRS = 8
+"""Pairs whose log-probs are computed by the learner as well where the sampler's are used; enough to see a wrong one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What a round is measured against: the mean of its members' log-probs."""
+
+    members: tuple[Under, ...]  # none where the objective needs no reference
+    versions: tuple[int, ...]  # of the members that are policies of this run, oldest first; none of a given reference
+
+
+def first_reference(config: RunConfig, initial: Adapter | None) -> Reference:
+    """The first round's."""
+    if not config.objective.needs_reference:
+        return Reference(members=(), versions=())
+    if isinstance(config.reference, PathReference):
+        return Reference(members=("reference_model",), versions=())
+    return Reference(members=(initial,), versions=(0,))
+
+
+def next_reference(config: RunConfig, reference: Reference, policy: Adapter) -> Reference:
+    """The next round's, once a round has made `policy`, whose version is the number of rounds played."""
+    schedule = config.reference
+    if isinstance(schedule, EveryReference) and policy.version % schedule.rounds == 0:
+        return Reference(members=(policy,), versions=(policy.version,))
+    if isinstance(schedule, EnsembleReference):
+        return Reference(
+            members=(*reference.members, policy)[-schedule.last :],
+            versions=(*reference.versions, policy.version)[-schedule.last :],
+        )
+    return reference
+
+
+def commit_reference(store: RoundStore, reference: Reference) -> None:
+    """Commit a reference that is one adapter beside the round; several are committed already, each with its round."""
+    match reference.members:
+        case (Adapter() as adapter,) if not store.has("reference"):
+            store.put_files("reference", adapter.files())
+
+
+def restore_reference(config: RunConfig, store: RunStore, initial: Adapter | None) -> Reference:
+    """The reference that the last finished round left, read back and never derived anew (DESIGN invariant 5)."""
+    last = store.round(len(store.finished_rounds()) - 1)
+    versions = tuple(last.state()["reference_versions"])
+    if not versions:
+        return first_reference(config, initial)
+    if len(versions) == 1:
+        folder = last.get_files("reference") if last.has("reference") else None
+        return Reference(
+            members=(None if folder is None else Adapter.from_files(versions[0], folder),), versions=versions
+        )
+    return Reference(members=tuple(_policy(store, version, initial) for version in versions), versions=versions)
+
+
+def score_items(
+    config: RunConfig, learner: LearnerStage, items: Sequence[Item], reference: Reference, version: int
+) -> tuple[list[Item], dict[str, Any]]:
+    """The items with the reference's log-probs, and figures about where these come from.
+
+    Args:
+        config: with `reference.logps: sampler`, pairs whose answers were both sampled from the reference itself keep
+            the sampler's log-probs. These are at temperature 1 and over the whole vocabulary, however it sampled.
+        learner: computes the others.
+        items: of a round.
+        reference: of the round.
+        version: of the policy that sampled.
+
+    Raises:
+        WeightMismatchError: the sampler's log-probs are not the learner's, up to the tolerance of the weight checks.
+    """
+    if config.reference.logps != "sampler":
+        return learner.reference_logps(items, reference.members), {}
+    from_sampler = [reference.versions == (version,) and _was_sampled_from(item, version) for item in items]
+    sampled = [item for item, is_sampled in zip(items, from_sampler, strict=True) if is_sampled]
+    others = [item for item, is_sampled in zip(items, from_sampler, strict=True) if not is_sampled]
+    scored = iter(learner.reference_logps(others, reference.members) if others else [])
+    figures = {
+        "num_reference_sampler": len(sampled),
+        "num_reference_recomputed": len(others),
+        **_measured_gap(learner, sampled[:NUM_GAP_PAIRS], reference, config.tolerance),
+    }
+    return [
+        _as_sampled(item) if flag else next(scored) for item, flag in zip(items, from_sampler, strict=True)
+    ], figures
+
+
+def put_scored(
+    config: RunConfig, learner: LearnerStage, store: RoundStore, name: str, items: Sequence[Item], reference: Reference
+) -> None:
+    """Commit a round's items with the reference's log-probs, and where these come from if there is a choice."""
+    scored, sources = score_items(config, learner, items, reference, store.index)
+    if store.has(SOURCES):
+        store.remove(SOURCES)  # of items that a kill kept from being committed
+    if sources:
+        store.put_json(SOURCES, sources)
+    store.put_records(name, scored)
+
+
+def committed_sources(store: RoundStore) -> dict[str, Any]:
+    """What `put_scored` found out about where reference log-probs come from."""
+    return store.get_json(SOURCES) if store.has(SOURCES) else {}
+
+
+def _policy(store: RunStore, version: int, initial: Adapter | None) -> Adapter | None:
+    return initial if version == 0 else Adapter.from_files(version, store.round(version - 1).get_files("adapter"))
+
+
+def _was_sampled_from(item: Pair | Labelled, version: int) -> bool:
+    """Whether both answers are samples of one policy; those of a data set are of none."""
+    return isinstance(item, Pair) and item.chosen.policy_version == item.rejected.policy_version == version
+
+
+def _as_sampled(item: Item) -> Item:
+    assert isinstance(item, Pair)
+    return with_reference(item, [[logps] for logps in sampler_logps([item.chosen, item.rejected])])
+
+
+def _measured_gap(
+    learner: LearnerStage, items: Sequence[Pair | Labelled], reference: Reference, tolerance: float
+) -> dict[str, float]:
+    """How far the sampler's log-probs are from the learner's; nothing without items."""
+    if not items:
+        return {}
+    pairs = [item for item in items if isinstance(item, Pair)]
+    found = sampler_logps([answer for pair in pairs for answer in (pair.chosen, pair.rejected)])
+    [scores] = learner.score([row for pair in pairs for row in rows_of(pair)], reference.members)
+    gap = Gap.between(found, scores.token_logps)
+    if gap.exceeds(tolerance):
+        raise WeightMismatchError(
+            f"the sampler's log-probs are {gap.mean:.3g} nats per token from the learner's ({gap.row_max:.3g} in the "
+            f"worst row), tolerance {tolerance:.3g}; they cannot stand for the reference: start a new run with "
+            f"reference.logps=recompute"
+        )
+    return {"reference_gap": gap.mean, "reference_gap_row_max": gap.row_max, "reference_gap_max": gap.max}

@@ -1,0 +1,79 @@
+"""What the loop needs from the world. `actors.cluster` provides it with Ray and vLLM, tests with fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from online_dpo.loop.weight_checks import TokenLogps
+from online_dpo.types import Adapter, Completion, Item, Items, Row, SamplingPlan, Scores, Shard
+
+Under: TypeAlias = Adapter | Literal["policy", "reference_model"] | None
+"""Which weights score: the learner's current policy, what `reference.path` names, an adapter, or the base model (None).
+"""
+
+REWARD = "reward"
+"""The training judge's name, beside the names of the evaluation's judges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something a person or a log may want to know. The loop never looks at a clock: whoever listens does."""
+
+    kind: str
+    round_index: int
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A call under way. Only its identity matters to the loop."""
+
+    def __hash__(self) -> int: ...
+
+
+class LearnerStage(Protocol):
+    """`online_dpo.learner.learner.Learner`, called where it lives."""
+
+    def notices(self) -> list[str]: ...
+    def initial_adapter(self) -> Adapter | None: ...
+    def policy(self, version: int) -> Adapter: ...
+    def score(self, rows: Sequence[Row], under: Sequence[Under]) -> list[Scores]: ...
+    def reference_logps(self, items: Sequence[Item], references: Sequence[Under]) -> list[Item]: ...
+    def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int: ...
+    def step(self, step: int) -> dict[str, Any]: ...
+    def checkpoint(self) -> dict[str, bytes]: ...
+    def restore(self, files: Mapping[str, bytes]) -> None: ...
+
+
+class Stages(Protocol):
+    """Everything outside the driver. Methods named `start_*` return at once; `first_done` waits."""
+
+    @property
+    def learner(self) -> LearnerStage: ...
+
+    def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
+        """Hand the policy to every generator; the digest that each received."""
+        ...
+
+    def probe(self, rows: Sequence[Row]) -> list[TokenLogps]:
+        """Log-probs of the rows' completions by each generator."""
+        ...
+
+    def start_sampling(self, shard: Shard, plan: SamplingPlan, version: int) -> Task:
+        """Result: `Sampled`."""
+        ...
+
+    def start_judging(
+        self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
+    ) -> Task:
+        """Result: `Judged`. With `again` what is wanted is another answer to what was answered before."""
+        ...
+
+    def start_scoring(self, rows: Sequence[Row], under: Sequence[Under]) -> Task:
+        """Result: `list[Scores]`, by the learner."""
+        ...
+
+    def first_done(self, tasks: Sequence[Task]) -> tuple[Task, Any]:
+        """Wait for one of the tasks; it and its result. Raises what the task raised."""
+        ...

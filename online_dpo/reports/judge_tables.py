@@ -1,0 +1,109 @@
+"""What `online-dpo status` shows of the judges. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from online_dpo.statistics.judges import is_large
+
+COLUMNS = (
+    "round",
+    "judge",
+    "verdicts",
+    "abstains",
+    "labelled",
+    "orders\nagree",
+    "repeats\nagree",
+    "first\nwins",
+    "longer\nwins",
+    "members\nalpha",
+    "calls",
+    "tokens",
+)
+
+
+def judges_table(rounds: list[dict[str, Any]]) -> Table | None:
+    """One row for each judge of each round; None where no round has judges.
+
+    A share that deserves a warning has an exclamation mark; what does not apply to a judge is empty.
+    """
+    rows = [(str(r["policy_version"]), *cells) for r in rounds for cells in _rows(r)]
+    if not rows:
+        return None
+    table = Table(box=None, padding=(0, 1), title="\njudges", title_justify="left", title_style="bold")
+    used = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] for row in rows)]
+    for i in used:
+        table.add_column(COLUMNS[i], justify="left" if i == 1 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in used))
+    return table
+
+
+def latency_table(rounds: list[dict[str, Any]]) -> Table | None:
+    """Milliseconds of the judges' calls in each round, of the process that finished it; None without any."""
+    rows = [
+        (
+            str(record["policy_version"]),
+            label,
+            str(int(seconds["num_calls"])),
+            *(f"{1e3 * seconds[name]:.1f}" for name in ("mean", "median", "p95", "max")),
+        )
+        for record in rounds
+        for label, seconds in record.get("latency_s", {}).items()
+    ]
+    if not rows:
+        return None
+    table = Table(box=None, padding=(0, 1), title="\nms of a judge's call", title_justify="left", title_style="bold")
+    for name in ("round", "judge", "calls", "mean", "median", "95 %", "most"):
+        table.add_column(name, justify="left" if name == "judge" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def reasons_of(record: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each judge of a round that abstained: on how many verdicts, and why."""
+    for judge, figures in _judges(record):
+        if figures["num_abstained"]:
+            reasons = ", ".join(f"{number} x {reason}" for reason, number in figures["reasons"].items())
+            yield f"round {record['policy_version']}, {judge} abstained: {reasons}"
+
+
+def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for judge, figures in _judges(record):
+        counters = figures["counters"]
+        alphas = [
+            f"{alpha:.2f}"
+            for found in figures.get("ensembles", {}).values()
+            if (alpha := found.get("alpha", found.get("alpha_scores"))) is not None
+        ]
+        tokens = sum(counters.get(f"num_judge_{kind}_tokens", 0) for kind in ("prompt", "completion"))
+        labelled = f"{figures['num_labelled']} of {figures['num_prompts']}" if "num_labelled" in figures else ""
+        yield (
+            judge,
+            str(figures["num_verdicts"]),
+            _share(figures["abstention_rate"]),
+            labelled,
+            _share(figures.get("order_consistency")),
+            _share(figures.get("repeat_agreement")),
+            _share(figures.get("first_wins")) + ("!" if is_large(figures, "first_wins") else ""),
+            _share(figures.get("longer_wins")) + ("!" if is_large(figures, "longer_wins") else ""),
+            ", ".join(alphas),
+            str(counters.get("num_judge_requests", counters.get("num_judge_calls", ""))),
+            str(tokens or ""),
+        )
+
+
+def _judges(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The training judge, then those of each evaluation set."""
+    yield from record.get("judges", {}).items()
+    for name, evaluation in record["evaluation"].items():
+        for judge, figures in evaluation.get("judges", {}).items():
+            yield f"{judge} on {name}", figures
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"

@@ -1,0 +1,191 @@
+"""Which rounds are finished, and proof of it: a chain of manifests whose end is the pointer file `latest`.
+
+A round's `manifest.json` has the sha256 of each of its files and of the manifest before it. `latest` has the sha256
+of the last manifest, in the format of `sha256sum`, so `sha256sum -c latest` checks it. Both are written when
+everything else of the round is durable: first the manifest, then `latest`; a kill between the two is mended by
+`recover`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from typing import Any, NoReturn
+
+from online_dpo.errors import CorruptionError
+from online_dpo.store.commits import CHECKSUM, Commits, check_digest, checksum_lines, parse_checksum_lines
+from online_dpo.store.files import Files
+
+LATEST = "latest"
+_MANIFEST_KEY = re.compile(r"rounds/(\d{5,})/manifest\.json")
+_OPTIMIZER_STATE = re.compile(r"learner/(?:final|step-\d+)(?=/|\.sha256$)")
+
+
+def round_folder(index: int) -> str:
+    return f"rounds/{index:05d}/"
+
+
+def manifest_key(index: int) -> str:
+    return f"{round_folder(index)}manifest.json"
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one form in which JSON is committed: sorted keys, so equal values are equal bytes; no NaN or infinity."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+class History:
+    """The finished rounds of a run directory."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def num_finished(self) -> int:
+        """Finished rounds: those up to `latest`, and one more whose manifest is there but not yet in `latest`."""
+        pointer = self._latest()
+        after = 0 if pointer is None else pointer[0] + 1
+        return after + self._files.exists(manifest_key(after))
+
+    def commits(self, index: int) -> Commits:
+        return Commits(self._files, round_folder(index), lambda: self.remedy(index))
+
+    def seal(self, index: int) -> None:
+        """Write a round's manifest, then `latest`: from here on the round is finished."""
+        commits = self.commits(index)
+        commits.remove_uncommitted()
+        digests: dict[str, str] = {}
+        for name in commits.names():
+            checksum_key = f"{round_folder(index)}{name}{CHECKSUM}"
+            digests |= {checksum_key: self._files.digest(checksum_key), **commits.digests(name)}
+        manifest = canonical_json(
+            {
+                "round": index,
+                "previous": self._files.digest(manifest_key(index - 1)) if index else None,
+                "files": {key.removeprefix(round_folder(index)): digest for key, digest in digests.items()},
+            }
+        )
+        self._files.put(manifest_key(index), manifest)
+        self._point_to(index)
+
+    def recover(self) -> None:
+        """Complete a `seal` that was killed between the manifest and `latest`. `check_chain` goes before."""
+        pointer = self._latest()
+        num_finished = self.num_finished()
+        if num_finished and (pointer is None or pointer[0] != num_finished - 1):
+            self._point_to(num_finished - 1)
+
+    def check_chain(self) -> None:
+        """Check `latest`, every manifest and the round folders against each other; no other file is read.
+
+        Raises:
+            CorruptionError: they cannot have come from one run, whenever it was killed.
+        """
+        pointer = self._latest()
+        after = 0 if pointer is None else pointer[0] + 1
+        if max(self._on_disk(), default=0) > after:
+            self._corrupt_latest("is missing" if pointer is None else "is older than the rounds that lie beside it")
+        expected = None if pointer is None else pointer[1]
+        if self._files.exists(manifest_key(after)) and self._manifest(after)["previous"] != expected:
+            self._corrupt(after, manifest_key(after), "does not continue the round before it")
+        for index in reversed(range(after)):
+            manifest = self._manifest(index)
+            if self._files.digest(manifest_key(index)) != expected:
+                if index == after - 1:
+                    self._corrupt_latest(f"does not match {manifest_key(index)}")
+                self._corrupt(index, manifest_key(index), "does not match the manifest of the round after it")
+            expected = manifest["previous"]
+        if after and expected is not None:
+            self._corrupt(0, manifest_key(0), "names a round before the first")
+
+    def check_round(self, index: int) -> None:
+        """Check every file of a round against its sha256.
+
+        The optimizer state of a round before the last finished one may have been removed (`run.keep_optimizer`):
+        once its checksum file is gone, so may be its files. Nothing else may be absent.
+        """
+        last = self.num_finished() - 1
+        if index > last:
+            commits = self.commits(index)
+            for name in commits.names():
+                commits.check(name)
+            return
+        for path, digest in self._manifest(index)["files"].items():
+            key = round_folder(index) + path
+            if index < last and self._removed(index, path) and not self._files.exists(key):
+                continue
+            check_digest(self._files, key, digest, lambda key, problem: self._corrupt(index, key, problem))
+
+    def remedy(self, index: int) -> str:
+        """What a user can do about damage in a round, as the end of a sentence."""
+        root = self._files.root
+        if index and any(
+            self._removed(index - 1, path) and not self._files.exists(round_folder(index - 1) + path)
+            for path in self._manifest(index - 1)["files"]
+        ):
+            return (
+                f"restore it from a backup, or start a new run that continues the policy before it, with model.adapter="
+                f"{root / round_folder(index - 1) / 'adapter'} (the optimizer state of that round was not kept)"
+            )
+        doomed = " ".join(round_folder(i).rstrip("/") for i in self._on_disk() if i >= index)
+        command = f"rm -rf {doomed} && {self._point_command(index - 1)}" if index else "rm -rf rounds latest"
+        return (
+            f"restore it from a backup, or repeat the run from round {index} on: `cd {shlex.quote(str(root))} && "
+            f"{command}`, then `online-dpo resume {shlex.quote(str(root))}`"
+        )
+
+    def _removed(self, index: int, path: str) -> bool:
+        """Whether a file of a round belongs to optimizer state whose commit was undone."""
+        match = _OPTIMIZER_STATE.match(path)
+        return match is not None and not self._files.exists(f"{round_folder(index)}{match.group()}{CHECKSUM}")
+
+    def _latest(self) -> tuple[int, str] | None:
+        """Round and sha256 of the manifest that `latest` names; None before the first round is finished."""
+        try:
+            listed = parse_checksum_lines(self._files.get(LATEST)) or {}
+        except FileNotFoundError:
+            return None
+        match = _MANIFEST_KEY.fullmatch(next(iter(listed), ""))
+        if len(listed) != 1 or match is None or match.group() != manifest_key(int(match.group(1))):
+            self._corrupt_latest("is damaged: it does not name a round's manifest and its sha256")
+        return int(match.group(1)), listed[match.group()]
+
+    def _manifest(self, index: int) -> dict[str, Any]:
+        key = manifest_key(index)
+        try:
+            data = self._files.get(key)
+        except FileNotFoundError:
+            self._corrupt(index, key, "is missing")
+        try:
+            manifest = json.loads(data)
+            sound = set(manifest) == {"files", "previous", "round"} and canonical_json(manifest) == data
+        except (ValueError, TypeError):
+            sound = False
+        if not sound or manifest["round"] != index:
+            self._corrupt(index, key, "is damaged: it is not the manifest of its round")
+        return manifest
+
+    def _point_to(self, index: int) -> None:
+        data = self._files.get(manifest_key(index))
+        self._files.put(LATEST, checksum_lines({manifest_key(index): hashlib.sha256(data).hexdigest()}))
+
+    def _point_command(self, index: int) -> str:
+        return f"sha256sum {manifest_key(index)} > {LATEST}"
+
+    def _on_disk(self) -> list[int]:
+        """Rounds that have any file, finished or not."""
+        matches = (re.match(r"rounds/(\d{5,})/", key) for key in self._files.keys("rounds/"))
+        return sorted({int(match.group(1)) for match in matches if match})
+
+    def _corrupt(self, index: int, key: str, problem: str) -> NoReturn:
+        raise CorruptionError(f"{self._files.root / key} {problem}; {self.remedy(index)}")
+
+    def _corrupt_latest(self, problem: str) -> NoReturn:
+        root = shlex.quote(str(self._files.root))
+        sealed = [index for index in self._on_disk() if self._files.exists(manifest_key(index))]
+        command = self._point_command(sealed[-1]) if sealed else "rm -rf rounds latest"
+        raise CorruptionError(
+            f"{self._files.root / LATEST} {problem}; restore it from a backup, or write it again with `cd {root} && "
+            f"{command}`, then `online-dpo resume {root}`"
+        )

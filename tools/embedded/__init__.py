@@ -1,0 +1,1 @@
+"""Builds the models that ship in `online_dpo/embedded`; `build` is the command. Nothing here ships."""
