@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kill_kit import WORK, go_on_and_compare
 from loop_kit import FakeStages, token_logps, weights_of
 from loop_runs import Kill, Run, comparable, records
-from test_resume_kills import WORK, go_on_and_compare
 
 from online_dpo.errors import ConfigError, DataError
 from online_dpo.reports.wording import num_items

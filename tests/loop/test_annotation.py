@@ -11,7 +11,7 @@ import pytest
 from loop_kit import FakeStages, by_text
 from loop_runs import Kill, Run, comparable, records
 from pairing_kit import FAILED, completion, duels, pair_up, scores
-from test_judging_stops import Stingy
+from stopping_kit import Stingy
 
 from actors.cluster import cpus_needed
 from online_dpo.commands.preparation import (

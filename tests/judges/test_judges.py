@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from classifier_kit import LLAMA, save_tokenizer, shrink
 from omegaconf import OmegaConf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -26,7 +27,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 
 from judges.protocol import Judge, Question, check_verdicts, collect_counts
@@ -220,7 +220,7 @@ def test_blocking_code_leaves_the_event_loop_free() -> None:
     assert values(asyncio.run(main())) == [[1.0] * 3, [1.0] * 2]
 
 
-DOCS = Path(__file__).parent.parent / "docs" / "judges.md"
+DOCS = Path(__file__).parents[2] / "docs" / "judges.md"
 EXAMPLES = re.findall(r"```python\n# mine\.py:(\w+) ?([^\n]*)\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
 
 
@@ -348,28 +348,9 @@ def test_dotted_targets() -> None:
 
 # --- the reward model -------------------------------------------------------------------------------------------------
 
-SPECIAL = ["<pad>", "<bos>", "<eos>"]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
 
 
-def save_tokenizer(folder: Path, **options: Any) -> None:
-    """One token per byte, plus a BOS in front of plain text."""
-    vocabulary = {c: i for i, c in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    core.add_special_tokens(SPECIAL)
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", **options}
-    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
-
-
-def shrink(kind: Any, **options: Any) -> Any:
-    sizes = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return kind(bos_token_id=1, eos_token_id=2, **{**sizes, "pad_token_id": None, **options})
-
-
-LLAMA = {"intermediate_size": 64, "max_position_embeddings": 128}
 ZOO: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "pad": (lambda: LlamaForSequenceClassification(shrink(LlamaConfig, pad_token_id=0, num_labels=1, **LLAMA)), {}),
     "pad is eos, in the model too": (

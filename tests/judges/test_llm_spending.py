@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from judge_servers import KEY, Answer, completion, longer_wins, material, serve, verdict
-from test_llm_judge import ask, brief, question, section
+from llm_kit import ask, brief, question, section
 
 from judges.hosting import Hosting, hosted
 from judges.llm.building import build_llm

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hosted_kit import HostedStages
 from judge_servers import Answer, completion, longer_wins, material, serve
+from kill_kit import Camera, restore
 from loop_kit import FakeStages
 from loop_runs import Run, comparable, tree
-from test_resume_kills import Camera, restore
 
 from online_dpo.errors import TooFewLabelsError
 from online_dpo.loop.stages import REWARD

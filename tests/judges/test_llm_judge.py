@@ -8,42 +8,17 @@ import math
 from typing import Any
 
 import pytest
-from judge_servers import Answer, Server, completion, longer_wins, material, serve, verdict
-from pydantic import TypeAdapter
+from judge_servers import Answer, completion, longer_wins, material, serve, verdict
+from llm_kit import ask, brief, question, section
 
 from judges.llm.building import build_llm
 from judges.llm.chat import ChatReply
-from judges.llm.judge import ChatJudge
 from judges.llm.parsing import read_json, read_token
-from judges.protocol import Abstain, Question, check_verdicts, collect_counts
+from judges.protocol import Abstain
 from judges.trial import try_judge
-from online_dpo.config.judges import JudgeSection, LlmJudge
 from online_dpo.errors import JudgeError
-from online_dpo.types import Verdict
 
 TEXTS = ("short", "a good deal longer", "of middling size")
-
-
-def section(server: Server | None = None, *, endpoint: dict[str, Any] | None = None, **fields: Any) -> LlmJudge:
-    if server is not None:
-        fields["endpoint"] = {"base_url": server.base_url, "model": "m", "max_wait_s": 0.05, **(endpoint or {})}
-    return TypeAdapter(JudgeSection).validate_python({"type": "llm", "timeout_s": 5.0, **fields})
-
-
-def question(*texts: str, name: str = "p", prompt: Any = "Say something.") -> Question:
-    return Question(prompt_id=name, prompt=prompt, completions=texts)
-
-
-def ask(judge: ChatJudge, *questions: Question) -> tuple[list[list[Verdict]], dict[str, int]]:
-    async def main() -> list[list[Verdict]]:
-        return check_verdicts(questions, await judge.judge(questions))
-
-    with collect_counts() as counts:
-        return asyncio.run(main()), dict(counts)
-
-
-def brief(verdicts: list[Verdict]) -> list[tuple[Any, ...]]:
-    return [(v.first, v.second, next(x for x in (v.score, v.probability, v.reason) if x is not None)) for v in verdicts]
 
 
 def honest(body: dict[str, Any], _: int) -> Answer:

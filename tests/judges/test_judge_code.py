@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from classifier_kit import LLAMA, save_tokenizer, shrink
 from judge_kit import ask, brief, caller_of, python, question
-from test_judges import LLAMA, save_tokenizer, shrink
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from judges.reward.reward_model import RewardModel

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from judge_servers import Answer, completion, longer_wins, material, serve, verdict
-from test_llm_judge import ask, brief, question, section
+from llm_kit import ask, brief, question, section
 
 from judges.llm.building import build_llm
 from judges.llm.client import MAX_REPLY_BYTES, _retry_after

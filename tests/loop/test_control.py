@@ -8,37 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from control_kit import config, measured, without_warnings
 from loop_kit import FakeGenerator, FakeStages
 from loop_runs import Kill, Run, comparable, records
 
 from online_dpo.commands.run import why_stopped
 from online_dpo.config.control import WATCHED
 from online_dpo.config.loading import check_resumable, load_config
-from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError, WeightMismatchError
-from online_dpo.loop.control import Control, Measured, advance, findings, measure, stop_reason
+from online_dpo.loop.control import Control, advance, findings, measure, stop_reason
 from online_dpo.loop.references import Reference, score_items
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Pair
-
-COMMON: dict[str, Any] = {
-    "model": {"path": "m"},
-    "prompts": {"source": "p"},
-    "judge": {"type": "python", "target": "j"},
-    "evaluation": {"sets": {"heldout": {"source": "h"}}},
-}
-
-
-def config(**sections: Any) -> RunConfig:
-    return load_config({**COMMON, **sections})
-
-
-def measured(kl_initial: float = 0.0, kl_reference: float | None = 0.0, **figures: list[float | None]) -> Measured:
-    start = {name: [1.0, 1.0] for name in WATCHED}
-    return Measured(
-        policy_version=3, kl_initial=kl_initial, kl_reference=kl_reference, sets={"heldout": {**start, **figures}}
-    )
-
 
 # ---- by hand
 
@@ -226,14 +207,6 @@ def test_bounds_may_change_on_resume_where_they_only_stop_the_run() -> None:
 
 def summaries(path: Path) -> list[dict[str, Any]]:
     return [record for record in records(path) if record["kind"] == "round_done"]
-
-
-def without_warnings(path: Path) -> dict[str, Any]:
-    """What must be equal in two runs that differ in their bounds alone."""
-    found = comparable(path)
-    for line in found["metrics.jsonl"]:
-        line.pop("warnings", None)
-    return {name: content for name, content in found.items() if not name.startswith(("config.yaml", "run."))}
 
 
 def test_a_budget_stops_the_run_with_its_round_committed(tmp_path: Path) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_kit import FakeStages, Tape
+from loop_kit import Tape
 from loop_runs import Run, comparable
 from pydantic import TypeAdapter
-from test_judge_host import answers, brief, shard_of
+from stopping_kit import Stingy
+from verdict_kit import answers, brief, shard_of
 
 from actors.judge_host import JudgeHost
 from judges.registry import make_spec
@@ -20,25 +20,8 @@ from online_dpo.config.judges import JudgeSection
 from online_dpo.errors import JudgingStopped
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
-from online_dpo.types import Completion, Judged
 
 GOLD = {"gold": {"type": "python", "target": "none:none"}}
-
-
-class Stingy(FakeStages):
-    """Its judges answer so many questions, all together, and then stop."""
-
-    def __init__(self, *args: Any, questions: int = 10**9, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.left, self.said = questions, Counter[tuple[str, str]]()
-
-    def _judged(self, judge: str, completions: Sequence[Completion]) -> Judged:
-        prompts = list(dict.fromkeys(c.prompt_id for c in completions))
-        asked, self.left = prompts[: self.left], max(0, self.left - len(prompts))
-        judged = super()._judged(judge, [c for c in completions if c.prompt_id in asked])
-        self.said.update((judge, "|".join(c.text for c in completions if c.prompt_id == name)) for name in asked)
-        stopped = None if len(asked) == len(prompts) else f"judge {judge} is tired"
-        return Judged(verdicts=judged.verdicts, counters={"num_judge_calls": len(asked)}, stopped=stopped)
 
 
 @pytest.mark.parametrize("questions", [1, 3])

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from test_config import BASE
+from config_kit import BASE
 
 from online_dpo.config.loading import check_resumable, dump_config, load_config
 from online_dpo.config.objective import MEMBERS, PairObjective
 from online_dpo.errors import ConfigError
 
-PAGE = (Path(__file__).parent.parent / "docs/losses.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/losses.md").read_text()
 SUM = "objective={type: sum, terms: [{weight: 2, objective: {type: sigmoid, beta: 0.3}}, {objective: %s}]}"
 
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from config_kit import BASE
 
 from online_dpo.commands.quickstart import CONFIG
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.objective import SigmoidObjective
 from online_dpo.errors import ConfigError
 
-BASE: dict[str, Any] = {
-    "model": {"path": "somewhere"},
-    "prompts": {"source": "prompts.jsonl"},
-    "judge": {"type": "python", "target": "judge.py:score"},
-}
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", [*sorted((ROOT / "configs").glob("*.yaml")), CONFIG], ids=lambda path: path.stem)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from control_kit import config, measured, without_warnings
 from loop_kit import FakeGenerator, FakeStages
 from loop_runs import Kill, Run, comparable, records
-from test_control import config, measured, without_warnings
 
 from online_dpo.config.loading import check_resumable
 from online_dpo.errors import ConfigError

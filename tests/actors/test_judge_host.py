@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from verdict_kit import answers, brief, shard_of
 
 from actors.judge_host import JudgeHost
 from judges.registry import JudgeSpec
@@ -17,28 +18,7 @@ from online_dpo.config.judges import PythonJudge
 from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import JudgeError
 from online_dpo.pairing.pairs import build_pairs
-from online_dpo.types import Completion, Judged, Prompt, Shard, Verdict
-
-
-def shard_of(*names: str) -> Shard:
-    prompts = tuple(Prompt(prompt_id=n, token_ids=(1,), text=f"prompt {n}", metadata={"name": n}) for n in names)
-    return Shard(index=3, prompts=prompts)
-
-
-def answers(name: str, *texts: str, first: int = 0) -> list[Completion]:
-    return [
-        Completion(
-            prompt_id=name,
-            sample_index=first + i,
-            token_ids=(7, first + i),
-            text=text,
-            finish_reason="stop",
-            sampler_logps=(-1.0, -1.0),
-            policy_version=0,
-            seed=1,
-        )
-        for i, text in enumerate(texts)
-    ]
+from online_dpo.types import Completion, Judged, Shard
 
 
 def host_of(
@@ -57,14 +37,6 @@ def host_of(
 
 def judge(host: JudgeHost, shard: Shard, completions: list[Completion]) -> Judged:
     return asyncio.run(host.judge_shard(shard, completions))
-
-
-def brief(verdicts: tuple[Verdict, ...]) -> list[tuple[Any, ...]]:
-    """(prompt, first, second, what was said)"""
-    return [
-        (v.prompt_id, v.first, v.second, next(x for x in (v.score, v.probability, v.reason) if x is not None))
-        for v in verdicts
-    ]
 
 
 def counters(judged: Judged, *, calls: int, retries: int = 0, timeouts: int = 0, failures: int = 0) -> None:

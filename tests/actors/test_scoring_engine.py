@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_judge_host import answers, shard_of
-from test_judges import LLAMA, save_tokenizer, shrink
+from classifier_kit import LLAMA, save_tokenizer, shrink
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from verdict_kit import answers, shard_of
 
 from actors.judge_host import JudgeHost
 from judges.hosting import Hosting, NeedsEngine, ScorerWish, hosted

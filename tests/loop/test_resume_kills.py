@@ -5,21 +5,18 @@ The learner, generator and judge are fakes that are made anew for every process;
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from crashing_disk import CrashingDisk
-from loop_kit import FakeStages, label, make_adapter, shard_of
-from loop_runs import Kill, Run, comparable, records, tree
+from kill_kit import WORK, Camera, go_on_and_compare, restore
+from loop_kit import FakeStages, label, make_adapter
+from loop_runs import Kill, Run, comparable, records
 from pydantic import BaseModel
 
 from online_dpo.config.base import Section
@@ -27,103 +24,13 @@ from online_dpo.config.loading import JudgesConfig, check_resumable
 from online_dpo.config.objective import MEMBERS, PairObjective
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
-from online_dpo.loop.updates import newest_checkpoint
-from online_dpo.store.files import TEMPORARY
 from online_dpo.store.run_store import RunStore
-from online_dpo.store.tables import from_parquet
-from online_dpo.types import Adapter, Completion, Verdict
+from online_dpo.types import Adapter
 
 GOLD = {"gold": {"type": "python", "target": "none:none"}}
 
-WORK = ("sample", "judge", "repeat", "reference_logps", "step")
-
-
-class Camera(CrashingDisk):
-    """Keeps what a process would leave behind that was killed before some change of the disk, from one run.
-
-    States that differ in temporary files alone are one picture: a new process begins by removing these, and
-    `test_store` kills at every change of theirs.
-    """
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, crash_at=None, power_cut=False)
-        self.pictures: list[dict[str, bytes]] = []
-        self._seen: set[str] = set()
-
-    def _count(self) -> None:
-        super()._count()
-        self._take(tree(self.root))
-
-    def _write(self, descriptor: int, data: Any) -> int:
-        path = self._paths.get(descriptor)
-        num_bytes = super()._write(descriptor, data)
-        if path is not None:
-            files, name = tree(self.root), path.relative_to(self.root).as_posix()
-            self._take({**files, name: files[name][: -len(data) // 2]})  # only half of the bytes arrived
-        return num_bytes
-
-    def _take(self, files: dict[str, bytes]) -> None:
-        lasting = sorted((name, data) for name, data in files.items() if TEMPORARY not in name)
-        digest = sha256(repr(lasting).encode()).hexdigest()
-        if digest not in self._seen:
-            self._seen.add(digest)
-            self.pictures.append(files)
-
-
-def restore(path: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-
 
 @cache
-def shard_in(parquet: bytes) -> str:
-    return shard_of(from_parquet(parquet, Completion))
-
-
-def work_left(path: Path, work: list[str]) -> Counter[str]:
-    """The calls of a whole run that are still to be made, by the names of what is committed."""
-    left = Counter(work)
-    if not RunStore.exists(path):
-        return left
-    references = [call for call in work if call.startswith("reference_logps")]
-    with RunStore.read(path) as store:
-        num_finished = len(store.finished_rounds())
-        for part in map(store.round, range(num_finished + 1)):
-            for name in (name for name in part.names() if "completions/" in name):
-                shard = shard_in(part.get_files(name)[f"{Path(name).name}.parquet"])
-                del left[f"sample {shard}"]
-                for judge, verdicts in {"reward": "verdicts", "gold": "verdicts-gold"}.items():
-                    if part.has(name.replace("completions", verdicts)):
-                        del left[f"judge {judge} {shard}"]
-                    repeats = name.replace("completions", verdicts.replace("verdicts", "repeats"))
-                    if part.has(repeats):
-                        asked = dict.fromkeys(v.prompt_id for v in part.get_records(repeats, Verdict))
-                        del left[f"repeat {judge} {shard.split()[0]} {','.join(asked)}"]
-            if part.has("pairs") or part.has("labelled"):
-                left[references[part.index]] -= 1
-            num_steps = 0
-            if (checkpoint := newest_checkpoint(part)) is not None:
-                num_steps = json.loads(part.get_files(checkpoint)["progress.json"])["tally"]["num_steps"]
-            for call in [call for call in left if call.startswith(f"step {part.index} ")]:
-                if part.index < num_finished or int(call.split()[-1]) < num_steps:
-                    del left[call]
-    return +left
-
-
-def go_on_and_compare(run: Run, work: list[str], expected: dict[str, Any], when: str) -> None:
-    """Let a new process finish the run; it must do exactly what is left, and end as if there had been no kill."""
-    left, stages = work_left(run.path, work), FakeStages(run.config)
-    run.go_on(stages)
-    assert Counter(stages.tape.calls(*WORK)) == left, when
-    # Weights are pushed where something is left to sample from them, and nowhere else.
-    pushed = [call.split()[1] for call in stages.tape.calls("push")]
-    assert pushed == sorted({call.split()[1].removeprefix("v") for call in left if call.startswith("sample ")}), when
-    assert comparable(run.path) == expected, when
-    with RunStore.read(run.path) as store:
-        store.verify()
-
-
 def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
     """Would catch two commits that must be one, work that is done again, metrics that are lost or written twice, and
     leftovers that an uninterrupted run does not have."""

@@ -16,7 +16,7 @@ from online_dpo.commands.status import read_status, show_status
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Pair
 
-FAULTY = f"{Path(__file__).parent.parent / 'benchmarks' / 'faulty_judge.py'}:Faulty"
+FAULTY = f"{Path(__file__).parents[2] / 'benchmarks' / 'faulty_judge.py'}:Faulty"
 NUM_PROMPTS = 160
 
 

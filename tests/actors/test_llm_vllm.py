@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_model
 from judge_servers import KEY
+from llm_kit import ask, question
 from model_kit import change_json
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
-from test_judge_host import answers, shard_of
-from test_llm_judge import ask, question
+from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from verdict_kit import answers, shard_of
 
 from judges.llm.building import build_llm
 from judges.llm.judge import ChatJudge

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from injections import INJECTIONS
 from judge_servers import Answer, completion, material, serve, verdict
-from test_llm_judge import ask, question, section
+from llm_kit import ask, question, section
 
 from judges.llm.building import build_llm
 from judges.llm.chat import ChatReply

@@ -37,6 +37,6 @@ def test_prompts_of_36_000_tokens_in_one_shard(tiny_model: Path) -> None:
     """vLLM 0.32 on CPU dies ("CPU Generator does not use offset") of a seeded request whose prompt it splits."""
     env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, "-c", SCRIPT, str(tiny_model)]
-    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "sampled 120"

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from test_judge_host import answers
+from verdict_kit import answers
 
 from online_dpo.statistics.judges import Liking, asked_again, group_reasons, kind_of, report, warnings
 from online_dpo.types import FIRST_PLACE, SECOND_PLACE, Verdict
