@@ -16,9 +16,20 @@ from judges.registry import JudgeSpec
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
 from online_dpo.learner.learner import LearnerSpec
-from online_dpo.loop.stages import REWARD, LearnerStage, Under
-from online_dpo.loop.weight_checks import TokenLogps, check_digests
-from online_dpo.types import Adapter, Completion, Prompt, Row, Sampled, SamplingPlan, Shard
+from online_dpo.loop.stages import LearnerStage
+from online_dpo.loop.weight_checks import check_digests
+from online_dpo.types import (
+    REWARD,
+    Adapter,
+    Completion,
+    Prompt,
+    Row,
+    Sampled,
+    SamplingPlan,
+    Shard,
+    TokenLogpRows,
+    WeightsRef,
+)
 
 GENERATOR_CPUS = LEARNER_CPUS = 1.0
 """Logical CPUs: generator and learner take turns, so reserving the cores that each can use would only block them."""
@@ -141,7 +152,7 @@ class RayStages:
         refs = [generator.push.remote(shared, version) for generator in self._generators]
         return [fetch(ref, f"generator {i}", pid=self._pids[i]) for i, ref in enumerate(refs)]
 
-    def probe(self, rows: Sequence[Row]) -> list[TokenLogps]:
+    def probe(self, rows: Sequence[Row]) -> list[TokenLogpRows]:
         refs = [generator.probe.remote(rows) for generator in self._generators]
         return [fetch(ref, f"generator {i}", pid=self._pids[i]) for i, ref in enumerate(refs)]
 
@@ -157,7 +168,7 @@ class RayStages:
         ref = self._judges[judge].judge_shard.remote(shard, list(completions), again)
         return RayTask(ref=ref, what=f"judge {judge}")
 
-    def start_scoring(self, rows: Sequence[Row], under: Sequence[Under]) -> RayTask:
+    def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
         learner = cast(RemoteLearner, self._learner)
         return RayTask(ref=learner._actor.score.remote(rows, under), what="the learner", pid=learner._pid)
 
@@ -236,7 +247,7 @@ class RayStages:
 
 def cpus_needed(config: RunConfig) -> float:
     """Logical CPUs that a run's actors reserve."""
-    judges = [config.judge, config.pairing.labeller, *config.evaluation.judges.values()]
+    judges = [config.judge, config.pairing.annotator, *config.evaluation.judges.values()]
     num_generators = config.generator.replicas if config.needs_generators else 0
     return GENERATOR_CPUS * num_generators + LEARNER_CPUS + sum(judge.num_cpus for judge in judges if judge is not None)
 

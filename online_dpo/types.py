@@ -28,6 +28,9 @@ CONFLICT = "orders disagree"
 FIRST_PLACE, SECOND_PLACE = (f"{CONFLICT}: the {place} place wins both" for place in ("first", "second"))
 """Such reasons in full."""
 
+REWARD = "reward"
+"""The training judge's name, beside the names of the evaluation's judges."""
+
 RANKINGS = "num_judge_rankings"
 """Counter of questions whose completions a judge saw side by side, although it then scores each of them."""
 
@@ -236,6 +239,14 @@ class Adapter:
         return cls(version=version, weights=files["adapter_model.safetensors"], config=files["adapter_config.json"])
 
 
+WeightsRef: TypeAlias = Adapter | Literal["policy", "reference_model"] | None
+"""Which weights score: the learner's current policy, what `reference.path` names, an adapter, or the base model (None).
+"""
+
+TokenLogpRows: TypeAlias = Sequence[Sequence[float]]
+"""Log-probs of rows: for each row `[T]` numbers, one per completion token, nats."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingPlan:
     """How one kind of sample is drawn. `purpose` and `round_index` only go into the seeds."""
@@ -259,11 +270,23 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemberAgreement:
+    """How far the members of an ensemble agree, as whole numbers: sums over any parts add up exactly."""
+
+    # (votes for the first, for the second, for a tie) of one comparison -> comparisons with these votes.
+    votes: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+    # Members that scored a completion -> over these completions: how many, the sum of all scores, the sum of their
+    # squares, and the sum of each completion's squared sum; scores as multiples of 2^-32.
+    scores: Mapping[int, tuple[int, int, int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
     """What a judge's host gives back for a shard."""
 
     verdicts: tuple[Verdict, ...]  # in prompt order
     counters: Mapping[str, int | float]  # calls, retries, failures, ... of this shard
+    agreement: Mapping[str, MemberAgreement] = field(default_factory=dict)  # by the config field of each ensemble
     stopped: str | None = None  # why nothing is said about some of the prompts; None = something is about all
     # Judge -> seconds of each answered call. Never committed: seconds do not repeat.
     latencies_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -275,6 +298,20 @@ class Scores:
 
     token_logps: tuple[tuple[float, ...], ...]  # per row [T], nats
     entropies: tuple[tuple[float, ...], ...] | None = None  # per row [T], nats; only where it was asked for
+
+
+def sampler_logps(completions: Sequence[Completion]) -> list[Sequence[float]]:
+    """Each completion's log-probs as its sampler gave them.
+
+    Raises:
+        ValueError: a completion is from a data set; nothing sampled it.
+    """
+    found: list[Sequence[float]] = []
+    for completion in completions:
+        if completion.sampler_logps is None:
+            raise ValueError(f"completion {completion.prompt_id}/{completion.sample_index} was not sampled in this run")
+        found.append(completion.sampler_logps)
+    return found
 
 
 def derive_seed(run_seed: int, *parts: str | int) -> int:

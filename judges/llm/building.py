@@ -68,6 +68,6 @@ def _engine(section: LlmJudge, field: str) -> Chat:
 
 def _scope(field: str) -> str:
     """Empty for a judge that has a host of its own; else where it is inside that judge."""
-    own = {"judge": 1, "pairing": 2}.get(field.split(".")[0], 3)  # judge, pairing.labeller, evaluation.judges.NAME
+    own = {"judge": 1, "pairing": 2}.get(field.split(".")[0], 3)  # judge, pairing.annotator, evaluation.judges.NAME
     inside = ".".join(field.split(".")[own:])
     return f"[{inside}]" if inside else ""

@@ -13,11 +13,10 @@ from typing import Any
 from online_dpo.config.loading import load_judges
 from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError
-from online_dpo.loop.stages import REWARD
 from online_dpo.reports.trackers import describe_latency
 from online_dpo.statistics.comparisons import against_gold, agreement, describe, duels_of, order_consistency
 from online_dpo.statistics.judges import report, warnings
-from online_dpo.types import Judged, Shard, Verdict
+from online_dpo.types import REWARD, Judged, Shard, Verdict
 
 TEXT_WIDTH = 60
 

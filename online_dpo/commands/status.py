@@ -11,12 +11,12 @@ from rich.table import Table
 
 from online_dpo.config.loading import load_config
 from online_dpo.loop.control import Control, stop_reason
-from online_dpo.loop.stages import REWARD
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.reports.trackers import check_metrics
 from online_dpo.reports.wording import num_items, offline_outcomes, show_preferences
 from online_dpo.reports.yields import losses, read_yield, yield_table
 from online_dpo.store.run_store import RunStore
+from online_dpo.types import REWARD
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -186,14 +186,14 @@ _FURTHER_PRICE = {
 _TRAINING = {
     "beta": "beta",
     "loss": "loss",
-    "accuracy": "implicit_accuracy",
-    "margin": "implicit_margin",
+    "accuracy": "reward_accuracy",
+    "margin": "reward_margin",
     "chosen\nlogps": "chosen_logps",
     "rejected\nlogps": "rejected_logps",
-    "chosen\ngain": "chosen_gain",
-    "rejected\ngain": "rejected_gain",
-    "chosen\nat the end": "chosen_gain_end",
-    "rejected\nat the end": "rejected_gain_end",
+    "chosen\nlog-ratio": "chosen_log_ratio",
+    "rejected\nlog-ratio": "rejected_log_ratio",
+    "chosen\nat the end": "chosen_log_ratio_end",
+    "rejected\nat the end": "rejected_log_ratio_end",
     "grad\nnorm": "grad_norm",
     "clipped": "clipped",
 }

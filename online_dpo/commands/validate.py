@@ -20,9 +20,9 @@ from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import describe_draw
 from online_dpo.errors import JudgeError, ModelError
-from online_dpo.loop.stages import REWARD
 from online_dpo.models.given_reference import inspect_reference
 from online_dpo.models.inspection import inspect_model, locate
+from online_dpo.types import REWARD
 
 
 def validate_light(config: RunConfig) -> Iterator[str]:

@@ -23,8 +23,8 @@ Strategy: TypeAlias = Literal[
 
 DEFAULT_LENGTH_RATIO = 1.25
 
-LABELLER = "labeller"
-"""The name of the judge under `pairing.labeller`, beside those of the evaluation's judges."""
+ANNOTATOR = "annotator"
+"""The name of the judge under `pairing.annotator`, beside those of the evaluation's judges."""
 
 
 class ThresholdLabels(Section):
@@ -53,7 +53,7 @@ class PairingSection(Section):
     max_length_ratio: float | None = Field(None, ge=1.0)  # of length_controlled, in tokens; None = 1.25
     max_pairs_per_prompt: int | None = Field(None, ge=1)  # of all_pairs; the widest margins are kept
     budget: int | None = Field(None, ge=1)  # of uncertain: prompts per round, the most uncertain first
-    labeller: JudgeSection | None = None  # asked about the two answers of each pair alone; it settles who is chosen
+    annotator: JudgeSection | None = None  # asked about the two answers of each pair alone; it settles who is chosen
     labels: LabelsSection | None = None  # of unpaired objectives; None = both answers of every pair
 
     @property
@@ -82,10 +82,10 @@ class PairingSection(Section):
                     f"pairing.{name} is {value}, but pairing.strategy is {self.strategy}, which {instead}: set "
                     f"strategy to {owner}, or remove {name}"
                 )
-        if self.labeller is not None and self.strategy == "all_pairs":
+        if self.annotator is not None and self.strategy == "all_pairs":
             raise ValueError(
-                "pairing.labeller is set, but pairing.strategy is all_pairs, which would ask it about every pair: set "
-                "strategy to one that takes a pair per prompt, such as uncertain, or remove labeller"
+                "pairing.annotator is set, but pairing.strategy is all_pairs, which would ask it about every pair: set "
+                "strategy to one that takes a pair per prompt, such as uncertain, or remove annotator"
             )
         return self
 
@@ -114,9 +114,9 @@ def check_pairing(config: Any) -> None:
             f"pairing.labels is set, but objective.type is {config.objective.type}, which compares two answers: set "
             f"objective.type to kto, or remove pairing.labels"
         )
-    if rules.labeller is not None and LABELLER in config.evaluation.judges:
+    if rules.annotator is not None and ANNOTATOR in config.evaluation.judges:
         raise ValueError(
-            "evaluation.judges has a judge named labeller; with pairing.labeller that name is taken: choose another"
+            "evaluation.judges has a judge named annotator; with pairing.annotator that name is taken: choose another"
         )
     if rules.score_reader is not None and config.judge is not None and only_compares(config.judge):
         raise ValueError(explain_no_scores(rules, f"judge.type {config.judge.type} as it is set"))

@@ -123,14 +123,14 @@ def _check_nothing_is_ignored(config: Any) -> None:
             raise ValueError(f"{name} is set, {why}: remove {name}{hint}, or set one of the two")
     if config.pairing != type(config.pairing)():
         raise ValueError(f"pairing is set, {why} and nothing is paired: remove pairing, or set one of the two")
-    if config.judging.min_labelled != type(config.judging)().min_labelled:
+    if config.verdicts.min_coverage != type(config.verdicts)().min_coverage:
         raise ValueError(
-            f"judging.min_labelled is {config.judging.min_labelled:g}, {why} and nothing is labelled: remove it, or "
+            f"verdicts.min_coverage is {config.verdicts.min_coverage:g}, {why} and nothing is labelled: remove it, or "
             f"set one of the two"
         )
-    if config.judging.repeated and not config.evaluation.judges:
+    if config.verdicts.repeated and not config.evaluation.judges:
         raise ValueError(
-            f"judging.repeated is {config.judging.repeated:g}, {why} and there is no judge: remove it, or add "
+            f"verdicts.repeated is {config.verdicts.repeated:g}, {why} and there is no judge: remove it, or add "
             f"evaluation.judges"
         )
     if config.evaluation.judges and not config.evaluation.sets:

@@ -117,11 +117,11 @@ class EvaluationSection(Section):
         return value
 
 
-class JudgingSection(Section):
+class VerdictsSection(Section):
     """What a round asks of its judges beyond a verdict on each prompt."""
 
     # Share of a round's prompts that the training judge must label: have an opinion on at least two completions.
-    min_labelled: float = changeable(0.5, ge=0.0, le=1.0)
+    min_coverage: float = changeable(0.5, ge=0.0, le=1.0)
     # Share of prompts that judges are asked about a second time, past any cache, to see whether they repeat what they
     # said; evaluation judges on their own sets. Nobody pays for it unasked.
     repeated: float = Field(0.0, ge=0.0, le=1.0)
@@ -188,7 +188,7 @@ class RunConfig(Section):
     generator: GeneratorSection = GeneratorSection()
     judge: JudgeSection | None = None  # None as for prompts
     evaluation: EvaluationSection = EvaluationSection()
-    judging: JudgingSection = JudgingSection()
+    verdicts: VerdictsSection = VerdictsSection()
     pairing: PairingSection = PairingSection()
     objective: ObjectiveSection = SigmoidObjective(type="sigmoid")
     reference: ReferenceSection = FixedReference(type="fixed")

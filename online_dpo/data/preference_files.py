@@ -14,6 +14,9 @@ from online_dpo.data.row_files import RowCheck, Table, kind, label_of, peek, rea
 from online_dpo.errors import DataError
 from online_dpo.types import Message
 
+DROPPED = ("no_common_prompt", "empty", "equal", "prompt_too_long", "truncated", "equal_when_truncated")
+"""Why a row may give nothing to train on."""
+
 _LABELS: Mapping[Any, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 """What counts as a label; `True == 1`, so the numbers are among them. CSV knows nothing but text."""
 

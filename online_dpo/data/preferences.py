@@ -16,11 +16,10 @@ from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, EvaluationPairs, P
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor, Deck
 from online_dpo.data.encoding import AnswerEncoder
-from online_dpo.data.preference_files import Preference, columns_of, load_preferences, split_row
+from online_dpo.data.preference_files import DROPPED, Preference, columns_of, load_preferences, split_row
 from online_dpo.data.row_files import Table, row_ids
 from online_dpo.errors import DataError
 from online_dpo.models.inspection import ModelInfo
-from online_dpo.reports.wording import DROPPED
 from online_dpo.types import Completion, Labelled, Message, Pair, Prompt
 
 

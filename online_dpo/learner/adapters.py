@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from online_dpo.config.run import LoraSection
 from online_dpo.errors import ModelError
-from online_dpo.loop.stages import Under
-from online_dpo.types import Adapter, derive_seed
+from online_dpo.types import Adapter, WeightsRef, derive_seed
 
 POLICY, FROZEN, GIVEN = "default", "frozen", "given"
 
@@ -148,7 +147,7 @@ def fill(model: PeftModel, slot: str, adapter: Adapter) -> None:
 
 
 @contextmanager
-def weights_of(model: PeftModel, under: Under) -> Iterator[None]:
+def weights_of(model: PeftModel, under: WeightsRef) -> Iterator[None]:
     """Run the model under other weights; afterwards the policy is active and trainable exactly as before."""
     try:
         if under is None:

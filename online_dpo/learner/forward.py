@@ -1,7 +1,7 @@
 """How rows go through the learner's model: laid out, in which precision, keeping what for the backward pass.
 
 Training and reference passes share one way of computing (layout, precision), so that a policy equal to its reference
-has a gain of zero. Scores, which checks and KL estimates compare with other computations, are in the model's own
+has a log-ratio of zero. Scores, which checks and KL estimates compare with other computations, are in the model's own
 precision.
 """
 

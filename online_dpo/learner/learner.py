@@ -29,8 +29,7 @@ from online_dpo.learner.schedules import beta_at, learning_rate, run_position
 from online_dpo.learner.spec import LearnerSpec
 from online_dpo.learner.step_metrics import describe
 from online_dpo.learner.tensors import Batch, labelled_batch, pair_batch
-from online_dpo.loop.stages import Under
-from online_dpo.types import Adapter, Item, Items, Labelled, Pair, Row, Scores, derive_seed
+from online_dpo.types import Adapter, Item, Items, Labelled, Pair, Row, Scores, WeightsRef, derive_seed
 
 
 class Learner:
@@ -77,7 +76,7 @@ class Learner:
         """The current weights as bytes, stamped with a version."""
         return adapters.snapshot(self.model, version=version, base_name=self.spec.model_name)
 
-    def score(self, rows: Sequence[Row], under: Sequence[Under]) -> list[Scores]:
+    def score(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> list[Scores]:
         """Log-probs and entropies of rows under each of several weights. Training state is left exactly as it is.
 
         Args:
@@ -102,7 +101,7 @@ class Learner:
             )
         return results
 
-    def reference_logps(self, items: Sequence[Item], references: Sequence[Under]) -> list[Item]:
+    def reference_logps(self, items: Sequence[Item], references: Sequence[WeightsRef]) -> list[Item]:
         """The items with the log-probs that a reference gives to their completions, summed over tokens.
 
         Args:
@@ -118,8 +117,8 @@ class Learner:
         return [with_reference(item, [next(found) for _ in rows_of(item)]) for item in items]
 
     @torch.no_grad()
-    def _training_logps(self, rows: Sequence[Row], under: Under) -> list[list[float]]:
-        """Token log-probs computed exactly as training computes them: a policy equal to its reference gains nothing."""
+    def _training_logps(self, rows: Sequence[Row], under: WeightsRef) -> list[list[float]]:
+        """Token log-probs exactly as training computes them: a policy that is its reference has log-ratios of zero."""
         logps: list[list[float]] = [[]] * len(rows)
         with self._weights_of(under) as forward:
             for group in forward.row_groups(rows):
@@ -171,13 +170,13 @@ class Learner:
             step: 0-based within the round; steps come in order.
 
         Returns:
-            Finite numbers, means over the batch: `loss` (weighted, as optimised), `implicit_accuracy` (share of pairs
-            whose chosen gain is larger, of labelled answers on their side of the KL estimate), `implicit_margin`
-            (beta times the gap of the gains, as the objective normalises them), `chosen_logps`, `rejected_logps`, and
-            with a reference `chosen_gain`, `rejected_gain` (nats per completion); and of the step: `grad_norm`
-            (before clipping), `clipped` and `skipped` (0 or 1), `lr`, `beta`, `num_pairs` or `num_items`,
-            `num_tokens` (completion tokens), and what the objective adds: `kl`, `bco_shift`. A skipped step has
-            `skipped`, `lr`, `beta`, `bad_value` (`loss`, `KL estimate` or `gradient`) and `bad_ids`, the
+            Finite numbers, means over the batch: `loss` (weighted, as optimised), `reward_accuracy` (share of pairs
+            whose chosen log-ratio is larger, of labelled answers on their side of the KL estimate), `reward_margin`
+            (beta times the difference of the log-ratios, as the objective normalises them), `chosen_logps`,
+            `rejected_logps`, and with a reference `chosen_log_ratio`, `rejected_log_ratio` (nats per completion); and
+            of the step: `grad_norm` (before clipping), `clipped` and `skipped` (0 or 1), `lr`, `beta`, `num_pairs` or
+            `num_items`, `num_tokens` (of completions), and what the objective adds: `kl`, `bco_shift`. A skipped step
+            has `skipped`, `lr`, `beta`, `bad_value` (`loss`, `KL estimate` or `gradient`) and `bad_ids`, the
             prompts of the items at fault.
 
         Raises:
@@ -241,7 +240,7 @@ class Learner:
             state=outcome.state,
         )
         return {
-            **describe(values, outcome, with_gains=self.spec.objective.needs_reference),
+            **describe(values, outcome, with_log_ratios=self.spec.objective.needs_reference),
             "grad_norm": norm,
             "clipped": float(norm > section.max_grad_norm),
             "skipped": 0.0,
@@ -272,14 +271,14 @@ class Learner:
         """KTO's z of a whole batch. Without dropout, so that micro-batches cannot matter.
 
         Raises:
-            NotFinite: a mismatched completion's gain is not finite.
+            NotFinite: a mismatched completion's log-ratio is not finite.
         """
         items = [item for item in items if item.kl_ref_logps is not None]
         logps = self._training_logps([rows_of(item)[1] for item in items], "policy")
-        gains = [sum(row) - (item.kl_ref_logps or 0.0) for row, item in zip(logps, items, strict=True)]
-        if bad := [item for item, gain in zip(items, gains, strict=True) if not math.isfinite(gain)]:
+        log_ratios = [sum(row) - (item.kl_ref_logps or 0.0) for row, item in zip(logps, items, strict=True)]
+        if bad := [item for item, log_ratio in zip(items, log_ratios, strict=True) if not math.isfinite(log_ratio)]:
             raise NotFinite("KL estimate", bad)
-        return kl_estimate(torch.tensor(gains, dtype=torch.float64, device=self.device))
+        return kl_estimate(torch.tensor(log_ratios, dtype=torch.float64, device=self.device))
 
     def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> TokenLogps:
         """Differentiable token log-probs of rows under the policy as it trains; the only place that asks for them."""
@@ -315,7 +314,7 @@ class Learner:
         return beta_at(self.spec.objective.betas[0], self._place) * self._beta_factor
 
     @contextmanager
-    def _weights_of(self, under: Under) -> Iterator[Forward]:
+    def _weights_of(self, under: WeightsRef) -> Iterator[Forward]:
         """What rows go through to be scored under other weights: the policy's model for the time being, or another."""
         if under == "reference_model" and self._given is not None:
             yield self._given

@@ -2,9 +2,9 @@
 
 What composes with every pairwise loss is applied around it and never inside it:
 
-- length desensitisation and normalisation make the gains: sums over tokens in which the tail beyond the shorter answer
+- length desensitisation and normalisation make the log-ratios: sums over tokens in which the tail beyond the shorter answer
   counts `ld_alpha` times, divided by the number of tokens so counted (LD-DPO, arXiv:2409.06411; SimPO's mean);
-- a target margin takes half of it off the chosen gain and adds half to the rejected one, so that it also reaches
+- a target margin takes half of it off the chosen log-ratio and adds half to the rejected one, so that it also reaches
   losses that are no functions of the gap (arXiv:2405.14734's gamma, in reward units);
 - soft labels are `p loss(w, l) + (1 - p) loss(l, w)` with the judge's probability;
 - WPO's weight multiplies the preference loss, without gradient (arXiv:2406.11827, eq. 2, sampled alignment);
@@ -39,7 +39,7 @@ from online_dpo.learner.tensors import LabelledBatch, PairBatch
 from online_dpo.types import Labelled, Pair
 
 PairLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`(chosen_gain [P], rejected_gain [P]) -> [P]`."""
+"""`(chosen_log_ratio [P], rejected_log_ratio [P]) -> [P]`."""
 
 State: TypeAlias = tuple[RunningMean, ...]
 """What an objective remembers from batch to batch of a round, one entry for each of its terms."""
@@ -71,7 +71,7 @@ class Outcome:
     """What an objective makes of a batch of `P` items."""
 
     loss: Tensor  # [P] as optimised: weights included, to be averaged over the global batch
-    rewards: Tensor  # [2, P] of pairs, [P] of labelled answers: beta times the gains the loss is of; no gradient
+    rewards: Tensor  # [2, P] of pairs, [P] of labelled answers: beta times the log-ratios the loss is of; no gradient
     beta: float  # of the first term
     state: State  # after this batch
     figures: dict[str, float]  # further numbers for the log
@@ -107,7 +107,7 @@ class PairTerm:
                 )
             if isinstance(section, AOTObjective) and pair.weight != 1.0:
                 raise TrainingError(
-                    f"objective.type is {kind}, whose sorted gains belong to no pair, and the pair of prompt "
+                    f"objective.type is {kind}, whose sorted log_ratios belong to no pair, and the pair of prompt "
                     f"{pair.prompt.prompt_id} has the weight {pair.weight}; choose another objective, or no weights"
                 )
         raw = [self._raw_weight(pair.margin or 0.0, pair.probability or 0.0) for pair in pairs]
@@ -149,12 +149,12 @@ class PairTerm:
         return partial(function, beta=beta, **{parameter: getattr(section, parameter)})
 
     def _scores(self, batch: PairBatch) -> Tensor:
-        """`[2, P]` gains, or what takes their place under another divergence."""
+        """`[2, P]` log_ratios, or what takes their place under another divergence."""
         policy, reference = self._composed(batch)
-        section, gains = self.section, policy - reference
+        section, log_ratios = self.section, policy - reference
         if isinstance(section, SigmoidObjective):
-            return losses.divergence_score(gains, divergence=section.divergence, alpha=section.alpha)
-        return gains
+            return losses.divergence_score(log_ratios, divergence=section.divergence, alpha=section.alpha)
+        return log_ratios
 
     def _composed(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """`[2, P]` log-probs under policy and reference, tails and lengths treated alike."""
@@ -245,9 +245,9 @@ class LabelledObjective:
         """
         section = self.section
         beta = beta_at(section.beta, position) * beta_factor
-        gains = batch.logps - batch.ref_logps
+        log_ratios = batch.logps - batch.ref_logps
         loss = losses.kto_loss(
-            gains,
+            log_ratios,
             batch.desirable,
             kl=kl,
             beta=beta,
@@ -255,7 +255,11 @@ class LabelledObjective:
             undesirable_weight=section.undesirable_weight,
         )
         return Outcome(
-            loss=loss * batch.weight, rewards=(beta * gains).detach(), beta=beta, state=(), figures={"kl": kl.item()}
+            loss=loss * batch.weight,
+            rewards=(beta * log_ratios).detach(),
+            beta=beta,
+            state=(),
+            figures={"kl": kl.item()},
         )
 
 

@@ -1,6 +1,6 @@
 """A batch of items as the losses see it: a number per item, nothing per token.
 
-Everything is float64: gains are small differences of large sums, and keep what the tokens' float32 has.
+Everything is float64: log_ratios are small differences of large sums, and keep what the tokens' float32 has.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from online_dpo.config.pairing import LABELLER
+from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import JudgingStopped
 from online_dpo.loop.stages import Event, Stages, Task
@@ -24,12 +24,12 @@ from online_dpo.store.shards import commit_judged, get_parts, name_commit, sum_c
 from online_dpo.types import Completion, Pair, Shard, Verdict
 
 SELECTED = "selected"
-"""The commit of what the labeller is asked about."""
+"""The commit of what the annotator is asked about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What the labeller says about a round's pairs."""
+    """What the annotator says about a round's pairs."""
 
     verdicts: tuple[Verdict, ...]
     counters: Mapping[str, int | float]
@@ -38,29 +38,29 @@ class Said:
 def label_pairs(
     config: RunConfig, stages: Stages, store: RoundStore, found: Selection
 ) -> Generator[Event, None, Selection]:
-    """Have the labeller settle a round's pairs.
+    """Have the annotator settle a round's pairs.
 
     Returns (as the generator's value): the selection that is left, with every pair counted.
 
     Raises:
-        JudgingStopped: as `ask_labeller`.
+        JudgingStopped: as `ask_annotator`.
     """
     pairs = [item for item in found.items if isinstance(item, Pair)]
-    said = yield from ask_labeller(stages, store, pairs, config.generator.shard_prompts)
+    said = yield from ask_annotator(stages, store, pairs, config.generator.shard_prompts)
     penalty = penalty_of(config.sampling.truncated, config.sampling.truncated_penalty)
     left, counts = settle(pairs, said.verdicts, penalty)
     answers = [completion for pair in pairs for completion in in_sample_order(pair)]
-    figures = {"judges": {LABELLER: report(answers, said.verdicts, said.counters)}}
+    figures = {"judges": {ANNOTATOR: report(answers, said.verdicts, said.counters)}}
     return settled(replace(found, figures={**found.figures, **figures}), left, counts, said.counters)
 
 
-def ask_labeller(
+def ask_annotator(
     stages: Stages, store: RoundStore, pairs: Sequence[Pair], shard_prompts: int
 ) -> Generator[Event, None, Said]:
     """Ask about the answers of each pair, in the order in which they were sampled; commit what is said as it comes.
 
     Args:
-        stages: one of whose judges is the labeller.
+        stages: one of whose judges is the annotator.
         store: of the round.
         pairs: at most one of each prompt.
         shard_prompts: prompts of a shard.
@@ -68,7 +68,7 @@ def ask_labeller(
     Returns (as the generator's value): `Said`.
 
     Raises:
-        JudgingStopped: the labeller may or can go on no more; all that it said is committed.
+        JudgingStopped: the annotator may or can go on no more; all that it said is committed.
     """
     _commit_selection(store, pairs)
     answers = {pair.prompt.prompt_id: in_sample_order(pair) for pair in pairs}
@@ -84,7 +84,7 @@ def ask_labeller(
             judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
             asked = [c for p in shard.prompts if p.prompt_id not in judged for c in answers[p.prompt_id]]
             yield _event("judging_started", store, shard)
-            running[stages.start_judging(LABELLER, shard, asked)] = shard
+            running[stages.start_judging(ANNOTATOR, shard, asked)] = shard
     stopped = None
     while running:
         task, result = stages.first_done(list(running))
@@ -104,11 +104,11 @@ def ask_labeller(
 
 
 def settle(pairs: Sequence[Pair], verdicts: Sequence[Verdict], penalty: float) -> tuple[list[Pair], Counter[str]]:
-    """The pairs as the labeller has them, and what became of all.
+    """The pairs as the annotator has them, and what became of all.
 
     Args:
         pairs: at most one of each prompt.
-        verdicts: of the labeller, about their completions.
+        verdicts: of the annotator, about their completions.
         penalty: taken off a truncated side's margin.
 
     Returns:
@@ -147,15 +147,17 @@ def _commit_selection(store: RoundStore, pairs: Sequence[Pair]) -> None:
         if store.get_json(SELECTED) == found:
             return
         for what in ("verdicts", "counters", "parts"):
-            for name in store.names(f"{what}-{LABELLER}/"):
+            for name in store.names(f"{what}-{ANNOTATOR}/"):
                 store.remove(name)
         store.remove(SELECTED)
     store.put_json(SELECTED, found)
 
 
 def _name(what: str, shard: Shard) -> str:
-    return name_commit("", what, shard.index, LABELLER)
+    return name_commit("", what, shard.index, ANNOTATOR)
 
 
 def _event(kind: str, store: RoundStore, shard: Shard, **data: Any) -> Event:
-    return Event(kind=kind, round_index=store.index, data={"shard": shard.index, "base": "", "judge": LABELLER, **data})
+    return Event(
+        kind=kind, round_index=store.index, data={"shard": shard.index, "base": "", "judge": ANNOTATOR, **data}
+    )

@@ -7,12 +7,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from online_dpo.errors import JudgingStopped
-from online_dpo.loop.stages import REWARD, Event, Stages, Task
-from online_dpo.loop.weight_checks import Gap, check_digests, check_gap, check_versions, sampler_logps
+from online_dpo.loop.stages import Event, Stages, Task
+from online_dpo.loop.weight_checks import Gap, check_digests, check_gap, check_versions
 from online_dpo.statistics.agreement import without_statistics
 from online_dpo.store.run_store import RoundStore
 from online_dpo.store.shards import commit_judged, get_parts, name_commit, remove_parts, sum_counters
-from online_dpo.types import Adapter, Completion, Judged, Prompt, Row, Sampled, SamplingPlan, Scores, Shard, Verdict
+from online_dpo.types import (
+    REWARD,
+    Adapter,
+    Completion,
+    Judged,
+    Prompt,
+    Row,
+    Sampled,
+    SamplingPlan,
+    Scores,
+    Shard,
+    Verdict,
+    sampler_logps,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,26 +10,25 @@ from collections.abc import Sequence
 
 from online_dpo.errors import TooFewLabelsError
 from online_dpo.loop.collecting import Collected
-from online_dpo.loop.stages import REWARD
 from online_dpo.statistics.comparisons import by_prompt, duels_between
 from online_dpo.statistics.judges import group_reasons, labelled_prompts
 from online_dpo.store.run_store import RoundStore
 from online_dpo.store.shards import name_commit, put_part, remove_parts
-from online_dpo.types import Completion, Judged, Prompt, Verdict
+from online_dpo.types import REWARD, Completion, Judged, Prompt, Verdict
 
 MARK = "unlabelled"
 """The commit of a round that failed for want of labels, until its failed calls are about to be asked again."""
 
 
-def check_labelled(store: RoundStore, prompts: Sequence[Prompt], collected: Collected, min_labelled: float) -> None:
+def check_labelled(store: RoundStore, prompts: Sequence[Prompt], collected: Collected, min_coverage: float) -> None:
     """Fail the round where too few of its prompts are labelled. All that was said and paid for is committed.
 
     Raises:
-        TooFewLabelsError: the share is below `judging.min_labelled`.
+        TooFewLabelsError: the share is below `verdicts.min_coverage`.
     """
     verdicts = collected.verdicts[REWARD]
     labelled = labelled_prompts(duels_between(collected.completions, verdicts))
-    if len(labelled) >= min_labelled * len(prompts):
+    if len(labelled) >= min_coverage * len(prompts):
         return
     failed = unlabelled_failures(collected.completions, verdicts)
     store.put_json(MARK, {"num_prompts": len(prompts), "num_labelled": len(labelled), "num_failed": len(failed)})
@@ -37,14 +36,14 @@ def check_labelled(store: RoundStore, prompts: Sequence[Prompt], collected: Coll
     said = ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) or "fewer than two completions"
     remedy = (
         f"mend the judge, then resume: the {len(failed)} prompts whose calls failed are asked about again, and nothing "
-        f"else; or resume with a lower judging.min_labelled"
+        f"else; or resume with a lower verdicts.min_coverage"
         if failed
-        else "no call failed, so asking again would change nothing: resume with a lower judging.min_labelled, or start "
-        "a new run, under another run.name, with another judge"
+        else "no call failed, so asking again would change nothing: resume with a lower verdicts.min_coverage, or "
+        "start a new run, under another run.name, with another judge"
     )
     raise TooFewLabelsError(
         f"round {store.index + 1}: the judge labelled {len(labelled)} of {len(prompts)} prompts, and "
-        f"judging.min_labelled is {min_labelled:g} (abstentions: {said}); what was said is committed: {remedy}"
+        f"verdicts.min_coverage is {min_coverage:g} (abstentions: {said}); what was said is committed: {remedy}"
     )
 
 

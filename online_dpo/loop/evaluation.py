@@ -7,7 +7,7 @@ from typing import Any
 
 from online_dpo.config.run import RunConfig
 from online_dpo.loop.collecting import Collected, Policy, Pusher, collect, rows_of
-from online_dpo.loop.stages import REWARD, Event, Stages, Under
+from online_dpo.loop.stages import Event, Stages
 from online_dpo.statistics.judges import asked_again, report
 from online_dpo.statistics.samples import (
     describe_completions,
@@ -19,7 +19,7 @@ from online_dpo.statistics.samples import (
     win_rate,
 )
 from online_dpo.store.run_store import RoundStore, RunStore
-from online_dpo.types import Prompt, SamplingPlan, derive_seed
+from online_dpo.types import REWARD, Prompt, SamplingPlan, WeightsRef, derive_seed
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
     policy: Policy,
     *,
     sets: Mapping[str, Sequence[Prompt]],
-    references: Mapping[str, Sequence[Under]],
+    references: Mapping[str, Sequence[WeightsRef]],
     baseline: Mapping[str, Any] | None,
     round_index: int,
     base: str,
@@ -73,7 +73,7 @@ def evaluate(
                 base=f"{base}{name}/",
                 again={
                     judge: asked_again(
-                        config.judging.repeated, [p.prompt_id for p in prompts], config.run.seed, policy.version, judge
+                        config.verdicts.repeated, [p.prompt_id for p in prompts], config.run.seed, policy.version, judge
                     )
                     for judge in config.evaluation.judges
                 },
@@ -99,7 +99,7 @@ def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, 
 
 
 def _divergences(
-    stages: Stages, prompts: Sequence[Prompt], collected: Collected, references: Mapping[str, Sequence[Under]]
+    stages: Stages, prompts: Sequence[Prompt], collected: Collected, references: Mapping[str, Sequence[WeightsRef]]
 ) -> dict[str, float | None]:
     """Mean KL per completion to each reference by both estimators, and the policy's mean entropy per token.
 
@@ -107,7 +107,9 @@ def _divergences(
     members; the low-variance estimate is smaller by what the mixture lacks of a probability of one.
     """
     # Each policy is scored once, however many references it is in.
-    under: list[Under] = list(dict.fromkeys(["policy", *(name for group in references.values() for name in group)]))
+    under: list[WeightsRef] = list(
+        dict.fromkeys(["policy", *(name for group in references.values() for name in group)])
+    )
     rows = rows_of(prompts, collected.completions)
     scores = dict(zip(under, stages.learner.score(rows, under), strict=True))
     policy, figures = scores["policy"], {}

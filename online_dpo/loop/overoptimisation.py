@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from online_dpo.loop.stages import REWARD
 from online_dpo.statistics.samples import paired_bootstrap
-from online_dpo.types import derive_seed
+from online_dpo.types import REWARD, derive_seed
 
 Best: TypeAlias = Mapping[str, Mapping[str, int]]
 """Set -> evaluation judge -> policy version that it scored highest so far."""

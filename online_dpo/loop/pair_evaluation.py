@@ -78,9 +78,9 @@ def describe_preferences(
         log-probs per token, which does not favour short answers; `shorter_accuracy`: share whose preferred answer is
         the shorter one (equally long ones count half), which is what knowing the lengths alone scores.
 
-        Where `before` is given, also the gain of the first two over the initial policy; `implicit_accuracy`: share
+        Where `before` is given, also the gain of the first two over the initial policy; `reward_accuracy`: share
         whose preferred answer gained more (arXiv:2305.18290: the implicit reward is beta times that gain); and
-        `implicit_gap`: by how many nats, on average. `_low` and `_high` are paired-bootstrap 95 % intervals.
+        `log_ratio_margin`: by how many nats, on average. `_low` and `_high` are paired-bootstrap 95 % intervals.
     """
     lengths = [(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
     right = _right(now, lengths)
@@ -104,8 +104,8 @@ def describe_preferences(
     was_right = _right(before, lengths)
     for name, (old, new) in {
         **{f"{name}_gain": (was_right[name], right[name]) for name in right},
-        "implicit_accuracy": (zeros, [float(gap > 0.0) for gap in gaps]),
-        "implicit_gap": (zeros, gaps),
+        "reward_accuracy": (zeros, [float(gap > 0.0) for gap in gaps]),
+        "log_ratio_margin": (zeros, gaps),
     }.items():
         interval = paired_bootstrap(_numbered(old), _numbered(new), seed=seed)
         assert interval is not None  # a set has at least one pair

@@ -10,10 +10,10 @@ from online_dpo.config.control import EnsembleReference, EveryReference, PathRef
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import WeightMismatchError
 from online_dpo.learner.items import rows_of, with_reference
-from online_dpo.loop.stages import LearnerStage, Under
-from online_dpo.loop.weight_checks import Gap, sampler_logps
+from online_dpo.loop.stages import LearnerStage
+from online_dpo.loop.weight_checks import Gap
 from online_dpo.store.run_store import RoundStore, RunStore
-from online_dpo.types import Adapter, Item, Labelled, Pair
+from online_dpo.types import Adapter, Item, Labelled, Pair, WeightsRef, sampler_logps
 
 SOURCES = "reference-logps"
 
@@ -25,7 +25,7 @@ NUM_GAP_PAIRS = 8
 class Reference:
     """What a round is measured against: the mean of its members' log-probs."""
 
-    members: tuple[Under, ...]  # none where the objective needs no reference
+    members: tuple[WeightsRef, ...]  # none where the objective needs no reference
     versions: tuple[int, ...]  # of the members that are policies of this run, oldest first; none of a given reference
 
 

@@ -29,14 +29,14 @@ from online_dpo.loop.references import (
     committed_sources,
     next_reference,
 )
-from online_dpo.loop.stages import REWARD, Event, Stages
+from online_dpo.loop.stages import Event, Stages
 from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
 from online_dpo.pairing.selection import check_not_empty, select
 from online_dpo.statistics.agreement import without_statistics
 from online_dpo.statistics.judges import asked_again, judge_warnings, report
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
 from online_dpo.store.run_store import RoundStore, RunStore
-from online_dpo.types import Adapter, Items, Prompt, Row, SamplingPlan
+from online_dpo.types import REWARD, Adapter, Items, Prompt, Row, SamplingPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ class Rounds:
         yield Event(kind="stage", round_index=index, data={"stage": "sampling", "num_prompts": len(prompts)})
         reopen(store, self.config.generator.shard_prompts, prompts)
         drawn = asked_again(
-            self.config.judging.repeated, [p.prompt_id for p in prompts], self.config.run.seed, index, REWARD
+            self.config.verdicts.repeated, [p.prompt_id for p in prompts], self.config.run.seed, index, REWARD
         )
         collected = yield from collect(
             self.stages,
@@ -163,7 +163,7 @@ class Rounds:
             again={REWARD: drawn},
         )
         if not store.has(offline.name_of_items(self.config)):  # a bound that is raised later is for later rounds
-            check_labelled(store, prompts, collected, self.config.judging.min_labelled)
+            check_labelled(store, prompts, collected, self.config.verdicts.min_coverage)
         items, figures = yield from self.pair(prompts, collected, index)
         counts = {f"num_prompts_{reason}": draw[reason] for reason in ("too_long", "empty")}
         cursor = Cursor.from_dict(draw["cursor"])
@@ -192,7 +192,7 @@ class Rounds:
         """The round's own pairs, or labelled answers, and its counts."""
         config, verdicts = self.config, collected.verdicts[REWARD]
         found = select(config, prompts, collected.completions, verdicts, index)
-        if config.pairing.labeller is not None:
+        if config.pairing.annotator is not None:
             yield Event(kind="stage", round_index=index, data={"stage": "labelling"})
             found = yield from label_pairs(config, self.stages, self.store.round(index), found)
         figures = {

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
-from online_dpo.loop.weight_checks import TokenLogps
-from online_dpo.types import Adapter, Completion, Item, Items, Row, SamplingPlan, Scores, Shard
-
-Under: TypeAlias = Adapter | Literal["policy", "reference_model"] | None
-"""Which weights score: the learner's current policy, what `reference.path` names, an adapter, or the base model (None).
-"""
-
-REWARD = "reward"
-"""The training judge's name, beside the names of the evaluation's judges."""
+from online_dpo.types import (
+    Adapter,
+    Completion,
+    Item,
+    Items,
+    Row,
+    SamplingPlan,
+    Scores,
+    Shard,
+    TokenLogpRows,
+    WeightsRef,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,8 @@ class LearnerStage(Protocol):
     def notices(self) -> list[str]: ...
     def initial_adapter(self) -> Adapter | None: ...
     def policy(self, version: int) -> Adapter: ...
-    def score(self, rows: Sequence[Row], under: Sequence[Under]) -> list[Scores]: ...
-    def reference_logps(self, items: Sequence[Item], references: Sequence[Under]) -> list[Item]: ...
+    def score(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> list[Scores]: ...
+    def reference_logps(self, items: Sequence[Item], references: Sequence[WeightsRef]) -> list[Item]: ...
     def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int: ...
     def step(self, step: int) -> dict[str, Any]: ...
     def checkpoint(self) -> dict[str, bytes]: ...
@@ -56,7 +59,7 @@ class Stages(Protocol):
         """Hand the policy to every generator; the digest that each received."""
         ...
 
-    def probe(self, rows: Sequence[Row]) -> list[TokenLogps]:
+    def probe(self, rows: Sequence[Row]) -> list[TokenLogpRows]:
         """Log-probs of the rows' completions by each generator."""
         ...
 
@@ -70,7 +73,7 @@ class Stages(Protocol):
         """Result: `Judged`. With `again` what is wanted is another answer to what was answered before."""
         ...
 
-    def start_scoring(self, rows: Sequence[Row], under: Sequence[Under]) -> Task:
+    def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> Task:
         """Result: `list[Scores]`, by the learner."""
         ...
 

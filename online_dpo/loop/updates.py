@@ -10,7 +10,7 @@ from typing import Any
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import TrainingError
 from online_dpo.loop.stages import Event, Stages
-from online_dpo.reports.trackers import CHECKS
+from online_dpo.loop.weight_checks import CHECKS
 from online_dpo.store.run_store import RoundStore, RunStore
 from online_dpo.types import Items
 
@@ -20,7 +20,7 @@ MAX_SKIPPED = 3
 
 _PROGRESS = "progress.json"  # beside the learner's own files in every checkpoint
 
-ENDS = ("chosen_gain", "rejected_gain")
+ENDS = ("chosen_log_ratio", "rejected_log_ratio")
 """Step metrics whose last value is reported beside their mean: do the chosen answers end up less likely?"""
 
 
@@ -49,7 +49,7 @@ class Tally:
 
     def summary(self) -> dict[str, float]:
         """The mean of each figure over the steps that reported it; counts (`num_...`) as totals, `num_trained_...`; and
-        the last step's gains, as `chosen_gain_end` and `rejected_gain_end`."""
+        the last step's gains, as `chosen_log_ratio_end` and `rejected_log_ratio_end`."""
         found: dict[str, float] = {"num_steps": self.num_steps, "num_skipped_steps": self.num_skipped_steps}
         for name, (total, count) in self.sums.items():
             if name.startswith("num_"):

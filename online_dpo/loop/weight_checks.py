@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from online_dpo.errors import WeightMismatchError
-from online_dpo.types import Adapter, Completion, Row, derive_seed
+from online_dpo.types import Adapter, Completion, Row, TokenLogpRows, derive_seed
 
-TokenLogps = Sequence[Sequence[float]]
-"""One list per row, one number per completion token, nats."""
+CHECKS = ("pushed", "rescored")
+"""Kinds of the events that tell of a check."""
 
 NUM_PROBE_ROWS = 8
 NUM_PROBE_TOKENS = 16
@@ -30,7 +30,7 @@ class Gap:
     num_tokens: int
 
     @classmethod
-    def between(cls, left: TokenLogps, right: TokenLogps) -> Gap:
+    def between(cls, left: TokenLogpRows, right: TokenLogpRows) -> Gap:
         rows = [[abs(a - b) for a, b in zip(x, y, strict=True)] for x, y in zip(left, right, strict=True)]
         rows = [row for row in rows if row]
         if not rows:
@@ -102,20 +102,6 @@ def check_gap(what: str, gap: Gap, previous: Gap | None, tolerance: float) -> di
         figures[f"{what}_gap_previous"] = previous.mean
         figures[f"{what}_has_power"] = previous.mean > tolerance
     return figures
-
-
-def sampler_logps(completions: Sequence[Completion]) -> list[Sequence[float]]:
-    """Each completion's log-probs as its sampler gave them.
-
-    Raises:
-        ValueError: a completion is from a data set; nothing sampled it.
-    """
-    found: list[Sequence[float]] = []
-    for completion in completions:
-        if completion.sampler_logps is None:
-            raise ValueError(f"completion {completion.prompt_id}/{completion.sample_index} was not sampled in this run")
-        found.append(completion.sampler_logps)
-    return found
 
 
 def probe_rows(prompts: Sequence[Sequence[int]], vocab_size: int, run_seed: int) -> list[Row]:

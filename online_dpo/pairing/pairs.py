@@ -37,10 +37,10 @@ OUTCOMES = (
     "no_score",  # min_chosen_score, and the judge compared but did not score
     "below_min_chosen_score",
     "over_budget",  # others tell more (strategy uncertain)
-    # Of the pair that was chosen, where there is a labeller:
-    "labeller_failed",
-    "labeller_abstained",
-    "labeller_tie",
+    # Of the pair that was chosen, where there is an annotator:
+    "annotator_failed",
+    "annotator_abstained",
+    "annotator_tie",
 )
 
 

@@ -70,29 +70,29 @@ def select(
 def settled(
     found: Selection, pairs: Items, counts: Mapping[str, int], counters: Mapping[str, int | float]
 ) -> Selection:
-    """The selection as the labeller leaves it.
+    """The selection as the annotator leaves it.
 
     Args:
         found: what the training judge selected.
-        pairs: of these, what the labeller prefers.
+        pairs: of these, what the annotator prefers.
         counts: what became of all pairs, as `online_dpo.loop.annotation.settle` has it.
-        counters: of the labeller's host.
+        counters: of the annotator's host.
     """
     unlabelled = counts["abstained"] + counts["judge_failed"]
     outcomes = {
         **found.figures["outcomes"],
         "paired": len(pairs),
-        "labeller_failed": counts["judge_failed"],
-        "labeller_abstained": counts["abstained"],
-        "labeller_tie": counts["tie"],
+        "annotator_failed": counts["judge_failed"],
+        "annotator_abstained": counts["abstained"],
+        "annotator_tie": counts["tie"],
     }
     figures = {
         **found.figures,
         "outcomes": outcomes,
         "num_comparisons_without_label": unlabelled,
-        "num_comparisons_tied_by_labeller": counts["tie"],
+        "num_comparisons_tied_by_annotator": counts["tie"],
         "num_pairs": len(pairs),
-        "labeller": {
+        "annotator": {
             "num_upheld": counts["upheld"],
             "num_overturned": counts["overturned"],
             **without_statistics(counters),

@@ -28,8 +28,8 @@ DROPS = (
     "num_comparisons_not_taken",  # the strategy takes another one, or none
     "num_comparisons_over_cap",  # of max_pairs_per_prompt
     "num_comparisons_over_budget",
-    "num_comparisons_without_label",  # the labeller failed or abstained
-    "num_comparisons_tied_by_labeller",
+    "num_comparisons_without_label",  # the annotator failed or abstained
+    "num_comparisons_tied_by_annotator",
 )
 
 

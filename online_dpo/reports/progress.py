@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from online_dpo.loop.stages import REWARD, Event
+from online_dpo.loop.stages import Event
 from online_dpo.reports.wording import num_items, offline_outcomes, show_preferences
 from online_dpo.reports.yields import losses
-from online_dpo.types import Verdict
+from online_dpo.types import REWARD, Verdict
 
 
 class Progress:
@@ -127,7 +127,7 @@ def describe_round(data: Mapping[str, Any]) -> str:
     reward = "" if data.get(REWARD) is None else f", reward {data[REWARD]:.3f}"
     training = ""
     if "loss" in data:  # a round all of whose steps were skipped has none
-        training = f", loss {data['loss']:.4f}, accuracy {data['implicit_accuracy']:.2f}"
+        training = f", loss {data['loss']:.4f}, accuracy {data['reward_accuracy']:.2f}"
     skipped = f", {data['num_skipped_steps']} steps skipped" if data.get("num_skipped_steps") else ""
     return f"{items}{training}{skipped}{reward}"
 

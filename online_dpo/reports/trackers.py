@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from online_dpo.loop.stages import Event
+from online_dpo.loop.weight_checks import CHECKS
 from online_dpo.store.run_store import RunStore
-
-CHECKS = ("pushed", "rescored")
-"""Checks of the generators' weights."""
 
 RECORDED = (*CHECKS, "step", "evaluated", "evaluated_pairs", "round_done")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-DROPPED = ("no_common_prompt", "empty", "equal", "prompt_too_long", "truncated", "equal_when_truncated")
-"""Why a row may give nothing to train on."""
+from online_dpo.data.preference_files import DROPPED
 
 
 def num_items(data: Mapping[str, Any]) -> int:
@@ -22,9 +21,9 @@ def offline_outcomes(data: Mapping[str, Any]) -> dict[str, int]:
 def show_preferences(figures: Mapping[str, Any]) -> str:
     """One line for people."""
     parts = [f"accuracy {figures['accuracy']:.3f}, per token {figures['accuracy_per_token']:.3f}"]
-    if "implicit_accuracy" in figures:
-        low, high = figures["implicit_accuracy_low"], figures["implicit_accuracy_high"]
-        parts.append(f"over the initial policy {figures['implicit_accuracy']:.3f} [{low:.3f}, {high:.3f}]")
-        parts.append(f"by {figures['implicit_gap']:+.2f} nats")
+    if "reward_accuracy" in figures:
+        low, high = figures["reward_accuracy_low"], figures["reward_accuracy_high"]
+        parts.append(f"over the initial policy {figures['reward_accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"by {figures['log_ratio_margin']:+.2f} nats")
     parts.append(f"by length alone {figures['shorter_accuracy']:.3f}")
     return ", ".join(parts) + f" ({figures['num_pairs']} pairs)"

@@ -22,7 +22,7 @@ def read_yield(record: Mapping[str, Any]) -> dict[str, Any] | None:
     Returns:
         `prompts`, how many of them `gave` something, their `share`, `lost` (why the others gave nothing -> prompts);
         of answers labelled by their scores also `labels` (what became of each -> completions), and where there is a
-        labeller how many pairs it `overturned`.
+        annotator how many pairs it `overturned`.
     """
     if "outcomes" not in record:
         return None
@@ -35,8 +35,8 @@ def read_yield(record: Mapping[str, Any]) -> dict[str, Any] | None:
         "share": gave / record["num_prompts"],
         "lost": losses(outcomes),
     }
-    if "labeller" in record:
-        found["overturned"] = record["labeller"]["num_overturned"]
+    if "annotator" in record:
+        found["overturned"] = record["annotator"]["num_overturned"]
     return {**found, "labels": record["labels"]} if "labels" in record else found
 
 
@@ -44,8 +44,8 @@ def yield_table(yields: Sequence[Mapping[str, Any]], table: Table) -> Table:
     """One row per round into an empty table: the share of prompts that gave something, and a column for each reason."""
     reasons = list(dict.fromkeys(reason for found in yields for reason in found["lost"]))
     fates = list(dict.fromkeys(fate for found in yields for fate, number in found.get("labels", {}).items() if number))
-    labeller = ["overturned"] if any("overturned" in found for found in yields) else []
-    columns = ("round", "prompts", "used", "share", *labeller, *reasons, *(f"answers\n{fate}" for fate in fates))
+    annotator = ["overturned"] if any("overturned" in found for found in yields) else []
+    columns = ("round", "prompts", "used", "share", *annotator, *reasons, *(f"answers\n{fate}" for fate in fates))
     for name in columns:
         table.add_column(name.replace("_", "\n"), justify="right")
     for found in yields:
@@ -54,7 +54,7 @@ def yield_table(yields: Sequence[Mapping[str, Any]], table: Table) -> Table:
             str(found["prompts"]),
             str(found["gave"]),
             f"{found['share']:.1%}",
-            *(str(found.get(name, "")) for name in labeller),
+            *(str(found.get(name, "")) for name in annotator),
             *(str(found["lost"].get(reason, 0)) for reason in reasons),
             *(str(found.get("labels", {}).get(fate, 0)) for fate in fates),
         )

@@ -6,8 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
-from online_dpo.loop.weight_checks import TokenLogps, sampler_logps
-from online_dpo.types import Completion, Items, Labelled, Pair, Verdict
+from online_dpo.types import Completion, Items, Labelled, Pair, TokenLogpRows, Verdict, sampler_logps
 
 NUM_BLEU_TEXTS = 32
 """Texts that self-BLEU compares, each with all others: 0.1 s for answers of 50 words, and four times that for twice as
@@ -29,7 +28,7 @@ def kl_per_completion(policy: Sequence[float], other: Sequence[float]) -> tuple[
     return sum(math.expm1(-d) + d for d in differences), sum(differences)
 
 
-def mean_token_logps(members: Sequence[TokenLogps]) -> list[list[float]]:
+def mean_token_logps(members: Sequence[TokenLogpRows]) -> list[list[float]]:
     """The mean over several policies of each token's log-prob, `[T]` per row, nats."""
     return [[sum(token) / len(token) for token in zip(*rows, strict=True)] for rows in zip(*members, strict=True)]
 

@@ -7,9 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from online_dpo.loop.stages import REWARD
 from online_dpo.store.run_store import RoundStore, RunStore
-from online_dpo.types import Judged, Shard, Verdict
+from online_dpo.types import REWARD, Judged, Shard, Verdict
 
 _COUNTERS = re.compile(
     r"(?P<base>.*/)?(?P<again>repeat-)?(?P<what>counters|parts)(-(?P<judge>.+))?/(?P<shard>shard-\d+)(-\d+)?"

@@ -59,7 +59,7 @@ def test_no_key_is_left_anywhere(tmp_path: Path, tiny_model: Path, session: Path
         config = small_config(
             tmp_path / "run", tiny_model,
             ["run.rounds=1", "prompts.per_round=4", "sampling.num_samples=2", "evaluation.sets.heldout.count=2",
-             "judging.min_labelled=0"],
+             "verdicts.min_coverage=0"],
         )  # fmt: skip
         mapping = config.model_dump(mode="json")
         mapping["judge"] = {"type": "llm", "endpoint": {**endpoint, "model": "pairwise", "api_key_env": "MY_KEY"}}

@@ -67,8 +67,8 @@ def test_pairs_alone_teach_preferences_without_an_engine(work: Path, monkeypatch
         pairs = store.round(1).get_records("pairs", Pair)
         assert not [name for name in store.round(0).names() if "completions" in name or "verdicts" in name]
     assert [record["policy_version"] for record in found] == [0, 1, 2]
-    assert found[2]["implicit_accuracy"] == found[2]["implicit_accuracy_low"] == 1.0
-    assert found[2]["implicit_gap"] > found[1]["implicit_gap"] > 0.0
+    assert found[2]["reward_accuracy"] == found[2]["reward_accuracy_low"] == 1.0
+    assert found[2]["log_ratio_margin"] > found[1]["log_ratio_margin"] > 0.0
     assert {pair.chosen.token_ids[-1] for pair in pairs} == {2} and len(pairs) == 24
     shown = online_dpo("status", "runs/demo", cwd=work)
     assert "policy 2 on people: accuracy" in shown.out and "over the initial policy 1.000 [1.000, 1.000]" in shown.out

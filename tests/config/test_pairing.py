@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {
 }
 KTO, THRESHOLD = "objective.type=kto", "pairing.labels={type: threshold, value: 0.5}"
 COMPARES = ["judge={type: llm, endpoint: {base_url: 'http://localhost/v1', model: m}}"]
-LABELLER = "pairing.labeller={type: python, target: b:c}"
+ANNOTATOR = "pairing.annotator={type: python, target: b:c}"
 TWO = "judges: {a: {type: python, target: a:b}, b: {type: python, target: a:b}}"
 VOTES = [f"judge={{type: ensemble, aggregate: majority, {TWO}}}"]
 WRAPPED = [f"judge={{type: length_penalty, rate: 0.1, judge: {COMPARES[0].removeprefix('judge=')}}}"]
@@ -38,7 +38,7 @@ WRAPPED = [f"judge={{type: length_penalty, rate: 0.1, judge: {COMPARES[0].remove
         ["pairing.strategy=min_margin", "pairing.min_margin=0.5"],
         [KTO, THRESHOLD, "pairing.duplicates=text"],
         [KTO, "pairing.labels.type=quantile"],
-        ["pairing.strategy=uncertain", "pairing.budget=16", "pairing.labeller={type: python, target: b:c}"],
+        ["pairing.strategy=uncertain", "pairing.budget=16", "pairing.annotator={type: python, target: b:c}"],
         [KTO, *COMPARES],  # both answers of pairs need no score
         [*COMPARES, "judge.form=pointwise", "pairing.min_chosen_score=5"],
     ],
@@ -81,15 +81,15 @@ def test_what_goes_together(overrides: list[str]) -> None:
         ([KTO, "pairing.labels={type: quantile, share: 0.6}"], "pairing.labels.share is 0.6; it must be less than"),
         ([KTO, "pairing.labels={type: quantile, value: 1}"], "pairing.labels.value is not a known key"),
         (
-            ["pairing.strategy=all_pairs", LABELLER],
-            "pairing.labeller is set, but pairing.strategy is all_pairs, which would ask it about every pair: set",
+            ["pairing.strategy=all_pairs", ANNOTATOR],
+            "pairing.annotator is set, but pairing.strategy is all_pairs, which would ask it about every pair: set",
         ),
-        ([KTO, THRESHOLD, LABELLER], "pairing.labeller is set, but pairing.labels is set, which labels every answer"),
+        ([KTO, THRESHOLD, ANNOTATOR], "pairing.annotator is set, but pairing.labels is set, which labels every answer"),
         (
-            [LABELLER, "evaluation.judges.labeller={type: python, target: a:b}"],
-            "evaluation.judges has a judge named labeller; with pairing.labeller that name is taken: choose another",
+            [ANNOTATOR, "evaluation.judges.annotator={type: python, target: a:b}"],
+            "evaluation.judges has a judge named annotator; with pairing.annotator that name is taken: choose another",
         ),
-        (["pairing.labeller={type: python}"], "pairing.labeller.target is missing"),
+        (["pairing.annotator={type: python}"], "pairing.annotator.target is missing"),
         (
             [*COMPARES, "pairing.min_chosen_score=0.5"],
             "pairing.min_chosen_score is 0.5, which reads scores of single answers, but judge.type llm as it is set "

@@ -138,7 +138,7 @@ def test_repeats_unmask_a_moody_judge_even_behind_a_cache(tmp_path: Path) -> Non
     (tmp_path / "moody.py").write_text(MOODY)
     moody = {"type": "python", "target": f"{tmp_path / 'moody.py'}:Moody", "concurrency": 1}
     cached = {"type": "cached", "judge": moody, "path": str(tmp_path / "cache.sqlite")}
-    run, summary = play(tmp_path, cached, judging={"repeated": 0.4})
+    run, summary = play(tmp_path, cached, verdicts={"repeated": 0.4})
     found = summary["judges"]["reward"]
     num_repeated = found["num_repeated"] // 3
     assert 0.3 < num_repeated / NUM_PROMPTS < 0.5
@@ -161,7 +161,7 @@ def test_a_ranking_has_places_and_a_score_has_none(tmp_path: Path) -> None:
     run, summary = play(
         tmp_path / "half",
         {"type": "python", "target": f"{tmp_path / 'moody.py'}:half"},
-        judging={"min_labelled": 0.0},
+        verdicts={"min_coverage": 0.0},
     )
     found = summary["judges"]["reward"]
     assert "first_wins" not in found and found["reasons"] == {"cannot tell N letters": found["num_abstained"]}

@@ -13,10 +13,9 @@ from actors.judge_host import JudgeHost
 from judges.registry import make_spec
 from online_dpo.commands.preparation import judge_sections
 from online_dpo.config.run import RunConfig
-from online_dpo.loop.stages import REWARD
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
-from online_dpo.types import Completion, Judged, Shard
+from online_dpo.types import REWARD, Completion, Judged, Shard
 
 
 class HostedStages(FakeStages):

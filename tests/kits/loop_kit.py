@@ -19,8 +19,8 @@ from safetensors.numpy import load, save
 from online_dpo.config.run import RunConfig
 from online_dpo.learner.batching import round_batches
 from online_dpo.learner.items import rows_of, with_reference
-from online_dpo.loop.stages import REWARD, Under
 from online_dpo.types import (
+    REWARD,
     Adapter,
     Completion,
     Item,
@@ -34,6 +34,7 @@ from online_dpo.types import (
     Scores,
     Shard,
     Verdict,
+    WeightsRef,
     derive_seed,
 )
 
@@ -49,7 +50,7 @@ def make_adapter(version: int, weights: Weights) -> Adapter:
     return Adapter(version=version, weights=save({TENSOR: np.array(weights)}), config=CONFIG_JSON)
 
 
-def weights_of(adapter: Under) -> Weights:
+def weights_of(adapter: WeightsRef) -> Weights:
     if isinstance(adapter, str):
         assert adapter == "reference_model"
         return GIVEN
@@ -92,8 +93,10 @@ class FakeLearner:
         self.tape, self.config, self._initial = tape, config, initial
         self.weights, self.momentum = weights_of(initial), 0.0
         self.round, self.next_step = -1, 0
-        self.references: list[tuple[int, *tuple[Under, ...]]] = []  # (policy version of the pairs, what was handed in)
-        self.scored_under: list[tuple[int, Sequence[Under]]] = []  # (rows, weights)
+        self.references: list[
+            tuple[int, *tuple[WeightsRef, ...]]
+        ] = []  # (policy version of the pairs, what was handed in)
+        self.scored_under: list[tuple[int, Sequence[WeightsRef]]] = []  # (rows, weights)
 
     def initial_adapter(self) -> Adapter | None:
         return self._initial
@@ -115,7 +118,7 @@ class FakeLearner:
             found.append(Scores(token_logps=logps, entropies=entropies))
         return found
 
-    def reference_logps(self, items: Sequence[Item], references: Sequence[Under]) -> list[Item]:
+    def reference_logps(self, items: Sequence[Item], references: Sequence[WeightsRef]) -> list[Item]:
         self.tape.call("reference_logps", len(items), *map(label, references))
         self.references.append((versions_of(items[0])[0], *references))
         weights = [weights_of(reference) for reference in references]
@@ -150,7 +153,7 @@ class FakeLearner:
         self.next_step = step + 1
         return {
             "loss": -sum(gains) / len(gains),
-            "implicit_accuracy": sum(gain > 0 for gain in gains) / len(gains),
+            "reward_accuracy": sum(gain > 0 for gain in gains) / len(gains),
             "num_pairs": float(len(batch)),
         }
 

@@ -124,10 +124,17 @@ def test_the_first_loss_of_a_policy_that_is_its_reference(tiny, given, name):
     learner = Learner(make_spec(tiny, given, batch_pairs=16, micro_batch_tokens=80, objective=objective))
     (figures,) = train(learner, ready(learner, items_for(objective, 8), learner.initial_adapter()))
     assert figures["loss"] == pytest.approx(FIRST_LOSS[name], rel=1e-5, abs=1e-5)
-    assert figures["implicit_margin"] == pytest.approx(0.0, abs=1e-5)
+    assert figures["reward_margin"] == pytest.approx(0.0, abs=1e-5)
     assert figures["beta"] == BETA
     assert figures["grad_norm"] > 1e-3
-    assert figures.keys() >= {"chosen_logps", "rejected_logps", "chosen_gain", "rejected_gain", "clipped", "num_tokens"}
+    assert figures.keys() >= {
+        "chosen_logps",
+        "rejected_logps",
+        "chosen_log_ratio",
+        "rejected_log_ratio",
+        "clipped",
+        "num_tokens",
+    }
 
 
 def logistic(gap: Tensor) -> Tensor:
@@ -138,9 +145,11 @@ def sorted_logistic(left: Tensor, right: Tensor) -> Tensor:
     return logistic(left.sort().values - right.sort().values)
 
 
-def bco(gains: Tensor) -> Tensor:
-    delta = (BETA * gains).detach().mean()
-    return torch.log(1 + torch.exp(delta - BETA * gains[0])) + torch.log(1 + torch.exp(BETA * gains[1] - delta))
+def bco(log_ratios: Tensor) -> Tensor:
+    delta = (BETA * log_ratios).detach().mean()
+    return torch.log(1 + torch.exp(delta - BETA * log_ratios[0])) + torch.log(
+        1 + torch.exp(BETA * log_ratios[1] - delta)
+    )
 
 
 FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -193,13 +202,13 @@ def test_a_step_on_pairs_is_that_of_an_independent_computation(tiny, given, othe
     spec = make_spec(tiny, given, batch_pairs=6, micro_batch_tokens=60, objective=OBJECTIVES[name])
     learner = Learner(spec)
     figures = compare_with(learner, learner.reference_logps(pairs, [other]), loss, policy)
-    gains, gaps = (p - r).detach(), (p - r).detach().diff(dim=0)[0]
-    assert figures["chosen_gain"] == pytest.approx(gains[0].mean().item(), abs=1e-5)
-    assert figures["rejected_gain"] == pytest.approx(gains[1].mean().item(), abs=1e-5)
+    log_ratios, gaps = (p - r).detach(), (p - r).detach().diff(dim=0)[0]
+    assert figures["chosen_log_ratio"] == pytest.approx(log_ratios[0].mean().item(), abs=1e-5)
+    assert figures["rejected_log_ratio"] == pytest.approx(log_ratios[1].mean().item(), abs=1e-5)
     assert figures["chosen_logps"] == pytest.approx(p[0].mean().item(), rel=1e-5)
     assert figures["rejected_logps"] == pytest.approx(p[1].mean().item(), rel=1e-5)
-    assert figures["implicit_margin"] == pytest.approx(-BETA * gaps.mean().item(), abs=1e-5)
-    assert figures["implicit_accuracy"] == (gaps < 0).double().mean().item()
+    assert figures["reward_margin"] == pytest.approx(-BETA * gaps.mean().item(), abs=1e-5)
+    assert figures["reward_accuracy"] == (gaps < 0).double().mean().item()
     assert (figures["num_pairs"], figures["lr"], figures["skipped"]) == (6.0, 1e-2, 0.0)
     assert figures["num_tokens"] == sum(len(row.completion_ids) for row in rows)
 
@@ -222,14 +231,14 @@ def test_a_step_on_labelled_answers_is_that_of_an_independent_computation(tiny, 
     objective = section("kto", desirable_weight=1.3, undesirable_weight=0.8)
     learner = Learner(make_spec(tiny, adapters[0], batch_pairs=8, micro_batch_tokens=40, objective=objective))
     figures = compare_with(learner, learner.reference_logps(items, [adapters[1]]), loss, policy)
-    gains = (p - r).detach()
+    log_ratios = (p - r).detach()
     assert figures["kl"] == pytest.approx(kl.item(), abs=1e-5)
-    assert figures["chosen_gain"] == pytest.approx(gains[desirable].mean().item(), abs=1e-5)
+    assert figures["chosen_log_ratio"] == pytest.approx(log_ratios[desirable].mean().item(), abs=1e-5)
     assert figures["rejected_logps"] == pytest.approx(p[~desirable].mean().item(), rel=1e-5)
-    margin = BETA * (gains[desirable].mean() - gains[~desirable].mean())
-    assert figures["implicit_margin"] == pytest.approx(margin.item(), abs=1e-5)
-    right = torch.where(desirable, gains > kl, gains < kl)
-    assert figures["implicit_accuracy"] == pytest.approx(right.double().mean().item())
+    margin = BETA * (log_ratios[desirable].mean() - log_ratios[~desirable].mean())
+    assert figures["reward_margin"] == pytest.approx(margin.item(), abs=1e-5)
+    right = torch.where(desirable, log_ratios > kl, log_ratios < kl)
+    assert figures["reward_accuracy"] == pytest.approx(right.double().mean().item())
     assert figures["num_items"] == 8.0 and figures["num_tokens"] == sum(len(row.completion_ids) for row in own)
 
 
@@ -250,12 +259,12 @@ def test_one_of_the_two_cases_above_has_a_kl_above_zero_and_one_has_not(tiny, gi
     assert abs(sum(gaps)) > 0.1
 
 
-def test_simpo_needs_no_reference_and_reports_no_gains(tiny, given):
+def test_simpo_needs_no_reference_and_reports_no_log_ratios(tiny, given):
     learner = Learner(make_spec(tiny, given, batch_pairs=8, objective=section("simpo")))
     (figures,) = train(learner, make_pairs(8))
     assert math.isfinite(figures["loss"]) and figures["beta"] == 2.0
-    assert not {"chosen_gain", "rejected_gain"} & figures.keys()
-    assert figures["implicit_margin"] != 0.0
+    assert not {"chosen_log_ratio", "rejected_log_ratio"} & figures.keys()
+    assert figures["reward_margin"] != 0.0
 
 
 def test_both_passes_of_a_coupled_loss_see_the_same_dropout(tiny, given, monkeypatch):
@@ -291,7 +300,7 @@ def test_bco_s_mean_is_kept_in_checkpoints_and_begins_anew_with_a_round(tiny, gi
     found += train(second, pairs, 0, range(3, 4)) + train(second, pairs, 1)
     assert found == expected
     fourth = expected[4]  # its own mean reward: there is no other batch of the round before it
-    assert fourth["bco_shift"] == pytest.approx(BETA * (fourth["chosen_gain"] + fourth["rejected_gain"]) / 2)
+    assert fourth["bco_shift"] == pytest.approx(BETA * (fourth["chosen_log_ratio"] + fourth["rejected_log_ratio"]) / 2)
 
 
 def test_beta_follows_its_schedule_and_the_round_s_factor(tiny, given):

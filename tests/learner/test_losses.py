@@ -40,7 +40,7 @@ def lrml(u: mpf) -> mpf:
 
 Formula = Callable[[Any, Any], Any]
 LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Formula]] = {
-    # ours, and what the paper says of the gains of the chosen and the rejected answer
+    # ours, and what the paper says of the log-ratios of the chosen and the rejected answer
     "sigmoid": (partial(losses.sigmoid_loss, beta=B), dpo),
     "simpo": (partial(losses.simpo_loss, beta=B), dpo),
     "ipo": (partial(losses.ipo_loss, beta=B), lambda w, r: (w - r - 1 / (2 * mpf(B))) ** 2),
@@ -165,23 +165,25 @@ DIVERGENCES: dict[str, tuple[float | None, Callable[[Any], Any]]] = {
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_scores_are_the_derivative_of_the_divergence_up_to_its_value_at_one(name):
     alpha, f = DIVERGENCES[name]
-    gains = [-4.0, -0.5, 0.0, 0.3, 5.0]
-    tensor = torch.tensor(gains, dtype=torch.float64, requires_grad=True)
+    log_ratios = [-4.0, -0.5, 0.0, 0.3, 5.0]
+    tensor = torch.tensor(log_ratios, dtype=torch.float64, requires_grad=True)
     found = losses.divergence_score(tensor, divergence=name, alpha=alpha)
     (slope,) = torch.autograd.grad(found.sum(), tensor)
 
-    def expected(gain: mpf) -> mpf:
-        return mpmath.diff(f, mpmath.exp(gain)) - mpmath.diff(f, mpf(1))
+    def expected(log_ratio: mpf) -> mpf:
+        return mpmath.diff(f, mpmath.exp(log_ratio)) - mpmath.diff(f, mpf(1))
 
-    assert found.tolist() == pytest.approx([float(expected(mpf(g))) for g in gains], rel=1e-12, abs=1e-13)
-    assert slope.tolist() == pytest.approx([float(mpmath.diff(expected, mpf(g))) for g in gains], rel=1e-10)
+    assert found.tolist() == pytest.approx([float(expected(mpf(g))) for g in log_ratios], rel=1e-12, abs=1e-13)
+    assert slope.tolist() == pytest.approx([float(mpmath.diff(expected, mpf(g))) for g in log_ratios], rel=1e-10)
 
 
 def test_alpha_divergences_end_in_reverse_and_forward_kl():
-    gains = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)
+    log_ratios = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)
     for alpha, end in ((1e-7, "reverse_kl"), (1 - 1e-7, "forward_kl")):
-        found = losses.divergence_score(gains, divergence="alpha", alpha=alpha)
-        torch.testing.assert_close(found, losses.divergence_score(gains, divergence=end, alpha=None), atol=2e-6, rtol=0)
+        found = losses.divergence_score(log_ratios, divergence="alpha", alpha=alpha)
+        torch.testing.assert_close(
+            found, losses.divergence_score(log_ratios, divergence=end, alpha=None), atol=2e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -221,16 +223,16 @@ def test_aot_does_not_depend_on_who_is_paired_with_whom():
 
 def test_kto_by_hand():
     """lambda (1 - sigmoid(beta (g - z))) for desirable answers, the reverse sign for the others; z is a constant."""
-    gains = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    log_ratios = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
     z = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     desirable = torch.tensor([True, True, False, False])
-    found = losses.kto_loss(gains, desirable, kl=z, beta=B, desirable_weight=1.2, undesirable_weight=0.7)
-    slopes, none = torch.autograd.grad(found.sum(), (gains, z), allow_unused=True)
+    found = losses.kto_loss(log_ratios, desirable, kl=z, beta=B, desirable_weight=1.2, undesirable_weight=0.7)
+    slopes, none = torch.autograd.grad(found.sum(), (log_ratios, z), allow_unused=True)
 
     def value(g: mpf, wanted: bool) -> mpf:
         return mpf("1.2") * (1 - sig(B * (g - mpf("0.8")))) if wanted else mpf("0.7") * (1 - sig(B * (mpf("0.8") - g)))
 
-    points = list(zip([mpf(g) for g in gains.tolist()], desirable.tolist(), strict=True))
+    points = list(zip([mpf(g) for g in log_ratios.tolist()], desirable.tolist(), strict=True))
     assert found.tolist() == pytest.approx([float(value(*p)) for p in points], rel=1e-14)
     assert slopes.tolist() == pytest.approx(
         [float(mpmath.diff(partial(lambda wanted, g: value(g, wanted), wanted), g)) for g, wanted in points], rel=1e-12
@@ -239,11 +241,11 @@ def test_kto_by_hand():
 
 
 def test_the_kl_estimate_is_the_mean_of_mismatched_gains_and_never_negative():
-    gains = torch.tensor([2.0, -0.5, 0.3], requires_grad=True)
-    assert losses.kl_estimate(gains).item() == pytest.approx(0.6)
-    assert not losses.kl_estimate(gains).requires_grad
-    assert losses.kl_estimate(-gains).item() == 0.0
-    assert losses.kl_estimate(gains[:0]).item() == 0.0
+    log_ratios = torch.tensor([2.0, -0.5, 0.3], requires_grad=True)
+    assert losses.kl_estimate(log_ratios).item() == pytest.approx(0.6)
+    assert not losses.kl_estimate(log_ratios).requires_grad
+    assert losses.kl_estimate(-log_ratios).item() == 0.0
+    assert losses.kl_estimate(log_ratios[:0]).item() == 0.0
 
 
 def test_the_running_mean_counts_every_batch_once():

@@ -20,7 +20,7 @@ BETA, LAMBDA = 0.3, 5.0
 
 
 def dpop(w: float, r: float) -> float:
-    """Of both gains, so that a margin on the gap alone, or soft labels that negate the gap, would show."""
+    """Of both log-ratios, so that a margin on the gap alone, or soft labels that negate the gap, would show."""
     return math.log1p(math.exp(-BETA * (w - r - LAMBDA * max(0.0, -w))))
 
 
@@ -34,18 +34,18 @@ def by_hand(drawn: Drawn, options: dict[str, Any]) -> list[float]:
         "confidence": [2 * pair.probability - 1 for pair in pairs],
     }[options.get("pair_weights", "given")]
     for i, pair in enumerate(pairs):
-        gains, alignments = [], []
+        log_ratios, alignments = [], []
         for row in (2 * i, 2 * i + 1):
             counts = [1.0 if t < pair.shared_length else alpha for t in range(len(drawn.policy[row]))]
             rows = zip(counts, drawn.policy[row], drawn.reference[row], strict=True)
-            gain = sum(c * (p - r) for c, p, r in rows)
-            gains.append(gain / sum(counts) if options.get("length_normalise") else gain)
+            log_ratio = sum(c * (p - r) for c, p, r in rows)
+            log_ratios.append(log_ratio / sum(counts) if options.get("length_normalise") else log_ratio)
             likelier = [p - c for p, c in zip(drawn.policy[row], drawn.collisions[row], strict=True)]
             alignments.append(math.exp(sum(likelier) / len(likelier)))
         half = options.get("target_margin", 0.0) / BETA / 2
-        loss = dpop(gains[0] - half, gains[1] + half)
+        loss = dpop(log_ratios[0] - half, log_ratios[1] + half)
         if options.get("soft_labels"):
-            loss = pair.probability * loss + (1 - pair.probability) * dpop(gains[1] - half, gains[0] + half)
+            loss = pair.probability * loss + (1 - pair.probability) * dpop(log_ratios[1] - half, log_ratios[0] + half)
         if options.get("wpo"):
             loss *= alignments[0] * alignments[1]
         loss += options.get("nll_weight", 0.0) * -sum(drawn.policy[2 * i]) / len(drawn.policy[2 * i])
@@ -118,22 +118,22 @@ def test_f_divergences_take_the_gains_place():
     drawn = draw()
     outcome, _ = evaluate(drawn, {"type": "sigmoid", "beta": BETA, "divergence": "alpha", "alpha": 0.5})
     for i, pair in enumerate(drawn.pairs):
-        gains = [sum(drawn.policy[r]) - sum(drawn.reference[r]) for r in (2 * i, 2 * i + 1)]
-        chosen, rejected = ((1 - math.exp(-0.5 * gain)) / 0.5 for gain in gains)
+        log_ratios = [sum(drawn.policy[r]) - sum(drawn.reference[r]) for r in (2 * i, 2 * i + 1)]
+        chosen, rejected = ((1 - math.exp(-0.5 * log_ratio)) / 0.5 for log_ratio in log_ratios)
         assert outcome.loss[i].item() == pytest.approx(pair.weight * math.log1p(math.exp(-BETA * (chosen - rejected))))
         assert outcome.rewards[:, i].tolist() == pytest.approx([BETA * chosen, BETA * rejected])
 
 
 @pytest.mark.parametrize("unpaired", [False, True])
-def test_aot_sorts_gaps_or_gains(unpaired):
+def test_aot_sorts_gaps_or_log_ratios(unpaired):
     drawn = draw()
     drawn = replace(drawn, pairs=[replace(pair, weight=1.0) for pair in drawn.pairs])
     outcome, _ = evaluate(drawn, {"type": "aot", "beta": BETA, "unpaired": unpaired, "target_margin": 0.4})
     policy = [sum(row) for row in drawn.policy]
     reference = [sum(row) for row in drawn.reference]
     if unpaired:
-        gains = [p - r for p, r in zip(policy, reference, strict=True)]
-        left, right = gains[::2], gains[1::2]
+        log_ratios = [p - r for p, r in zip(policy, reference, strict=True)]
+        left, right = log_ratios[::2], log_ratios[1::2]
     else:
         left = [w - r for w, r in zip(policy[::2], policy[1::2], strict=True)]
         right = [w - r for w, r in zip(reference[::2], reference[1::2], strict=True)]
@@ -161,10 +161,10 @@ def test_a_sum_is_the_weighted_sum_of_its_terms_with_their_own_betas():
     assert outcome.figures == parts[1][1].figures
 
 
-def flat_batch(gains: list[tuple[float, float]]) -> PairBatch:
+def flat_batch(log_ratios: list[tuple[float, float]]) -> PairBatch:
     """One token an answer."""
-    logps = torch.tensor(gains, dtype=torch.float64).T
-    one, zero = torch.ones(len(gains), dtype=torch.float64), torch.zeros_like(logps)
+    logps = torch.tensor(log_ratios, dtype=torch.float64).T
+    one, zero = torch.ones(len(log_ratios), dtype=torch.float64), torch.zeros_like(logps)
     return PairBatch(
         logps=logps,
         tail_logps=zero,

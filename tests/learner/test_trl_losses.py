@@ -171,9 +171,9 @@ def test_losses_and_gradients_are_those_of_trl_s_kto_trainer(sign):
 
     policy = leaves(drawn.policy)
     section = KTOObjective(type="kto", beta=BETA, **weights)
-    gains = torch.stack([row.sum() for row in mismatched]) - torch.tensor(kl_ref, dtype=torch.float64)
+    log_ratios = torch.stack([row.sum() for row in mismatched]) - torch.tensor(kl_ref, dtype=torch.float64)
     outcome = LabelledObjective(section)(
-        labelled_batch(items, policy), kl=kl_estimate(gains), position=0.0, beta_factor=1.0
+        labelled_batch(items, policy), kl=kl_estimate(log_ratios), position=0.0, beta_factor=1.0
     )
     found = torch.autograd.grad(outcome.loss.mean(), policy)
 

@@ -165,7 +165,7 @@ def test_every_step_reports_the_same_loss_gradient_norm_and_log_probs(both):
         assert own["grad_norm"] == pytest.approx(trl["grad_norm"], rel=1e-4)
         assert own["chosen_logps"] == pytest.approx(trl["logps/chosen"], rel=1e-4)
         assert own["rejected_logps"] == pytest.approx(trl["logps/rejected"], rel=1e-4)
-        assert own["implicit_margin"] == pytest.approx(trl["rewards/margins"], rel=1e-4, abs=1e-5)
+        assert own["reward_margin"] == pytest.approx(trl["rewards/margins"], rel=1e-4, abs=1e-5)
     assert [own["clipped"] for own in ours] == [1.0, 1.0, 0.0]
     assert ours[-1]["loss"] < 0.9 * ours[0]["loss"]
 
@@ -179,7 +179,7 @@ def test_every_step_of_kto_reports_the_same_loss_gradient_norm_and_kl(both_of_kt
         assert own["kl"] == pytest.approx(trl["kl"], rel=1e-3, abs=1e-5)
         assert own["chosen_logps"] == pytest.approx(trl["logps/chosen"], rel=1e-4)
         assert own["rejected_logps"] == pytest.approx(trl["logps/rejected"], rel=1e-4)
-        assert own["implicit_margin"] == pytest.approx(trl["rewards/margins"], rel=1e-3, abs=1e-5)
+        assert own["reward_margin"] == pytest.approx(trl["rewards/margins"], rel=1e-3, abs=1e-5)
     assert ours[-1]["loss"] < ours[0]["loss"]
 
 

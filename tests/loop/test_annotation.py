@@ -31,7 +31,7 @@ from online_dpo.types import Completion, Judged, Pair, Verdict
 PAIRING = {
     "strategy": "uncertain",
     "budget": 3,
-    "labeller": {"type": "python", "target": "none:none"},
+    "annotator": {"type": "python", "target": "none:none"},
 }
 
 
@@ -54,7 +54,7 @@ def selected() -> Pair:
         (scores(4.0, FAILED), 0.0, "judge_failed", None, None),
     ],
 )
-def test_what_the_labeller_makes_of_a_pair(
+def test_what_the_annotator_makes_of_a_pair(
     verdicts: list[Verdict], penalty: float, fate: str, chosen: int | None, margin: float | None
 ) -> None:
     pairs, counts = settle([selected()], verdicts, penalty)
@@ -66,14 +66,14 @@ def test_what_the_labeller_makes_of_a_pair(
 
 
 class Labelled(FakeStages):
-    """Writes down which texts its labeller is shown."""
+    """Writes down which texts its annotator is shown."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.shown: list[tuple[str, ...]] = []
 
     def _judged(self, judge: str, completions: Sequence[Completion]) -> Judged:
-        if judge == "labeller":
+        if judge == "annotator":
             names = dict.fromkeys(c.prompt_id for c in completions)
             self.shown += [tuple(c.text for c in completions if c.prompt_id == name) for name in names]
         return super()._judged(judge, completions)
@@ -83,7 +83,7 @@ def summaries(run: Run) -> list[dict[str, Any]]:
     return [record for record in records(run.path) if record["kind"] == "round_done"]
 
 
-def test_the_labeller_sees_the_selected_pairs_alone_and_settles_them(tmp_path: Path) -> None:
+def test_the_annotator_sees_the_selected_pairs_alone_and_settles_them(tmp_path: Path) -> None:
     """Would catch one that is asked about all completions, and one whose preference is ignored."""
     run = Run.of(tmp_path, pairing=PAIRING, evaluation={})
     stages = Labelled(run.config)
@@ -107,21 +107,21 @@ def test_the_labeller_sees_the_selected_pairs_alone_and_settles_them(tmp_path: P
             selection
         )
         for pair in pairs:
-            wins, loses = (by_text(f"labeller {answer.text}") for answer in (pair.chosen, pair.rejected))
+            wins, loses = (by_text(f"annotator {answer.text}") for answer in (pair.chosen, pair.rejected))
             assert pair.margin == pytest.approx(wins - loses) and wins > loses
             overturned += by_text(pair.chosen.text) < by_text(pair.rejected.text)
-        told = summary["labeller"]
+        told = summary["annotator"]
         assert told["num_judge_calls"] == 2 and told["num_upheld"] + told["num_overturned"] == 3
         assert {k: v for k, v in summary["outcomes"].items() if v} == {"paired": 3, "over_budget": 1}
-    assert overturned == sum(summary["labeller"]["num_overturned"] for summary in summaries(run)) > 0
+    assert overturned == sum(summary["annotator"]["num_overturned"] for summary in summaries(run)) > 0
 
 
 class Undecided(FakeStages):
-    """Its labeller gives the first pair of a shard a tie and abstains from the others."""
+    """Its annotator gives the first pair of a shard a tie and abstains from the others."""
 
     def _judged(self, judge: str, completions: Sequence[Completion]) -> Judged:
         judged = super()._judged(judge, completions)
-        if judge != "labeller":
+        if judge != "annotator":
             return judged
         first = completions[0].prompt_id
         verdicts = [
@@ -135,26 +135,26 @@ class Undecided(FakeStages):
         return Judged(verdicts=tuple(verdicts), counters=judged.counters)
 
 
-def test_what_the_labeller_does_not_settle_is_counted(tmp_path: Path) -> None:
+def test_what_the_annotator_does_not_settle_is_counted(tmp_path: Path) -> None:
     run = Run.of(tmp_path, pairing=PAIRING, evaluation={})
     with pytest.raises(
-        ValueError, match=r"gave no pair from 4 prompts: over_budget 1, labeller_abstained 1, labeller_tie 2"
+        ValueError, match=r"gave no pair from 4 prompts: over_budget 1, annotator_abstained 1, annotator_tie 2"
     ):
         run.go_on(Undecided(run.config))
 
 
-def test_a_killed_run_asks_the_labeller_nothing_twice_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
+def test_a_killed_run_asks_the_annotator_nothing_twice_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
     run = Run.of(tmp_path, pairing=PAIRING, evaluation={})
     whole = run.go_on()
     asked = Counter(whole.tape.calls("judge"))
-    assert sum(" labeller " in call for call in asked) == 4 and max(asked.values()) == 1
+    assert sum(" annotator " in call for call in asked) == 4 and max(asked.values()) == 1
     for number in range(len(whole.events)):
         killed = run.at(tmp_path / f"{number}")
         with pytest.raises(Kill):
             killed.go_on(kill_at=number)
         with RunStore.read(killed.path) as store:
             rounds = [store.round(i) for i in range(min(len(store.finished_rounds()) + 1, 2))]
-            committed = sum(len(part.names(f"verdicts{judge}/")) for part in rounds for judge in ("", "-labeller"))
+            committed = sum(len(part.names(f"verdicts{judge}/")) for part in rounds for judge in ("", "-annotator"))
         stages = FakeStages(run.config)
         killed.go_on(stages)
         assert len(stages.tape.calls("judge")) == sum(asked.values()) - committed
@@ -163,7 +163,7 @@ def test_a_killed_run_asks_the_labeller_nothing_twice_and_ends_like_one_that_was
 
 
 @pytest.mark.parametrize("questions", [1, 3])
-def test_a_labeller_that_stops_is_asked_only_for_the_rest(questions: int, tmp_path: Path) -> None:
+def test_a_annotator_that_stops_is_asked_only_for_the_rest(questions: int, tmp_path: Path) -> None:
     whole = Run.of(tmp_path, "whole", pairing=PAIRING, evaluation={})
     whole_stages = Stingy(whole.config)
     whole.go_on(whole_stages)
@@ -180,11 +180,11 @@ def test_a_labeller_that_stops_is_asked_only_for_the_rest(questions: int, tmp_pa
         finally:
             said += stages.said
         with RunStore.read(stopping.path) as store:
-            counted = counted_so_far(store, ["reward", "labeller"])
+            counted = counted_so_far(store, ["reward", "annotator"])
         assert {judge: found.get("num_judge_calls", 0) for judge, found in counted.items()} == {
-            judge: sum(n for (name, _), n in said.items() if name == judge) for judge in ("reward", "labeller")
+            judge: sum(n for (name, _), n in said.items() if name == judge) for judge in ("reward", "annotator")
         }
-    assert stopped["labeller"] >= 1
+    assert stopped["annotator"] >= 1
     assert said == whole_stages.said, "nothing was asked twice, and nothing was left out"
     assert comparable(stopping.path) == comparable(whole.path)
 
@@ -201,14 +201,14 @@ def test_verdicts_on_another_selection_are_not_taken_for_this_one(tmp_path: Path
         )
     with RunStore.open(killed.path) as store:
         first = store.round(0)
-        assert len(first.names("verdicts-labeller/")) == 2
+        assert len(first.names("verdicts-annotator/")) == 2
         for name in [*first.names("verdicts/"), *first.names("counters/")]:
             first.remove(name)
     killed.go_on()
     assert comparable(killed.path) == comparable(run.path)
 
 
-def test_a_labeller_is_a_judge_like_the_others(tmp_path: Path) -> None:
+def test_a_annotator_is_a_judge_like_the_others(tmp_path: Path) -> None:
     """Found, hosted, pinned to its threads, and its file noticed when it changes."""
     (tmp_path / "dear.py").write_text("def score(prompt, completion):\n    return 1.0\n")
     config = load_config(
@@ -216,15 +216,15 @@ def test_a_labeller_is_a_judge_like_the_others(tmp_path: Path) -> None:
             "model": {"path": "m"},
             "prompts": {"source": "prompts.jsonl"},
             "judge": {"type": "python", "target": "cheap.py:score"},
-            "pairing": {"labeller": {"type": "python", "target": "dear.py:score", "num_cpus": 3.0}},
+            "pairing": {"annotator": {"type": "python", "target": "dear.py:score", "num_cpus": 3.0}},
         }
     )
-    assert {judge_name(field) for field in judge_sections(config)} == {"reward", "labeller"}
-    assert source_files(config)["pairing.labeller.target"] == "dear.py"
+    assert {judge_name(field) for field in judge_sections(config)} == {"reward", "annotator"}
+    assert source_files(config)["pairing.annotator.target"] == "dear.py"
     without = load_config({**config.model_dump(), "pairing": {}})
     assert cpus_needed(config) - cpus_needed(without) == 3.0
     resolved = resolve_threads(config)
-    assert isinstance(resolved.pairing.labeller.threads, int)
-    pinned = resolved.pairing.labeller.model_copy(update={"threads": 77})
-    recorded = resolved.model_copy(update={"pairing": resolved.pairing.model_copy(update={"labeller": pinned})})
-    assert keep_recorded_threads(config, recorded).pairing.labeller.threads == 77
+    assert isinstance(resolved.pairing.annotator.threads, int)
+    pinned = resolved.pairing.annotator.model_copy(update={"threads": 77})
+    recorded = resolved.model_copy(update={"pairing": resolved.pairing.model_copy(update={"annotator": pinned})})
+    assert keep_recorded_threads(config, recorded).pairing.annotator.threads == 77

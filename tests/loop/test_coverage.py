@@ -16,10 +16,9 @@ from loop_kit import FakeStages
 from loop_runs import Run, comparable, tree
 
 from online_dpo.errors import TooFewLabelsError
-from online_dpo.loop.stages import REWARD
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
-from online_dpo.types import Completion, Judged, Prompt, Verdict
+from online_dpo.types import REWARD, Completion, Judged, Prompt, Verdict
 
 
 class Failing(FakeStages):
@@ -55,7 +54,7 @@ def drawn(run: Run, index: int) -> list[str]:
 def whole(tmp_path: Path) -> Run:
     """8 prompts a round in 3 shards, of which at least 6 must be labelled; one is not, on purpose."""
     run = Run.of(
-        tmp_path, "whole", prompts__per_round=8, generator__shard_prompts=3, judging={"min_labelled": 0.75},
+        tmp_path, "whole", prompts__per_round=8, generator__shard_prompts=3, verdicts={"min_coverage": 0.75},
         evaluation={}, run__rounds=1,
     )  # fmt: skip
     run.go_on()
@@ -80,7 +79,7 @@ def test_the_round_fails_and_its_continuation_equals_a_run_that_never_failed(who
     stages = Failing(run.config, down=down, mute=mute)
     message = fail(run, stages)
     assert message.startswith(
-        "round 1: the judge labelled 5 of 8 prompts, and judging.min_labelled is 0.75 (abstentions: 6 x failed: "
+        "round 1: the judge labelled 5 of 8 prompts, and verdicts.min_coverage is 0.75 (abstentions: 6 x failed: "
         "OSError: down, 3 x I would rather not); what was said is committed: mend the judge, then resume: the 2 prompts"
     )
     again = Failing(run.config, down=down[1:], mute=mute)
@@ -102,9 +101,9 @@ def test_where_nothing_failed_asking_again_is_no_remedy(whole: Run, tmp_path: Pa
     mute = drawn(whole, 0)[:3]
     run = whole.at(tmp_path / "run")
     message = fail(run, Failing(run.config, mute=mute))
-    assert "no call failed, so asking again would change nothing: resume with a lower judging.min_labelled" in message
+    assert "no call failed, so asking again would change nothing: resume with a lower verdicts.min_coverage" in message
     assert fail(run, stages := Failing(run.config)) == message and not stages.asked
-    lower = run.config.model_copy(update={"judging": run.config.judging.model_copy(update={"min_labelled": 0.5})})
+    lower = run.config.model_copy(update={"verdicts": run.config.verdicts.model_copy(update={"min_coverage": 0.5})})
     Run(lower, run.path).go_on(stages := Failing(lower))
     assert not stages.asked
 
@@ -171,7 +170,7 @@ def test_a_real_server_that_is_down_at_first(tmp_path: Path) -> None:
         endpoint = {"base_url": server.base_url, "model": "m", "max_wait_s": 0.05}
         judge = {"type": "llm", "endpoint": endpoint, "retries": 1, "budget": {"calls": 100}}
         run = Run.of(
-            tmp_path, judge=judge, run__rounds=1, evaluation={}, prompts__per_round=9, judging={"min_labelled": 0.9}
+            tmp_path, judge=judge, run__rounds=1, evaluation={}, prompts__per_round=9, verdicts={"min_coverage": 0.9}
         )
 
         def go_on(act: Callable[[HostedStages], Any]) -> None:

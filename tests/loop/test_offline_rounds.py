@@ -223,13 +223,13 @@ def test_held_out_preferences(tmp_path: Path) -> None:
         right["after"].append(now[0][0] > now[1][0])
         right["per token"].append(base[0][0] / base[0][1] > base[1][0] / base[1][1])
     share = {name: sum(flags) / NUM_HELD_OUT for name, flags in right.items()}
-    assert first["policy_version"] == 0 and "implicit_accuracy" not in first
+    assert first["policy_version"] == 0 and "reward_accuracy" not in first
     assert (first["accuracy"], first["accuracy_per_token"]) == (share["before"], share["per token"])
     assert first["shorter_accuracy"] == 0.0  # " yes" is longer than " no"
     assert last["accuracy"] == share["after"] and last["accuracy_gain"] == share["after"] - share["before"]
-    assert last["implicit_accuracy"] == sum(gap > 0 for gap in gaps) / NUM_HELD_OUT
-    assert last["implicit_gap"] == pytest.approx(sum(gaps) / NUM_HELD_OUT)
-    assert last["implicit_gap_low"] <= last["implicit_gap"] <= last["implicit_gap_high"]
+    assert last["reward_accuracy"] == sum(gap > 0 for gap in gaps) / NUM_HELD_OUT
+    assert last["log_ratio_margin"] == pytest.approx(sum(gaps) / NUM_HELD_OUT)
+    assert last["log_ratio_margin_low"] <= last["log_ratio_margin"] <= last["log_ratio_margin_high"]
     assert (last["num_pairs"], last["num_equal"], last["num_truncated_answers"]) == (NUM_HELD_OUT, 0, 0)
     [done] = [record for record in records(run.path) if record["kind"] == "round_done"]
-    assert done["evaluation_pairs"]["people"]["implicit_gap"] == last["implicit_gap"]
+    assert done["evaluation_pairs"]["people"]["log_ratio_margin"] == last["log_ratio_margin"]

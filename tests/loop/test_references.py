@@ -108,7 +108,7 @@ def test_a_round_whose_reference_is_the_policy_begins_at_ln_2(
     assert learner.checkpoint() == before
     metrics = train(learner, pairs, round_index=1, steps=range(1))[0]
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert metrics["chosen_gain"] == pytest.approx(0.0, abs=1e-4) and metrics["grad_norm"] > 1e-2
+    assert metrics["chosen_log_ratio"] == pytest.approx(0.0, abs=1e-4) and metrics["grad_norm"] > 1e-2
 
 
 # ---- what each reference says

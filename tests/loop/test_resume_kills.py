@@ -51,7 +51,9 @@ def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
 
 def test_a_kill_at_any_event_and_another_in_the_continuation(tmp_path: Path) -> None:
     """The kill leaves through the loop's generators, as Ctrl-C does."""
-    run = Run.of(tmp_path, evaluation__judges=GOLD, reference={"type": "every", "rounds": 2}, judging={"repeated": 0.7})
+    run = Run.of(
+        tmp_path, evaluation__judges=GOLD, reference={"type": "every", "rounds": 2}, verdicts={"repeated": 0.7}
+    )
     whole = run.go_on()
     work, expected = whole.tape.calls(*WORK), comparable(run.path)
     assert {call.split()[1] for call in work if call.startswith("repeat ")} == {"reward", "gold"}
@@ -139,7 +141,13 @@ CHANGEABLE = {
     "generator.rescored",
     *(
         f"{judge}.{name}"
-        for judge in ("judge", "pairing.labeller", "evaluation.judges.gold", f"{NESTED}.judges.a", f"{NESTED}.judges.b")
+        for judge in (
+            "judge",
+            "pairing.annotator",
+            "evaluation.judges.gold",
+            f"{NESTED}.judges.a",
+            f"{NESTED}.judges.b",
+        )
         for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus")
     ),
     "judge.judge.path",  # of the cache
@@ -158,7 +166,7 @@ CHANGEABLE = {
     "alarm.action",
     "alarm.bands",
     "alarm.over_optimisation",
-    "judging.min_labelled",
+    "verdicts.min_coverage",
 }
 
 COMMON: dict[str, Any] = {
@@ -200,7 +208,7 @@ CONFIGS = [
             {"type": "ipo", "beta": {"type": "cosine", "start": 0.1, "end": 0.2}},
         )
     ),
-    RunConfig.model_validate({**COMMON, "judge": JUDGE, "pairing": {"strategy": "uncertain", "labeller": JUDGE}}),
+    RunConfig.model_validate({**COMMON, "judge": JUDGE, "pairing": {"strategy": "uncertain", "annotator": JUDGE}}),
     *(
         RunConfig.model_validate(
             {**COMMON, "judge": JUDGE, "objective": {"type": "kto"}, "pairing": {"labels": labels}}

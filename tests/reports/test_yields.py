@@ -42,7 +42,7 @@ def test_the_yield_of_a_round() -> None:
     found = read_yield(LABELS)
     assert found is not None and (found["gave"], found["share"], found["lost"]) == (3, 0.75, {"undecided": 1})
     assert found["labels"] == LABELS["labels"]
-    settled = read_yield({**PAIRS, "labeller": {"num_upheld": 3, "num_overturned": 2}})
+    settled = read_yield({**PAIRS, "annotator": {"num_upheld": 3, "num_overturned": 2}})
     assert settled is not None and settled["overturned"] == 2
     assert read_yield({"policy_version": 1, "num_pairs": 3}) is None, "a round on a data set samples nothing"
 
@@ -58,9 +58,9 @@ def test_the_table_has_a_row_for_each_round_and_a_column_for_each_reason() -> No
     ]
 
 
-def test_the_table_tells_what_a_labeller_overturned() -> None:
+def test_the_table_tells_what_a_annotator_overturned() -> None:
     console = Console(width=200, file=io.StringIO())
-    settled = {**PAIRS, "labeller": {"num_upheld": 3, "num_overturned": 2}, "outcomes": {"paired": 8}}
+    settled = {**PAIRS, "annotator": {"num_upheld": 3, "num_overturned": 2}, "outcomes": {"paired": 8}}
     console.print(yield_table([y for y in map(read_yield, (settled,)) if y is not None], Table(box=None)))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[-1].split() == ["1", "8", "8", "100.0%", "2"] and "overturned" in lines[-2]

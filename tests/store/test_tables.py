@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_dpo.errors import DataError, WeightMismatchError
-from online_dpo.loop.weight_checks import check_versions, sampler_logps
+from online_dpo.loop.weight_checks import check_versions
 from online_dpo.pairing.unpairing import unpair
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.tables import from_parquet, to_parquet
-from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict
+from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict, sampler_logps
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

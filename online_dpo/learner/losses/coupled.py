@@ -22,8 +22,8 @@ def aot_loss(left: Tensor, right: Tensor, *, beta: float, label_smoothing: float
     first-order stochastic dominance. Value k belongs to the item whose `left` has rank k.
 
     Args:
-        left: `[P]` the policy's gaps log pi(y_w|x) - log pi(y_l|x); unpaired: the chosen gains.
-        right: `[P]` the reference's gaps; unpaired: the rejected gains.
+        left: `[P]` the policy's gaps log pi(y_w|x) - log pi(y_l|x); unpaired: the chosen log-ratios.
+        right: `[P]` the reference's gaps; unpaired: the rejected log-ratios.
         beta: scale of the differences.
         label_smoothing: as in `cdpo_loss`; 0 in the paper.
     """
@@ -34,7 +34,7 @@ def aot_loss(left: Tensor, right: Tensor, *, beta: float, label_smoothing: float
 
 
 def kto_loss(
-    gain: Tensor,
+    log_ratio: Tensor,
     desirable: Tensor,
     *,
     kl: Tensor,
@@ -48,29 +48,29 @@ def kto_loss(
     for the others.
 
     Args:
-        gain: `[N]` log pi(y|x) - log pi_ref(y|x), nats per completion.
+        log_ratio: `[N]` log pi(y|x) - log pi_ref(y|x), nats per completion.
         desirable: `[N]` bool.
         kl: scalar z, from `kl_estimate`; no gradient.
         beta: risk aversion; strength of the pull towards the reference.
         desirable_weight: lambda_D. The paper wants `lambda_D n_D / (lambda_U n_U)` between 1 and 4/3 (eq. 8).
         undesirable_weight: lambda_U.
     """
-    expect_same_shape(gain=gain, desirable=desirable)
-    # Tensors of the gains' own precision: bare numbers would be float32.
-    sign = torch.where(desirable, gain.new_tensor(1.0), gain.new_tensor(-1.0))
-    weight = torch.where(desirable, gain.new_tensor(desirable_weight), gain.new_tensor(undesirable_weight))
-    return weight * (1.0 - (beta * sign * (gain - kl.detach())).sigmoid())
+    expect_same_shape(log_ratio=log_ratio, desirable=desirable)
+    # Tensors of the log-ratios' own precision: bare numbers would be float32.
+    sign = torch.where(desirable, log_ratio.new_tensor(1.0), log_ratio.new_tensor(-1.0))
+    weight = torch.where(desirable, log_ratio.new_tensor(desirable_weight), log_ratio.new_tensor(undesirable_weight))
+    return weight * (1.0 - (beta * sign * (log_ratio - kl.detach())).sigmoid())
 
 
-def kl_estimate(mismatched_gain: Tensor) -> Tensor:
-    """KTO's z: the mean gain of completions under other prompts, not below zero, without gradient.
+def kl_estimate(mismatched_log_ratio: Tensor) -> Tensor:
+    """KTO's z: the mean log-ratio of completions under other prompts, not below zero, without gradient.
 
     Args:
-        mismatched_gain: `[M]` log pi(y'|x) - log pi_ref(y'|x) for answers y' to other prompts; none give zero.
+        mismatched_log_ratio: `[M]` log pi(y'|x) - log pi_ref(y'|x) for answers y' to other prompts; none give zero.
     """
-    if mismatched_gain.numel() == 0:
-        return mismatched_gain.new_zeros(())
-    return mismatched_gain.detach().mean().clamp(min=0.0)
+    if mismatched_log_ratio.numel() == 0:
+        return mismatched_log_ratio.new_zeros(())
+    return mismatched_log_ratio.detach().mean().clamp(min=0.0)
 
 
 @dataclass(frozen=True, slots=True)
