@@ -167,7 +167,12 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         config=config,
         prompts=prompts,
         evaluation_sets=sets,
-        probe=probe_rows([p.token_ids for p in first], min(vocab_size, len(tokenizer)), config.run.seed),
+        probe=probe_rows(
+            [p.token_ids for p in first],
+            min(vocab_size, len(tokenizer)),
+            config.run.seed,
+            max_tokens=config.max_model_len - 1,
+        ),
         pairs=pairs,
         evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
     )

@@ -2,8 +2,8 @@
 
 What composes with every pairwise loss is applied around it and never inside it:
 
-- length desensitisation and normalisation make the log-ratios: sums over tokens in which the tail beyond the shorter answer
-  counts `ld_alpha` times, divided by the number of tokens so counted (LD-DPO, arXiv:2409.06411; SimPO's mean);
+- length desensitisation and normalisation make the log-ratios: sums over tokens in which the tail beyond the shorter
+  answer counts `ld_alpha` times, divided by the number of tokens so counted (LD-DPO, arXiv:2409.06411; SimPO's mean);
 - a target margin takes half of it off the chosen log-ratio and adds half to the rejected one, so that it also reaches
   losses that are no functions of the gap (arXiv:2405.14734's gamma, in reward units);
 - soft labels are `p loss(w, l) + (1 - p) loss(l, w)` with the judge's probability;

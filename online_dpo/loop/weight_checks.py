@@ -104,10 +104,20 @@ def check_gap(what: str, gap: Gap, previous: Gap | None, tolerance: float) -> di
     return figures
 
 
-def probe_rows(prompts: Sequence[Sequence[int]], vocab_size: int, run_seed: int) -> list[Row]:
-    """The fixed probe set: real prompts, each followed by tokens drawn uniformly, the same for the whole run."""
+def probe_rows(prompts: Sequence[Sequence[int]], vocab_size: int, run_seed: int, *, max_tokens: int) -> list[Row]:
+    """The fixed probe set: real prompts, each followed by tokens drawn uniformly, the same for the whole run.
+
+    Args:
+        prompts: token ids of each; the first `NUM_PROBE_ROWS` are taken.
+        vocab_size: tokens are drawn below it.
+        run_seed: of the run.
+        max_tokens: of a row. Prompts are cut to it: where completions are short, the longest prompt and a probe's
+            tokens do not fit into the engine's context, which also wants room for one sampled token.
+    """
     rows = []
     for index, prompt_ids in enumerate(prompts[:NUM_PROBE_ROWS]):
         tokens = tuple(derive_seed(run_seed, "probe", index, i) % vocab_size for i in range(NUM_PROBE_TOKENS))
+        tokens = tokens[: max(1, max_tokens - 1)]
+        prompt_ids = prompt_ids[: max(1, max_tokens - len(tokens))]
         rows.append(Row(prompt_ids=tuple(prompt_ids), completion_ids=tokens))
     return rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from online_dpo.embedded import resolve
+
 
 def build_tiny_model(folder: Path, *, hidden: int = 128, layers: int = 2, seed: int = 0) -> Path:
     import torch
@@ -18,7 +20,8 @@ def build_tiny_model(folder: Path, *, hidden: int = 128, layers: int = 2, seed: 
         special_tokens=["<pad>", "<bos>", "<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    bpe.train_from_iterator([Path(__file__).read_text()], trainer)
+    # Text that no edit of a test changes: how long prompts are in tokens depends on it.
+    bpe.train_from_iterator([resolve("openings/heldout").read_text()], trainer)
     bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
     tokenizer.save_pretrained(folder)

@@ -243,9 +243,17 @@ def test_versions_of_all_completions_count() -> None:
 
 def test_probe_rows_are_fixed_by_the_seed_and_use_the_vocabulary() -> None:
     prompts = [(index, 5) for index in range(12)]
-    rows = probe_rows(prompts, 7, 0)
-    assert rows == probe_rows(prompts, 7, 0) != probe_rows(prompts, 7, 1)
+    rows = probe_rows(prompts, 7, 0, max_tokens=18)
+    assert rows == probe_rows(prompts, 7, 0, max_tokens=18) != probe_rows(prompts, 7, 1, max_tokens=18)
     assert [row.prompt_ids for row in rows] == prompts[:8]
     tokens: Sequence[int] = [token for row in rows for token in row.completion_ids]
     assert set(tokens) == set(range(7)) and len(tokens) == 8 * 16
     assert len({row.completion_ids for row in rows}) == 8
+
+
+@pytest.mark.parametrize(("max_tokens", "lengths"), [(50, (30, 16)), (40, (24, 16)), (17, (1, 16)), (9, (1, 8))])
+def test_a_probe_fits_into_the_engine_s_context(max_tokens: int, lengths: tuple[int, int]) -> None:
+    """A prompt of the full length before completions of at most 16 tokens left no room for the probe's own tokens."""
+    [row] = probe_rows([range(30)], 7, 0, max_tokens=max_tokens)
+    assert (len(row.prompt_ids), len(row.completion_ids)) == lengths
+    assert row.prompt_ids == tuple(range(30))[: lengths[0]]
