@@ -17,7 +17,7 @@ from online_dpo.config.run import RunConfig
 from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
 from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
-from online_dpo.loop.weight_checks import check_digests
+from online_dpo.loop.weight_sync import check_digests
 from online_dpo.types import (
     REWARD,
     Adapter,

@@ -113,7 +113,7 @@ def completions_of(last: Any, base: str) -> list[Any]:
 
 
 def evaluation_prompts(config: Any, model: Any) -> list[Any]:
-    from online_dpo.commands.preparation import prepare
+    from online_dpo.commands.inputs import prepare
 
     return list(prepare(config).job.evaluation_sets["heldout"])
 
@@ -250,7 +250,7 @@ def bare_learning(run_dir: Path) -> dict[str, float]:
 
 
 def our_learning(run_dir: Path) -> dict[str, float]:
-    from online_dpo.commands.preparation import prepare
+    from online_dpo.commands.inputs import prepare
     from online_dpo.commands.run import learner_spec
     from online_dpo.learner.learner import Learner
     from online_dpo.types import Pair

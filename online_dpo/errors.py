@@ -35,8 +35,8 @@ class JudgingStopped(UserError):
     """A judge may or can go on no more: its budget is spent, or its endpoint refuses it. What it said is committed."""
 
 
-class TooFewLabelsError(UserError):
-    """A round's judge labelled too few of its prompts. What it said is committed, and failed calls can be repeated."""
+class LowCoverageError(UserError):
+    """A round's judge covers too few of its prompts. What it said is committed, and failed calls can be repeated."""
 
 
 class NoPairsError(UserError):

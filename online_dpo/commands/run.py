@@ -9,20 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from online_dpo.commands.preparation import (
-    Inputs,
-    Materials,
-    check_same_inputs,
-    inspect_inputs,
-    keep_recorded_threads,
-    load_inputs,
-    prepare,
-    resolve_threads,
-    run_info,
-)
+from online_dpo.commands.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
+from online_dpo.commands.provenance import check_same_inputs, run_info
 from online_dpo.config.control import PathReference
 from online_dpo.config.loading import check_resumable, dump_config, load_config
 from online_dpo.config.run import LoraSection, RunConfig, RunSection
+from online_dpo.config.threads import keep_recorded_threads, resolve_threads
 from online_dpo.errors import RunDirectoryError
 from online_dpo.loop.control import Control, stop_reason
 from online_dpo.loop.stages import Event
@@ -146,7 +138,7 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))
     stack.callback(stages.close)
-    counted = None if store is None else counted_so_far(store, list(materials.judges))
+    counted = None if store is None else counted_so_far(store, list(materials.judges), list(config.evaluation.sets))
     stages.start_judges(materials.judges, first=materials.first, counted=counted)
     if store is None:
         info = run_info(materials)

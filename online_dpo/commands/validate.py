@@ -9,13 +9,8 @@ from pathlib import Path
 from judges.hosting import NeedsEngine
 from judges.registry import build_caller, make_spec
 from judges.trial import try_judges
-from online_dpo.commands.preparation import (
-    check_lengths,
-    check_optional_packages,
-    judge_sections,
-    peek_sources,
-    prepare,
-)
+from online_dpo.commands.fitting import check_lengths, check_optional_packages
+from online_dpo.commands.inputs import judge_sections, peek_sources, prepare
 from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import describe_draw

@@ -13,7 +13,7 @@ from typing import Any
 from online_dpo.config.control import WATCHED, AlarmSection, DriftSection
 from online_dpo.config.objective import AdaptiveBeta
 from online_dpo.config.run import RunConfig
-from online_dpo.loop.overoptimisation import Best, best_after, is_over_optimised
+from online_dpo.statistics.overoptimisation import Best, best_after, is_over_optimised
 
 FACTOR, MAX_FACTOR = 2.0, 64.0
 """Of `drift.action: raise_beta`, unless the config says otherwise."""

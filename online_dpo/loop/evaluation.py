@@ -6,9 +6,10 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.loop.collecting import Collected, Policy, Pusher, collect, rows_of
+from online_dpo.loop.rollouts import Collected, Rollouts, rows_of, sample_and_judge
 from online_dpo.loop.stages import Event, Stages
-from online_dpo.statistics.judges import asked_again, report
+from online_dpo.loop.verdicts import asked_again, report_on
+from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.statistics.samples import (
     describe_completions,
     kl_per_completion,
@@ -18,7 +19,9 @@ from online_dpo.statistics.samples import (
     scores_by_prompt,
     win_rate,
 )
-from online_dpo.store.run_store import RoundStore, RunStore
+from online_dpo.store.round_store import RoundStore
+from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import evaluation_base
 from online_dpo.types import REWARD, Prompt, SamplingPlan, WeightsRef, derive_seed
 
 
@@ -32,51 +35,39 @@ def evaluate(
     sets: Mapping[str, Sequence[Prompt]],
     references: Mapping[str, Sequence[WeightsRef]],
     baseline: Mapping[str, Any] | None,
-    round_index: int,
-    base: str,
 ) -> Generator[Event, None, dict[str, Any]]:
     """Sample each set once per prompt at temperature 1, top_p 1; judge, and measure KL on exactly those samples.
 
     Args:
-        policy: the learner must hold it.
+        config: of the run.
+        stages: whose learner holds the policy.
+        store: of the round in whose folder the figures are committed.
+        pusher: hands the policy to the generators where something is to be sampled.
+        policy: that is evaluated.
+        sets: name -> held-out prompts.
         references: name -> policies whose mean log-prob KL is measured against: `reference` (what the policy was
             trained with; no policies where the objective needs none) and `initial`.
         baseline: what this function returned for the initial policy; scores gain over it, paired by prompt.
-        base: prefix of the commits' names, such as `evaluation/`.
 
     Returns (as the generator's value):
-        set name -> figures, committed as `<base><set>/summary`.
+        set name -> figures, committed as `summary` beside the set's samples.
     """
     summaries: dict[str, Any] = {}
     for name, prompts in sets.items():
-        commit = f"{base}{name}/summary"
+        base = evaluation_base(name, is_initial=policy.version == 0)
+        commit = f"{base}summary"
         if not store.has(commit):
-            plan = SamplingPlan(
-                purpose=f"evaluation:{name}",
-                round_index=policy.version,
-                num_samples=1,
-                temperature=1.0,
-                top_p=1.0,
-                max_tokens=config.sampling.max_tokens,
-                stop=tuple(config.sampling.stop),
-                run_seed=config.run.seed,
-            )
-            collected = yield from collect(
+            rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
+            if rollouts.missing:
+                yield from pusher.push(policy, store.index)
+            collected = yield from sample_and_judge(
                 stages,
-                store,
+                rollouts,
                 pusher,
                 policy,
-                prompts=prompts,
-                shard_prompts=config.generator.shard_prompts,
-                plan=plan,
+                evaluation_plan(config, name, policy.version),
                 judges=[*([] if config.judge is None else [REWARD]), *config.evaluation.judges],
-                base=f"{base}{name}/",
-                again={
-                    judge: asked_again(
-                        config.verdicts.repeated, [p.prompt_id for p in prompts], config.run.seed, policy.version, judge
-                    )
-                    for judge in config.evaluation.judges
-                },
+                again=_asked_again(config, prompts, policy.version),
             )
             divergences = _divergences(stages, prompts, collected, references)
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
@@ -86,7 +77,7 @@ def evaluate(
         shown = {key: value for key, value in summaries[name].items() if key != "scores"}
         yield Event(
             kind="evaluated",
-            round_index=round_index,
+            round_index=store.index,
             data={"set": name, "policy_version": policy.version, **shown},
         )
     return summaries
@@ -94,8 +85,27 @@ def evaluate(
 
 def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
     """What was found for a policy on an evaluation set, scores by prompt included."""
-    base = "evaluation" if version > 0 else "evaluation-initial"
-    return store.round(max(0, version - 1)).get_json(f"{base}/{name}/summary")
+    return store.round(max(0, version - 1)).get_json(f"{evaluation_base(name, is_initial=version == 0)}summary")
+
+
+def evaluation_plan(config: RunConfig, name: str, version: int) -> SamplingPlan:
+    """How an evaluation set is sampled."""
+    return SamplingPlan(
+        purpose=f"evaluation:{name}",
+        round_index=version,
+        num_samples=1,
+        temperature=1.0,
+        top_p=1.0,
+        max_tokens=config.sampling.max_tokens,
+        stop=tuple(config.sampling.stop),
+        run_seed=config.run.seed,
+    )
+
+
+def _asked_again(config: RunConfig, prompts: Sequence[Prompt], version: int) -> dict[str, frozenset[str]]:
+    """Evaluation judge -> prompts that it is asked about a second time."""
+    ids, share = [prompt.prompt_id for prompt in prompts], config.verdicts.repeated
+    return {judge: asked_again(share, ids, config.run.seed, version, judge) for judge in config.evaluation.judges}
 
 
 def _divergences(
@@ -126,18 +136,15 @@ def _divergences(
 def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
     figures: dict[str, Any] = describe_completions(collected.completions)
     scores: dict[str, dict[str, float]] = {}
-    for judge, verdicts in collected.verdicts.items():
-        scores[judge] = scores_by_prompt(verdicts)
+    for judge, said in collected.said.items():
+        scores[judge] = scores_by_prompt(said.verdicts)
         figures[judge] = mean(list(scores[judge].values()))
-        figures[f"{judge}_num_abstained"] = sum(verdict.reason is not None for verdict in verdicts)
+        figures[f"{judge}_num_abstained"] = sum(verdict.reason is not None for verdict in said.verdicts)
         if before is not None:
             start = before.get(judge, {})
             for what, estimate in (("gain", paired_bootstrap), ("win_rate", win_rate)):
                 if (found := estimate(start, scores[judge], seed=seed)) is not None:
                     for ending, value in zip(("", "_low", "_high"), found, strict=True):
                         figures[f"{judge}_{what}{ending}"] = value
-    reports = {
-        judge: report(collected.completions, verdicts, collected.counters[judge], collected.repeats[judge])
-        for judge, verdicts in collected.verdicts.items()
-    }
+    reports = {judge: report_on(collected.completions, said) for judge, said in collected.said.items()}
     return {**figures, "judges": reports, "scores": scores}

@@ -8,7 +8,8 @@ from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor
 from online_dpo.loop.control import Control
 from online_dpo.loop.references import Reference, first_reference, restore_reference
-from online_dpo.store.run_store import RoundStore, RunStore
+from online_dpo.store.round_store import RoundStore
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter
 
 

@@ -11,11 +11,10 @@ from online_dpo.config.run import RunConfig
 from online_dpo.errors import WeightMismatchError
 from online_dpo.learner.items import rows_of, with_reference
 from online_dpo.loop.stages import LearnerStage
-from online_dpo.loop.weight_checks import Gap
-from online_dpo.store.run_store import RoundStore, RunStore
+from online_dpo.loop.weight_sync import Gap
+from online_dpo.store.round_store import RoundStore
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Item, Labelled, Pair, WeightsRef, sampler_logps
-
-SOURCES = "reference-logps"
 
 NUM_GAP_PAIRS = 8
 """Pairs whose log-probs are computed by the learner as well where the sampler's are used; enough to see a wrong one."""
@@ -102,23 +101,6 @@ def score_items(
     return [
         _as_sampled(item) if flag else next(scored) for item, flag in zip(items, from_sampler, strict=True)
     ], figures
-
-
-def put_scored(
-    config: RunConfig, learner: LearnerStage, store: RoundStore, name: str, items: Sequence[Item], reference: Reference
-) -> None:
-    """Commit a round's items with the reference's log-probs, and where these come from if there is a choice."""
-    scored, sources = score_items(config, learner, items, reference, store.index)
-    if store.has(SOURCES):
-        store.remove(SOURCES)  # of items that a kill kept from being committed
-    if sources:
-        store.put_json(SOURCES, sources)
-    store.put_records(name, scored)
-
-
-def committed_sources(store: RoundStore) -> dict[str, Any]:
-    """What `put_scored` found out about where reference log-probs come from."""
-    return store.get_json(SOURCES) if store.has(SOURCES) else {}
 
 
 def _policy(store: RunStore, version: int, initial: Adapter | None) -> Adapter | None:

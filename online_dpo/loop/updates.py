@@ -10,8 +10,9 @@ from typing import Any
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import TrainingError
 from online_dpo.loop.stages import Event, Stages
-from online_dpo.loop.weight_checks import CHECKS
-from online_dpo.store.run_store import RoundStore, RunStore
+from online_dpo.loop.weight_sync import CHECKS
+from online_dpo.store.round_store import RoundStore
+from online_dpo.store.run_store import RunStore
 from online_dpo.types import Items
 
 FINAL = "learner/final"

@@ -17,9 +17,9 @@ def halves(pair: Pair) -> tuple[Labelled, Labelled]:
     return chosen, rejected
 
 
-def unpair(pairs: Sequence[Pair]) -> list[Labelled]:
-    """Two labelled answers of every pair, chosen and rejected in turn, mismatched."""
-    return with_mismatches([half for pair in pairs for half in halves(pair)])
+def unpair(items: Sequence[Pair | Labelled]) -> list[Labelled]:
+    """Two labelled answers of every pair, chosen and rejected in turn, beside the labelled ones; all are mismatched."""
+    return with_mismatches([part for item in items for part in (halves(item) if isinstance(item, Pair) else (item,))])
 
 
 def with_mismatches(items: Sequence[Labelled]) -> list[Labelled]:

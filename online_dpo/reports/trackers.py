@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from online_dpo.loop.stages import Event
-from online_dpo.loop.weight_checks import CHECKS
+from online_dpo.loop.weight_sync import CHECKS
 from online_dpo.store.run_store import RunStore
 
 RECORDED = (*CHECKS, "step", "evaluated", "evaluated_pairs", "round_done")

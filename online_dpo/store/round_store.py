@@ -40,11 +40,12 @@ class RoundStore:
         """Committed names that begin with `prefix`, sorted."""
         return self._commits.names(prefix)
 
-    def put_records(self, name: str, records: Sequence[Record]) -> None:
-        """Commit records of one kind as `<name>.parquet`."""
+    def put_records(self, name: str, records: Sequence[Record], *, beside: Mapping[str, Any] | None = None) -> None:
+        """Commit records of one kind as `<name>.parquet`, and in the same commit JSON values as `<name>.json`."""
         from online_dpo.store.tables import to_parquet  # 0.3 s, and `status` needs none
 
-        self._put(name, {".parquet": to_parquet(records)})
+        values = {} if beside is None else {".json": canonical_json(beside)}
+        self._put(name, {".parquet": to_parquet(records), **values})
 
     def get_records(self, name: str, kind: type[R]) -> list[R]:
         from online_dpo.store.tables import from_parquet  # 0.3 s, and `status` needs none

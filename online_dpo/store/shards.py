@@ -1,98 +1,157 @@
-"""Verdicts on a part of a shard, committed when a judge stops before it has seen all of it, and what was counted."""
+"""What a round commits of its shards: completions, each judge's verdicts with what was counted, and parts of verdicts.
+
+A shard's verdicts and its counts are one commit, so neither is ever there without the other. A judge that stops in the
+middle of a shard leaves a part, which its continuation joins with the rest.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from online_dpo.store.run_store import RoundStore, RunStore
-from online_dpo.types import REWARD, Judged, Shard, Verdict
-
-_COUNTERS = re.compile(
-    r"(?P<base>.*/)?(?P<again>repeat-)?(?P<what>counters|parts)(-(?P<judge>.+))?/(?P<shard>shard-\d+)(-\d+)?"
-)
+from online_dpo.store.round_store import RoundStore
+from online_dpo.store.run_store import RunStore
+from online_dpo.types import REWARD, Completion, Judged, MemberAgreement, Shard, Verdict
 
 
-def name_commit(base: str, what: str, shard: int, judge: str = REWARD, *, again: bool = False) -> str:
-    """The name of what a shard has.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Who was asked about a shard, and whether it was for the second time."""
 
-    Args:
-        base: prefix of the names inside the round, such as `evaluation/heldout/`.
-        what: `completions`, `verdicts`, `counters` or `parts`.
-        shard: its index.
-        judge: whose; the training judge's names are without it.
-        again: of what the judge said when it was asked again.
-    """
-    if again:
-        what = "repeats" if what == "verdicts" else f"repeat-{what}"
-    return f"{base}{what}{'' if judge == REWARD else f'-{judge}'}/shard-{shard:05d}"
+    judge: str = REWARD
+    again: bool = False
 
+    @property
+    def verdicts(self) -> str:
+        """The folder of whole shards; that of the training judge has no judge in its name."""
+        return f"{'repeats' if self.again else 'verdicts'}{'' if self.judge == REWARD else f'-{self.judge}'}"
 
-def put_part(store: RoundStore, name: str, part: Judged) -> None:
-    """Commit what was said and counted before the judge stopped, beside the parts that are there.
-
-    Args:
-        store: of the round.
-        name: of the shard's parts; each gets a number.
-        part: as the judge's host returned it.
-    """
-    from online_dpo.store.tables import to_parquet  # 0.3 s, and `status` needs none
-
-    files = {"verdicts.parquet": to_parquet(part.verdicts), "counters.json": json.dumps(dict(part.counters)).encode()}
-    store.put_files(f"{name}-{len(store.names(f'{name}-')):03d}", files)
+    @property
+    def parts(self) -> str:
+        """The folder of parts of shards."""
+        return f"{'repeat-' if self.again else ''}parts{'' if self.judge == REWARD else f'-{self.judge}'}"
 
 
-def commit_judged(store: RoundStore, shard: Shard, result: Judged, name: Callable[[str], str]) -> Judged | None:
-    """Commit what a judge said about a shard, with the parts that are there.
+class ShardCommits:
+    """The commits about the shards of one sampling in one round."""
 
-    Args:
-        store: of the round.
-        shard: what it was asked about.
-        result: as its host returned it.
-        name: of the shard's `verdicts`, `counters` and `parts`.
+    def __init__(self, store: RoundStore, base: str = "") -> None:
+        """Begin to use them.
 
-    Returns:
-        All that was said about the shard; None where the judge stopped before its end.
-    """
-    if result.stopped is not None:
-        put_part(store, name("parts"), result)
-        return None
-    whole = join(shard, [*get_parts(store, name("parts")), result])
-    # The verdicts' commit is what counts as done, so it comes last.
-    if store.has(name("counters")):
-        store.remove(name("counters"))  # of verdicts that a kill kept from being committed
-    store.put_json(name("counters"), dict(whole.counters))
-    store.put_records(name("verdicts"), whole.verdicts)
-    remove_parts(store, name("parts"))
-    return whole
+        Args:
+            store: of the round.
+            base: prefix of the commits' names, such as `evaluation/heldout/`; empty for the round's own samples.
+        """
+        self.store, self.base = store, base
 
+    def has_completions(self, shard: int) -> bool:
+        return self.store.has(self._name("completions", shard))
 
-def get_parts(store: RoundStore, name: str) -> list[Judged]:
-    """All parts of a shard."""
-    from online_dpo.store.tables import from_parquet  # as above
+    def put_completions(self, shard: int, completions: Sequence[Completion]) -> None:
+        self.store.put_records(self._name("completions", shard), completions)
 
-    found = []
-    for part in store.names(f"{name}-"):
-        files = store.get_files(part)
-        verdicts = from_parquet(files["verdicts.parquet"], Verdict)
-        found.append(Judged(verdicts=tuple(verdicts), counters=json.loads(files["counters.json"])))
-    return found
+    def completions(self, shard: int) -> list[Completion]:
+        return self.store.get_records(self._name("completions", shard), Completion)
 
+    def has_verdicts(self, shard: int, asked: Asked) -> bool:
+        """Whether all that is asked about the shard is answered."""
+        return self.store.has(self._name(asked.verdicts, shard))
 
-def remove_parts(store: RoundStore, name: str) -> None:
-    """Once the whole shard is committed."""
-    for part in store.names(f"{name}-"):
-        store.remove(part)
+    def verdicts(self, shard: int, asked: Asked) -> Judged:
+        """What was said about a whole shard."""
+        return self._get(self._name(asked.verdicts, shard))
+
+    def parts(self, shard: int, asked: Asked) -> list[Judged]:
+        """What was said and counted before the judge stopped, once for each time that it did."""
+        return [self._get(name) for name in self._part_names(shard, asked)]
+
+    def put(self, shard: Shard, asked: Asked, result: Judged) -> Judged | None:
+        """Commit what a judge said about a shard, with the parts that are there.
+
+        Args:
+            shard: what it was asked about.
+            asked: who was.
+            result: as the judge's host returned it.
+
+        Returns:
+            All that was said about the shard; None where the judge stopped before its end.
+        """
+        if result.stopped is not None:
+            self._put_part(shard.index, asked, result)
+            return None
+        whole = join(shard, [*self.parts(shard.index, asked), result])
+        self._put(self._name(asked.verdicts, shard.index), shard.index, whole)
+        self.remove_parts(shard.index, asked)
+        return whole
+
+    def remove_parts(self, shard: int, asked: Asked) -> None:
+        """Once the whole shard is committed; a kill may have left some beside it."""
+        for name in self._part_names(shard, asked):
+            self.store.remove(name)
+
+    def reopen(self, shard: int, asked: Asked, kept: Sequence[Verdict]) -> None:
+        """Turn a whole shard into a part with fewer verdicts, so that the rest is asked again. What was counted stays.
+
+        A kill on the way leaves the whole shard, with or without the part; this can then be done again.
+        """
+        whole = self.verdicts(shard, asked)
+        self.remove_parts(shard, asked)
+        self._put_part(shard, asked, replace(whole, verdicts=tuple(kept)))
+        self.store.remove(self._name(asked.verdicts, shard))
+
+    def remove_verdicts(self, judge: str) -> None:
+        """Forget all that a judge said about these shards."""
+        asked = Asked(judge=judge)
+        for name in [*self._names(asked.verdicts), *self._names(asked.parts)]:
+            self.store.remove(name)
+
+    def counted(self, judge: str) -> Iterator[Mapping[str, int | float]]:
+        """What a judge counted in each commit, each question once."""
+        for asked in (Asked(judge=judge), Asked(judge=judge, again=True)):
+            whole = [self.store.get_json(name) for name in self._names(asked.verdicts)]
+            parts = [self.store.get_json(name) for name in self._names(asked.parts)]
+            finished = {values["shard"] for values in whole}  # a kill may leave parts beside what they went into
+            yield from (values["counters"] for values in whole)
+            yield from (values["counters"] for values in parts if values["shard"] not in finished)
+
+    def _put_part(self, shard: int, asked: Asked, part: Judged) -> None:
+        number = len(self._part_names(shard, asked))
+        self._put(f"{self._name(asked.parts, shard)}-{number:03d}", shard, part)
+
+    def _put(self, name: str, shard: int, judged: Judged) -> None:
+        agreement = {field: found.to_json() for field, found in judged.agreement.items()}
+        values = {"shard": shard, "counters": dict(judged.counters), "agreement": agreement}
+        self.store.put_records(name, judged.verdicts, beside=values)
+
+    def _get(self, name: str) -> Judged:
+        values = self.store.get_json(name)
+        return Judged(
+            verdicts=tuple(self.store.get_records(name, Verdict)),
+            counters=values["counters"],
+            agreement={field: MemberAgreement.from_json(rows) for field, rows in values["agreement"].items()},
+        )
+
+    def _part_names(self, shard: int, asked: Asked) -> list[str]:
+        return self.store.names(f"{self._name(asked.parts, shard)}-")
+
+    def _names(self, folder: str) -> list[str]:
+        return self.store.names(f"{self.base}{folder}/")
+
+    def _name(self, folder: str, shard: int) -> str:
+        return f"{self.base}{folder}/shard-{shard:05d}"
 
 
 def join(shard: Shard, parts: Iterable[Judged]) -> Judged:
-    """Parts about different prompts as one: verdicts in prompt order, counters summed."""
+    """Parts about different prompts as one: verdicts in prompt order, counts added up."""
     parts = list(parts)
     order = {prompt.prompt_id: i for i, prompt in enumerate(shard.prompts)}
     verdicts = sorted((v for part in parts for v in part.verdicts), key=lambda v: order[v.prompt_id])  # stable
-    return Judged(verdicts=tuple(verdicts), counters=sum_counters(part.counters for part in parts))
+    return Judged(
+        verdicts=tuple(verdicts),
+        counters=sum_counters(part.counters for part in parts),
+        agreement=add_agreement(part.agreement for part in parts),
+    )
 
 
 def sum_counters(counters: Iterable[Mapping[str, int | float]]) -> dict[str, int | float]:
@@ -103,24 +162,25 @@ def sum_counters(counters: Iterable[Mapping[str, int | float]]) -> dict[str, int
     return dict(total)
 
 
-def counted_so_far(store: RunStore, judges: Sequence[str]) -> dict[str, dict[str, int | float]]:
+def add_agreement(parts: Iterable[Mapping[str, MemberAgreement]]) -> dict[str, MemberAgreement]:
+    """Of parts or shards, by the field of each ensemble."""
+    total: dict[str, MemberAgreement] = {}
+    for part in parts:
+        for field, found in part.items():
+            total[field] = total[field].plus(found) if field in total else found
+    return total
+
+
+def counted_so_far(
+    store: RunStore, judges: Sequence[str], evaluation_sets: Sequence[str]
+) -> dict[str, dict[str, int | float]]:
     """Judge -> sums of what it counted in all that is committed, evaluations included."""
-    found: dict[str, list[Mapping[str, int | float]]] = {judge: [] for judge in judges}
-    for index in range(len(store.finished_rounds()) + 1):
-        round_store = store.round(index)
-        for name in round_store.names():
-            match = _COUNTERS.fullmatch(name)
-            judge = (match["judge"] or REWARD) if match else None
-            if match is None or judge not in found:
-                continue
-            ending = "" if match["judge"] is None else f"-{match['judge']}"
-            verdicts = "repeats" if match["again"] else "verdicts"
-            whole = round_store.has(f"{match['base'] or ''}{verdicts}{ending}/{match['shard']}")
-            # A kill may leave the parts beside the whole that they went into, or the whole's counters without it.
-            if whole == (match["what"] == "counters"):
-                is_part = match["what"] == "parts"
-                read = (
-                    json.loads(round_store.get_files(name)["counters.json"]) if is_part else round_store.get_json(name)
-                )
-                found[judge].append(read)
-    return {judge: sum_counters(counters) for judge, counters in found.items()}
+    bases = ["", *(evaluation_base(name, is_initial=flag) for name in evaluation_sets for flag in (True, False))]
+    rounds = [store.round(index) for index in range(len(store.finished_rounds()) + 1)]
+    commits = [ShardCommits(part, base) for part in rounds for base in bases]
+    return {judge: sum_counters(counts for found in commits for counts in found.counted(judge)) for judge in judges}
+
+
+def evaluation_base(name: str, *, is_initial: bool) -> str:
+    """The prefix of an evaluation set's commits in a round: for the policy that the round made, or the initial one."""
+    return f"evaluation{'-initial' if is_initial else ''}/{name}/"

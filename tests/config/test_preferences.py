@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from online_dpo.commands.preparation import check_lengths, source_files
+from online_dpo.commands.fitting import check_lengths
+from online_dpo.commands.provenance import source_files
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError
 from online_dpo.models.inspection import inspect_model, locate

@@ -147,8 +147,8 @@ def test_repeats_unmask_a_moody_judge_even_behind_a_cache(tmp_path: Path) -> Non
     assert found["counters"]["num_judge_calls"] == NUM_PROMPTS + num_repeated
     assert (summary["num_cache_hits"], summary["num_cache_misses"]) == (0, NUM_PROMPTS)
     with RunStore.read(run.path) as store:
-        paid = [store.round(0).get_json(name) for name in store.round(0).names("repeat-counters/")]
-    assert sum(counted["num_judge_calls"] for counted in paid) == num_repeated
+        paid = [store.round(0).get_json(name) for name in store.round(0).names("repeats/")]
+    assert sum(found["counters"]["num_judge_calls"] for found in paid) == num_repeated
 
 
 def test_a_ranking_has_places_and_a_score_has_none(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from store_driver import play_round, tree
 
-from online_dpo.commands.preparation import inspect_inputs, run_info
+from online_dpo.commands.inputs import inspect_inputs
+from online_dpo.commands.provenance import run_info
 from online_dpo.commands.run import portable_yaml
 from online_dpo.config.loading import load_config
 from online_dpo.loop.control import Control

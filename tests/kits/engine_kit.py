@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from actors.cluster import RayStages
-from online_dpo.commands.preparation import Materials, prepare
+from online_dpo.commands.inputs import Materials, prepare
 from online_dpo.commands.run import engine_spec, learner_spec, play
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.loop.stages import Event

@@ -11,7 +11,7 @@ from loop_kit import FakeStages
 
 from actors.judge_host import JudgeHost
 from judges.registry import make_spec
-from online_dpo.commands.preparation import judge_sections
+from online_dpo.commands.inputs import judge_sections
 from online_dpo.config.run import RunConfig
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
@@ -31,7 +31,7 @@ class HostedStages(FakeStages):
         counted: dict[str, Any] = {}
         if run_dir is not None and RunStore.exists(run_dir):
             with RunStore.read(run_dir) as store:
-                counted = counted_so_far(store, list(sections))
+                counted = counted_so_far(store, list(sections), list(config.evaluation.sets))
         self.hosts = {
             name: JudgeHost(make_spec(section, field=field, base_dir=Path.cwd()), counted=counted.get(name))
             for name, (field, section) in sections.items()

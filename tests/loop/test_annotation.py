@@ -14,16 +14,12 @@ from pairing_kit import FAILED, completion, duels, pair_up, scores
 from stopping_kit import Stingy
 
 from actors.cluster import cpus_needed
-from online_dpo.commands.preparation import (
-    judge_name,
-    judge_sections,
-    keep_recorded_threads,
-    resolve_threads,
-    source_files,
-)
+from online_dpo.commands.inputs import judge_name, judge_sections
+from online_dpo.commands.provenance import source_files
 from online_dpo.config.loading import load_config
+from online_dpo.config.threads import keep_recorded_threads, resolve_threads
 from online_dpo.errors import JudgingStopped
-from online_dpo.loop.annotation import settle
+from online_dpo.pairing.annotation import settle
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 from online_dpo.types import Completion, Judged, Pair, Verdict
@@ -42,7 +38,7 @@ def selected() -> Pair:
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "penalty", "fate", "chosen", "margin"),
+    ("verdicts", "penalty", "outcome", "chosen", "margin"),
     [
         (scores(0.0, 3.0), 0.0, "upheld", 1, 3.0),
         (scores(4.0, 3.0), 0.0, "overturned", 0, 1.0),
@@ -55,14 +51,14 @@ def selected() -> Pair:
     ],
 )
 def test_what_the_annotator_makes_of_a_pair(
-    verdicts: list[Verdict], penalty: float, fate: str, chosen: int | None, margin: float | None
+    verdicts: list[Verdict], penalty: float, outcome: str, chosen: int | None, margin: float | None
 ) -> None:
-    pairs, counts = settle([selected()], verdicts, penalty)
-    assert +counts == Counter({fate: 1})
-    assert [(p.chosen.sample_index, p.margin) for p in pairs] == (
+    settled = settle([selected()], verdicts, penalty)
+    assert +Counter(settled.counts) == Counter({outcome: 1})
+    assert [(p.chosen.sample_index, p.margin) for p in settled.pairs] == (
         [] if chosen is None else [(chosen, pytest.approx(margin))]
     )
-    assert all(p.probability is not None and p.probability > 0.5 for p in pairs)
+    assert all(p.probability is not None and p.probability > 0.5 for p in settled.pairs)
 
 
 class Labelled(FakeStages):
@@ -163,7 +159,7 @@ def test_a_killed_run_asks_the_annotator_nothing_twice_and_ends_like_one_that_wa
 
 
 @pytest.mark.parametrize("questions", [1, 3])
-def test_a_annotator_that_stops_is_asked_only_for_the_rest(questions: int, tmp_path: Path) -> None:
+def test_an_annotator_that_stops_is_asked_only_for_the_rest(questions: int, tmp_path: Path) -> None:
     whole = Run.of(tmp_path, "whole", pairing=PAIRING, evaluation={})
     whole_stages = Stingy(whole.config)
     whole.go_on(whole_stages)
@@ -180,7 +176,7 @@ def test_a_annotator_that_stops_is_asked_only_for_the_rest(questions: int, tmp_p
         finally:
             said += stages.said
         with RunStore.read(stopping.path) as store:
-            counted = counted_so_far(store, ["reward", "annotator"])
+            counted = counted_so_far(store, ["reward", "annotator"], ["heldout"])
         assert {judge: found.get("num_judge_calls", 0) for judge, found in counted.items()} == {
             judge: sum(n for (name, _), n in said.items() if name == judge) for judge in ("reward", "annotator")
         }
@@ -202,13 +198,13 @@ def test_verdicts_on_another_selection_are_not_taken_for_this_one(tmp_path: Path
     with RunStore.open(killed.path) as store:
         first = store.round(0)
         assert len(first.names("verdicts-annotator/")) == 2
-        for name in [*first.names("verdicts/"), *first.names("counters/")]:
+        for name in first.names("verdicts/"):
             first.remove(name)
     killed.go_on()
     assert comparable(killed.path) == comparable(run.path)
 
 
-def test_a_annotator_is_a_judge_like_the_others(tmp_path: Path) -> None:
+def test_an_annotator_is_a_judge_like_the_others(tmp_path: Path) -> None:
     """Found, hosted, pinned to its threads, and its file noticed when it changes."""
     (tmp_path / "dear.py").write_text("def score(prompt, completion):\n    return 1.0\n")
     config = load_config(

@@ -15,7 +15,7 @@ from kill_kit import Camera, restore
 from loop_kit import FakeStages
 from loop_runs import Run, comparable, tree
 
-from online_dpo.errors import TooFewLabelsError
+from online_dpo.errors import LowCoverageError
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 from online_dpo.types import REWARD, Completion, Judged, Prompt, Verdict
@@ -65,7 +65,7 @@ def whole(tmp_path: Path) -> Run:
 
 
 def fail(run: Run, stages: FakeStages) -> str:
-    with pytest.raises(TooFewLabelsError) as error:
+    with pytest.raises(LowCoverageError) as error:
         run.go_on(stages)
     return str(error.value)
 
@@ -79,14 +79,15 @@ def test_the_round_fails_and_its_continuation_equals_a_run_that_never_failed(who
     stages = Failing(run.config, down=down, mute=mute)
     message = fail(run, stages)
     assert message.startswith(
-        "round 1: the judge labelled 5 of 8 prompts, and verdicts.min_coverage is 0.75 (abstentions: 6 x failed: "
-        "OSError: down, 3 x I would rather not); what was said is committed: mend the judge, then resume: the 2 prompts"
+        "round 1: the judge has an opinion on 5 of 8 prompts, and verdicts.min_coverage is 0.75 (abstentions: "
+        "6 x failed: OSError: down, 3 x I would rather not); what was said is committed: mend the judge, then resume: "
+        "the 2 prompts"
     )
     again = Failing(run.config, down=down[1:], mute=mute)
     run.go_on(again)  # 6 of 8 are enough
     assert stages.asked == Counter(names) and again.asked == Counter(down)
     with RunStore.read(run.path) as store:
-        assert counted_so_far(store, [REWARD]) == {REWARD: {"num_answered": 7}}
+        assert counted_so_far(store, [REWARD], ["heldout"]) == {REWARD: {"num_answered": 7}}
     third = whole.at(tmp_path / "third")
     fail(third, Failing(run.config, down=names, mute=mute))
     fail(third, Failing(run.config, down=down, mute=mute))
@@ -133,7 +134,7 @@ def test_a_kill_at_any_change_of_the_disk_loses_and_repeats_nothing(whole: Run, 
         num_failing = len(camera.pictures)
         run.go_on(Failing(run.config, mute=mute))
     assert comparable(run.path) == expected
-    failed = [i for i, picture in enumerate(camera.pictures) if any("unlabelled.sha256" in name for name in picture)]
+    failed = [i for i, picture in enumerate(camera.pictures) if any("not-covered.sha256" in name for name in picture)]
     assert failed and num_failing <= failed[0] < failed[-1]
     for number, picture in enumerate(camera.pictures):
         killed = whole.at(tmp_path / "killed")
@@ -142,10 +143,10 @@ def test_a_kill_at_any_change_of_the_disk_loses_and_repeats_nothing(whole: Run, 
         stages = Failing(run.config, mute=mute)
         if RunStore.exists(killed.path):
             with RunStore.read(killed.path) as store:
-                before = counted_so_far(store, [REWARD])[REWARD].get("num_answered", 0)
+                before = counted_so_far(store, [REWARD], ["heldout"])[REWARD].get("num_answered", 0)
             try:
                 killed.go_on(stages)
-            except TooFewLabelsError:
+            except LowCoverageError:
                 assert number < failed[0], when
                 killed.go_on(stages)
             if before < 8 and number >= failed[0]:
@@ -182,7 +183,7 @@ def test_a_real_server_that_is_down_at_first(tmp_path: Path) -> None:
 
         go_on(lambda stages: fail(run, stages))
         with RunStore.read(run.path) as store:
-            charged = counted_so_far(store, [REWARD])[REWARD]["num_judge_charged_calls"]
+            charged = counted_so_far(store, [REWARD], ["heldout"])[REWARD]["num_judge_charged_calls"]
         answered = [body for body in server.requests if int(material(body)["prompt"].split()[-1]) % 3 == 0]
         assert charged == len(answered) > 0
         num_before, is_down = len(server.requests), False
@@ -191,6 +192,8 @@ def test_a_real_server_that_is_down_at_first(tmp_path: Path) -> None:
         assert sent and not [body for body in sent if body in answered]
         with RunStore.read(run.path) as store:
             store.verify()
-            assert counted_so_far(store, [REWARD])[REWARD]["num_judge_charged_calls"] == charged + len(sent)
+            assert counted_so_far(store, [REWARD], ["heldout"])[REWARD]["num_judge_charged_calls"] == charged + len(
+                sent
+            )
             assert sum("parts" in name for name in store.round(0).names()) == 0
-        assert not any("unlabelled" in name for name in tree(run.path))
+        assert not any("not-covered" in name for name in tree(run.path))

@@ -44,7 +44,7 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_never_stopped(questions: i
         finally:
             said += stages.said
         with RunStore.read(stopping.path) as store:
-            counted = counted_so_far(store, ["reward", "gold"])
+            counted = counted_so_far(store, ["reward", "gold"], ["heldout"])
         assert {j: c.get("num_judge_calls", 0) for j, c in counted.items()} == {
             j: sum(n for (judge, _), n in said.items() if judge == j) for j in ("reward", "gold")
         }

@@ -28,7 +28,8 @@ from model_kit import change_json, write_folders
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from online_dpo.commands.preparation import check_same_inputs, inspect_inputs, prepare, run_info
+from online_dpo.commands.inputs import inspect_inputs, prepare
+from online_dpo.commands.provenance import check_same_inputs, run_info
 from online_dpo.commands.run import learner_spec
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError, ModelError

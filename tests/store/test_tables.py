@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_dpo.errors import DataError, WeightMismatchError
-from online_dpo.loop.weight_checks import check_versions
+from online_dpo.loop.weight_sync import check_versions
 from online_dpo.pairing.unpairing import unpair
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.tables import from_parquet, to_parquet

@@ -1,12 +1,23 @@
-"""Does the generator hold the learner's weights? (DESIGN invariant 2.) Pure comparisons; the loop says when."""
+"""Pushes the policy to the generators, and checks that they hold the learner's weights (DESIGN invariant 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from online_dpo.errors import WeightMismatchError
-from online_dpo.types import Adapter, Completion, Row, TokenLogpRows, derive_seed
+from online_dpo.loop.stages import Event, Stages
+from online_dpo.types import (
+    Adapter,
+    Completion,
+    Row,
+    Scores,
+    TokenLogpRows,
+    WeightsRef,
+    derive_seed,
+    sampler_logps,
+)
 
 CHECKS = ("pushed", "rescored")
 """Kinds of the events that tell of a check."""
@@ -47,6 +58,81 @@ class Gap:
     def exceeds(self, tolerance: float) -> bool:
         """Whether the mean is above the tolerance, or a row's above `ROW_FACTOR` times it, or either is no number."""
         return not (self.mean <= tolerance and self.row_max <= ROW_FACTOR * tolerance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A version of the policy and the one before it; None = the base model."""
+
+    version: int
+    adapter: Adapter | None
+    previous: Adapter | None  # meaningless at version 0
+
+    @property
+    def scored_under(self) -> list[WeightsRef]:
+        """What checks score with: the learner's policy, and the version before it, which must differ."""
+        return ["policy"] if self.version == 0 else ["policy", self.previous]
+
+
+class Pusher:
+    """Pushes a policy before something is sampled from it, and checks that it arrived."""
+
+    def __init__(
+        self, stages: Stages, probe: Sequence[Row], tolerance: float, rescored: int | Literal["all"] = "all"
+    ) -> None:
+        """Nothing is pushed yet.
+
+        Args:
+            stages: whose generators take the policy.
+            probe: rows that both sides score after each push.
+            tolerance: largest accepted mean gap, nats per token.
+            rescored: how many samples of an engine's first shard the learner re-scores.
+        """
+        self._stages, self._probe, self._tolerance, self._num_rescored = stages, probe, tolerance, rescored
+        self._version: int | None = None
+
+    def push(self, policy: Policy, round_index: int) -> Iterator[Event]:
+        """Push, unless the generators hold this version already.
+
+        Raises:
+            WeightMismatchError: other bytes arrived, or the probe set is scored differently.
+        """
+        if self._version == policy.version:
+            return
+        received = self._stages.push(policy.adapter, policy.version)
+        check_digests(policy.adapter, received)
+        learner = self._stages.learner.score(self._probe, policy.scored_under)
+        replicas = self._stages.probe(self._probe)
+        probed = [check_gap("probe", *_gaps(found, learner), self._tolerance) for found in replicas]
+        figures = max(probed, key=lambda replica: replica["probe_gap"])  # the log gets the one that is furthest off
+        self._version = policy.version
+        yield Event(kind="pushed", round_index=round_index, data={"policy_version": policy.version, **figures})
+
+    def chosen_for_rescoring(self, completions: Sequence[Completion]) -> Sequence[Completion]:
+        """The samples of a shard that the learner re-scores, evenly spread over it."""
+        wanted = self._num_rescored
+        if wanted == "all" or wanted >= len(completions):
+            return completions
+        return [completions[i * len(completions) // wanted] for i in range(wanted)]
+
+    def check_samples(self, completions: Sequence[Completion], scores: Sequence[Scores]) -> dict[str, Any]:
+        """Compare the sampler's log-probs with the learner's on the samples that it re-scored.
+
+        Args:
+            completions: of an engine's first shard since a push.
+            scores: of `chosen_for_rescoring(completions)`, under `Policy.scored_under`.
+
+        Raises:
+            WeightMismatchError: they differ by more than the tolerance.
+        """
+        found = sampler_logps(self.chosen_for_rescoring(completions))
+        return check_gap("sampled", *_gaps(found, scores), self._tolerance)
+
+
+def _gaps(found: TokenLogpRows, learner: Sequence[Scores]) -> tuple[Gap, Gap | None]:
+    """Between what an engine says and the learner under its policy, and under the version before it."""
+    current, *before = [Gap.between(found, scores.token_logps) for scores in learner]
+    return current, before[0] if before else None
 
 
 def check_digests(expected: Adapter | None, received: Sequence[str | None]) -> None:

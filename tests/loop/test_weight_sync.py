@@ -13,7 +13,7 @@ from loop_kit import BASE, ORDERS, FakeGenerator, FakeStages, Weights, make_adap
 from loop_runs import Run, comparable, make_materials, records
 
 from online_dpo.errors import WeightMismatchError
-from online_dpo.loop.weight_checks import Gap, check_digests, check_gap, check_versions, probe_rows
+from online_dpo.loop.weight_sync import Gap, check_digests, check_gap, check_versions, probe_rows
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Prompt, Row
 

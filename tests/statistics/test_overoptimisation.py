@@ -15,7 +15,7 @@ from loop_runs import Kill, Run, comparable, records
 from online_dpo.config.loading import check_resumable
 from online_dpo.errors import ConfigError
 from online_dpo.loop.control import Control, advance, findings, stop_reason
-from online_dpo.loop.overoptimisation import best_after, compare_with_best, is_over_optimised
+from online_dpo.statistics.overoptimisation import best_after, compare_with_best, is_over_optimised
 from online_dpo.types import Completion
 
 PROMPTS = [f"p{i}" for i in range(30)]

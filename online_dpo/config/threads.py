@@ -1,0 +1,67 @@
+"""Thread counts as numbers: bits depend on them, so they are recorded with the config."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from online_dpo.config.judges import hosted_judges, replace_hosted
+from online_dpo.config.run import RunConfig
+
+
+def resolve_threads(config: RunConfig) -> RunConfig:
+    """Thread counts as numbers: bits depend on them, so they are recorded with the config.
+
+    Judges run beside the engine and get half of the cores: OpenMP threads that wait for a busy core spin.
+    """
+    cores = len(os.sched_getaffinity(0))
+    half = max(1, cores // 2)
+
+    def settled(section: Any, number: int) -> Any:
+        return section.model_copy(update={"threads": number}) if section.threads == "auto" else section
+
+    def judge_settled(judge: Any) -> Any:
+        return replace_hosted(judge, lambda _, section: settled(section, half))
+
+    judges = {name: judge_settled(judge) for name, judge in config.evaluation.judges.items()}
+    return config.model_copy(
+        update={
+            "generator": settled(config.generator, cores),
+            "learner": settled(config.learner, cores),
+            "judge": None if config.judge is None else judge_settled(config.judge),
+            "pairing": config.pairing.model_copy(
+                update={"annotator": config.pairing.annotator and judge_settled(config.pairing.annotator)}
+            ),
+            "evaluation": config.evaluation.model_copy(update={"judges": judges}),
+        }
+    )
+
+
+def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
+    """`auto` means the recorded number when a run is continued, on whatever machine."""
+
+    def kept(section: Any, old: Any) -> Any:
+        return section.model_copy(update={"threads": old.threads}) if section.threads == "auto" else section
+
+    def judge_kept(judge: Any, old: Any) -> Any:
+        before = dict(hosted_judges(old, "judge"))
+        return replace_hosted(
+            judge, lambda field, section: kept(section, before[field]) if field in before else section
+        )
+
+    judges = {
+        name: judge_kept(judge, recorded.evaluation.judges[name]) if name in recorded.evaluation.judges else judge
+        for name, judge in config.evaluation.judges.items()
+    }
+    annotator = config.pairing.annotator
+    return config.model_copy(
+        update={
+            "generator": kept(config.generator, recorded.generator),
+            "learner": kept(config.learner, recorded.learner),
+            "judge": config.judge and judge_kept(config.judge, recorded.judge or config.judge),
+            "pairing": config.pairing.model_copy(
+                update={"annotator": annotator and judge_kept(annotator, recorded.pairing.annotator or annotator)}
+            ),
+            "evaluation": config.evaluation.model_copy(update={"judges": judges}),
+        }
+    )

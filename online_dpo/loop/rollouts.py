@@ -1,0 +1,183 @@
+"""Shards of prompts -> committed rollouts and verdicts. Shards are judged while later ones are still sampled.
+
+A rollout is one prompt's samples. One collecting loop serves the rounds, the evaluations and the annotator, whose
+completions are there before it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from online_dpo.loop.stages import Event, Stages
+from online_dpo.loop.verdicts import Asking, Call, Running, Said
+from online_dpo.loop.weight_sync import Policy, Pusher, check_versions
+from online_dpo.store.round_store import RoundStore
+from online_dpo.store.shards import ShardCommits
+from online_dpo.types import Completion, Prompt, Row, Sampled, SamplingPlan, Scores, Shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """All completions of one sampling with all that was said about them, in prompt order."""
+
+    completions: tuple[Completion, ...]
+    said: Mapping[str, Said]  # by judge
+
+
+def make_shards(prompts: Sequence[Prompt], shard_prompts: int) -> list[Shard]:
+    """The prompts in their order, `shard_prompts` to a shard; the last one may have fewer."""
+    starts = range(0, len(prompts), shard_prompts)
+    return [Shard(index=i, prompts=tuple(prompts[start : start + shard_prompts])) for i, start in enumerate(starts)]
+
+
+class Rollouts:
+    """One sampling of prompts in one round: what of it is committed, and what is still to be sampled and judged."""
+
+    def __init__(self, store: RoundStore, prompts: Sequence[Prompt], shard_prompts: int, *, base: str = "") -> None:
+        """Look at what is committed.
+
+        Args:
+            store: of the round.
+            prompts: that are sampled.
+            shard_prompts: prompts of a shard.
+            base: prefix of the commits' names inside the round, such as `evaluation/heldout/`.
+        """
+        self.commits = ShardCommits(store, base)
+        self.prompts = prompts
+        self.shards = make_shards(prompts, shard_prompts)
+
+    @property
+    def missing(self) -> list[Shard]:
+        """Shards that are not sampled yet."""
+        return [shard for shard in self.shards if not self.commits.has_completions(shard.index)]
+
+    def completions(self) -> tuple[Completion, ...]:
+        """Of all shards, once all are sampled; read back from the store."""
+        return tuple(c for shard in self.shards for c in self.commits.completions(shard.index))
+
+
+def sample_and_judge(
+    stages: Stages,
+    rollouts: Rollouts,
+    pusher: Pusher,
+    policy: Policy,
+    plan: SamplingPlan,
+    *,
+    judges: Sequence[str],
+    again: Mapping[str, Collection[str]] | None = None,
+) -> Generator[Event, None, Collected]:
+    """Sample and judge what is not committed yet; commit each shard and each judge's verdicts as they come.
+
+    The first samples of every engine after a push are re-scored by the learner before they, or anything that the
+    engine sampled after them, are committed: what a stale engine sampled is never kept.
+
+    Args:
+        stages: generators, judges and learner.
+        rollouts: what is sampled, and what of it is committed.
+        pusher: has pushed `policy` where anything is missing.
+        policy: that the generators hold.
+        plan: how it is sampled.
+        judges: that are asked about every completion.
+        again: judge -> prompts that it is asked about a second time, where it had an opinion; what it then says is
+            only compared.
+
+    Returns (as the generator's value): `Collected`.
+
+    Raises:
+        JudgingStopped: a judge can or may go on no more. All that was said until then is committed, and a continuation
+            asks for the rest; what is being sampled meanwhile is not waited for.
+    """
+    running: Running = {}
+    asking = Asking(stages, running, rollouts.commits, judges, again)
+    sampling = _Sampling(stages, running, rollouts, pusher, policy, asking)
+    missing = rollouts.missing
+    for shard in rollouts.shards:
+        if shard not in missing:
+            yield from asking.ask(shard, rollouts.commits.completions(shard.index))
+    for shard in missing:
+        sampling.start(shard, plan)
+    yield from asking.finish()
+    return Collected(completions=rollouts.completions(), said=asking.said(rollouts.shards))
+
+
+def judge_given(
+    stages: Stages, rollouts: Rollouts, completions: Mapping[str, Sequence[Completion]], judge: str
+) -> Generator[Event, None, Said]:
+    """Have completions judged that are there already.
+
+    Args:
+        stages: one of whose judges is asked.
+        rollouts: the prompts; nothing of them is sampled.
+        completions: prompt id -> what the judge is shown of it, in this order.
+        judge: its name.
+
+    Returns (as the generator's value): `Said`.
+
+    Raises:
+        JudgingStopped: as `sample_and_judge`.
+    """
+    asking = Asking(stages, {}, rollouts.commits, [judge])
+    for shard in rollouts.shards:
+        yield from asking.ask(shard, [c for prompt in shard.prompts for c in completions[prompt.prompt_id]])
+    yield from asking.finish()
+    return asking.said(rollouts.shards)[judge]
+
+
+class _Sampling:
+    """The shards that are being sampled or re-scored, and what to do when one is done."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        running: Running,
+        rollouts: Rollouts,
+        pusher: Pusher,
+        policy: Policy,
+        asking: Asking,
+    ) -> None:
+        self._stages, self._running, self._rollouts = stages, running, rollouts
+        self._pusher, self._policy, self._asking = pusher, policy, asking
+        self._num_suspects = 0  # shards that the learner is re-scoring
+        self._waiting: list[tuple[Shard, Sampled]] = []  # until no engine is being checked
+
+    def start(self, shard: Shard, plan: SamplingPlan) -> None:
+        task = self._stages.start_sampling(shard, plan, self._policy.version)
+        self._running[task] = Call(then=partial(self._on_sampled, shard))
+
+    def _on_sampled(self, shard: Shard, result: Sampled) -> Iterator[Event]:
+        check_versions(self._policy.version, result.completions)
+        if result.first_since_push:
+            rows = rows_of(shard.prompts, self._pusher.chosen_for_rescoring(result.completions))
+            task = self._stages.start_scoring(rows, self._policy.scored_under)
+            self._running[task] = Call(then=partial(self._on_rescored, shard, result))
+            self._num_suspects += 1
+        else:
+            self._waiting.append((shard, result))
+            yield from self._commit_waiting()
+
+    def _on_rescored(self, shard: Shard, sampled: Sampled, scores: Sequence[Scores]) -> Iterator[Event]:
+        self._num_suspects -= 1
+        # An event, not a part of any commit: which shard is the first after a push depends on where a run was resumed.
+        yield self._asking.event("rescored", shard, **self._pusher.check_samples(sampled.completions, scores))
+        yield from self._commit(shard, sampled)
+        yield from self._commit_waiting()
+
+    def _commit_waiting(self) -> Iterator[Event]:
+        # Which engine sampled a shard is not known here, so all wait while any engine is under suspicion.
+        while self._waiting and not self._num_suspects:
+            yield from self._commit(*self._waiting.pop(0))
+
+    def _commit(self, shard: Shard, result: Sampled) -> Iterator[Event]:
+        self._rollouts.commits.put_completions(shard.index, result.completions)
+        num_tokens = sum(len(c.token_ids) for c in result.completions)
+        num_completions = len(result.completions)
+        yield self._asking.event("shard_sampled", shard, num_tokens=num_tokens, num_completions=num_completions)
+        yield from self._asking.ask(shard, result.completions)
+
+
+def rows_of(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Row]:
+    """What the learner scores of completions, in their order."""
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    return [Row.of(by_id[completion.prompt_id], completion) for completion in completions]
