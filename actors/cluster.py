@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -11,10 +12,11 @@ import ray
 from actors.generator import EngineSpec, Generator
 from actors.judge_host import JudgeHost
 from actors.learner_host import LearnerHost
-from actors.session import fetch, has_gpus
+from actors.session import has_gpus
+from actors.supervision import RayTask, Supervised, first_done
 from judges.registry import JudgeSpec
 from online_dpo.config.run import RunConfig
-from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
+from online_dpo.errors import JudgeError, ModelError, UserError
 from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import check_digests
@@ -38,26 +40,14 @@ GOODBYE_S = 10.0
 """How long engines may take to shut down before they are killed."""
 
 
-@dataclass(eq=False, slots=True)
-class RayTask:
-    """A call under way, and how to make it again on a fresh generator."""
-
-    ref: Any
-    what: str
-    pid: int | None = None
-    replica: int | None = None  # of a sampling task
-    call: tuple[Any, ...] = ()  # its arguments
-
-
 class RemoteLearner:
     """`LearnerStage` over an actor: each method is a call that is waited for."""
 
-    def __init__(self, actor: Any, pid: int) -> None:
-        self._actor, self._pid = actor, pid
+    def __init__(self, host: Supervised) -> None:
+        self.host = host
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._actor, name)
-        return lambda *args: fetch(method.remote(*args), "the learner", pid=self._pid)
+        return lambda *args: self.host.call(name, *args)
 
 
 class RayStages:
@@ -69,13 +59,11 @@ class RayStages:
 
     def __init__(self, config: RunConfig, engine: EngineSpec, generator_class: type[Generator] = Generator) -> None:
         self._config, self._engine, self._generator_class = config, engine, generator_class
-        self._judges: dict[str, Any] = {}
-        self._generators: list[Any] = []
-        self._pids: list[int] = []
-        self._load: list[int] = []
-        self._restarts = [0] * config.generator.replicas
+        self._judges: dict[str, Supervised] = {}
+        self._generators: list[Supervised] = []
+        self._num_sampling: Counter[Supervised] = Counter()  # shards that each generator is sampling
         self._pushed: tuple[Adapter | None, int] | None = None
-        self._fresh: set[int] = set()  # replicas that sampled nothing since they took their weights
+        self._fresh: set[Supervised] = set()  # generators that sampled nothing since they took their weights
         self._learner: RemoteLearner | None = None
 
     # Start and end
@@ -98,18 +86,16 @@ class RayStages:
             JudgeError: judges cannot be built or do not keep their contract; a line for each.
         """
         for name, spec in specs.items():
-            section = spec.section
-            threads = cast(int, section.threads)
-            options = _actor_options(section.num_cpus, section.num_gpus, threads)
-            host: Any = ray.remote(JudgeHost).options(**options)
-            self._judges[name] = host.remote(spec, threads=threads, counted=(counted or {}).get(name))
+            self._judges[name] = self._supervised(
+                f"judge {name}", partial(_new_judge, spec, counted=(counted or {}).get(name))
+            )
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}
-        trials = {name: host.try_it.remote(chat, metadata, rules.get(name)) for name, host in self._judges.items()}
+        trials = {name: host.submit("try_it", chat, metadata, rules.get(name)) for name, host in self._judges.items()}
         problems = []
         for name, trial in trials.items():
             try:
-                fetch(trial, f"judge {name}", timeout_s=self._config.cluster.start_timeout_s)
+                self._judges[name].fetch(trial, timeout_s=self._config.cluster.start_timeout_s)
             except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
                 problems.append(str(error))
         if problems:
@@ -117,27 +103,33 @@ class RayStages:
 
     def start_engines(self, learner: LearnerSpec) -> None:
         """Start the generators (where anything is sampled) and the learner, side by side; wait until all are up."""
-        num_gpus = self._learner_gpus()
-        options = _actor_options(LEARNER_CPUS, num_gpus, cast(int, self._config.learner.threads))
-        actor: Any = ray.remote(LearnerHost).options(**options).remote(learner)
+        options = _actor_options(LEARNER_CPUS, self._learner_gpus(), cast(int, self._config.learner.threads))
+        host = self._supervised(
+            "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
+        )
+        self._learner = RemoteLearner(host)
         num_generators = self._config.generator.replicas if self._config.needs_generators else 0
-        self._generators = [self._new_generator() for _ in range(num_generators)]
-        self._load = [0] * len(self._generators)
-        timeout_s = self._config.cluster.start_timeout_s
-        self._learner = RemoteLearner(actor, fetch(actor.ready.remote(), "the learner", timeout_s=timeout_s))
-        self._pids = [
-            fetch(generator.ready.remote(), f"generator {i}", timeout_s=timeout_s)
-            for i, generator in enumerate(self._generators)
+        self._generators = [
+            self._supervised(
+                f"generator {i}",
+                self._new_generator,
+                max_restarts=self._config.generator.max_restarts,
+                setting="generator.max_restarts",
+                after_restart=self._push_again,
+            )
+            for i in range(num_generators)
         ]
+        for started in (host, *self._generators):
+            started.wait_ready()
 
     def close(self) -> None:
         """End our own actors; a cluster that others use stays as it was."""
-        ending = [generator.close.remote() for generator in self._generators]
+        ending = [generator.submit("close") for generator in self._generators]
         if ending:
             ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
-        learner = [self._learner._actor] if self._learner is not None else []
-        for actor in [*self._generators, *self._judges.values(), *learner]:
-            ray.kill(actor)
+        learner = [self._learner.host] if self._learner is not None else []
+        for host in [*self._generators, *self._judges.values(), *learner]:
+            host.kill()
 
     # The protocol
 
@@ -147,56 +139,50 @@ class RayStages:
 
     def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
         self._pushed = (adapter, version)
-        self._fresh = set(range(len(self._generators)))
+        self._fresh = set(self._generators)
         shared = ray.put(adapter)  # once into the object store; every generator fetches it from there
-        refs = [generator.push.remote(shared, version) for generator in self._generators]
-        return [fetch(ref, f"generator {i}", pid=self._pids[i]) for i, ref in enumerate(refs)]
+        return self._of_each_generator("push", shared, version)
 
     def probe(self, rows: Sequence[Row]) -> list[TokenLogpRows]:
-        refs = [generator.probe.remote(rows) for generator in self._generators]
-        return [fetch(ref, f"generator {i}", pid=self._pids[i]) for i, ref in enumerate(refs)]
+        return self._of_each_generator("probe", rows)
 
     def start_sampling(self, shard: Shard, plan: SamplingPlan, version: int) -> RayTask:
-        replica = min(range(len(self._generators)), key=lambda i: (self._load[i], i))
-        self._load[replica] += 1
-        task = RayTask(ref=None, what=f"generator {replica}", replica=replica, call=(shard, plan, version))
-        return self._sample(task)
+        generator = min(self._generators, key=lambda host: self._num_sampling[host])  # of equals the first
+        self._num_sampling[generator] += 1
+        return RayTask(host=generator, method="sample", args=(shard, plan, version)).begin()
 
     def start_judging(
         self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
     ) -> RayTask:
-        ref = self._judges[judge].judge_shard.remote(shard, list(completions), again)
-        return RayTask(ref=ref, what=f"judge {judge}")
+        return RayTask(host=self._judges[judge], method="judge_shard", args=(shard, list(completions), again)).begin()
 
     def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
-        learner = cast(RemoteLearner, self._learner)
-        return RayTask(ref=learner._actor.score.remote(rows, under), what="the learner", pid=learner._pid)
+        return RayTask(host=cast(RemoteLearner, self._learner).host, method="score", args=(rows, under)).begin()
 
     def first_done(self, tasks: Sequence[Any]) -> tuple[RayTask, Any]:
-        while True:
-            by_ref = {task.ref: task for task in tasks}
-            ready, _ = ray.wait(list(by_ref), num_returns=1)
-            task = by_ref[ready[0]]
-            if task.replica is None:
-                return task, fetch(task.ref, task.what, pid=task.pid)
-            try:
-                completions = fetch(task.ref, task.what, pid=self._pids[task.replica])
-            except ActorError as error:
-                self._replace(task.replica, error)
-                for other in tasks:
-                    if other.replica == task.replica:
-                        self._sample(other)
-                continue
-            self._load[task.replica] -= 1
-            first = task.replica in self._fresh
-            self._fresh.discard(task.replica)
-            return task, Sampled(first_since_push=first, completions=tuple(completions))
+        task, result = first_done(list(tasks))
+        if task.method == "sample":
+            self._num_sampling[task.host] -= 1
+            first = task.host in self._fresh
+            self._fresh.discard(task.host)
+            result = Sampled(first_since_push=first, completions=tuple(result))
+        return task, result
 
-    # Generators
+    # Actors
 
-    def _sample(self, task: RayTask) -> RayTask:
-        task.ref = self._generators[cast(int, task.replica)].sample.remote(*task.call)
-        return task
+    def _supervised(self, name: str, make: Callable[[], Any], **options: Any) -> Supervised:
+        return Supervised(name, make, start_timeout_s=self._config.cluster.start_timeout_s, **options)
+
+    def _of_each_generator(self, method: str, *args: Any) -> list[Any]:
+        refs = [generator.submit(method, *args) for generator in self._generators]
+        return [generator.fetch(ref) for generator, ref in zip(self._generators, refs, strict=True)]
+
+    def _push_again(self, generator: Supervised) -> None:
+        """Give a new generator the policy that the others hold."""
+        if self._pushed is not None:
+            adapter, version = self._pushed
+            check_digests(adapter, [generator.call("push", adapter, version)])
+            self._fresh.add(generator)
 
     def _new_generator(self) -> Any:
         section = self._config.generator
@@ -205,25 +191,6 @@ class RayStages:
         options = _actor_options(GENERATOR_CPUS, num_gpus, threads)
         options["runtime_env"]["env_vars"]["VLLM_CPU_KVCACHE_SPACE"] = str(section.kv_cache_gib)
         return ray.remote(self._generator_class).options(**options).remote(self._engine)
-
-    def _replace(self, replica: int, error: ActorError) -> None:
-        """A fresh engine with the current policy in the place of one that failed."""
-        if self._restarts[replica] >= self._config.generator.max_restarts:
-            raise ActorError(
-                f"{error}\ngenerator {replica} was restarted {self._restarts[replica]} times; generator.max_restarts "
-                f"is {self._config.generator.max_restarts}"
-            ) from None
-        self._restarts[replica] += 1
-        ray.kill(self._generators[replica])
-        self._generators[replica] = self._new_generator()
-        timeout_s = self._config.cluster.start_timeout_s
-        what = f"the restarted generator {replica}"
-        self._pids[replica] = fetch(self._generators[replica].ready.remote(), what, timeout_s=timeout_s)
-        if self._pushed is not None:
-            adapter, version = self._pushed
-            digest = fetch(self._generators[replica].push.remote(adapter, version), what, pid=self._pids[replica])
-            check_digests(adapter, [digest])
-            self._fresh.add(replica)
 
     def _learner_gpus(self) -> float:
         section = self._config.learner
@@ -243,6 +210,12 @@ class RayStages:
                 f"configs/one-gpu.yaml does"
             )
         return 1.0
+
+
+def _new_judge(spec: JudgeSpec, counted: Mapping[str, float] | None) -> Any:
+    section, threads = spec.section, cast(int, spec.section.threads)
+    options = _actor_options(section.num_cpus, section.num_gpus, threads)
+    return cast(Any, ray.remote(JudgeHost)).options(**options).remote(spec, threads=threads, counted=counted)
 
 
 def cpus_needed(config: RunConfig) -> float:

@@ -67,7 +67,7 @@ def test_replicas_and_tensor_parallelism_sample_the_same_policy(
     # On the way, its engine dies: the one that replaces it samples the same.
     single.sabotage(die_while_sampling)
     single.run(tmp_path / "one" / "run")
-    assert single.stages._restarts == [1]
+    assert [generator.restarts for generator in single.stages._generators] == [1]
     single.close()
     assert completions(two_replicas) == completions(tmp_path / "one" / "run")
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.cluster import RayStages
 from online_dpo.commands.inputs import Materials, prepare
 from online_dpo.commands.run import engine_spec, learner_spec, play
@@ -84,7 +82,7 @@ class World:
 
     def sabotage(self, change: Any) -> None:
         """Run `change(generator)` inside the generator's process."""
-        ray.get(self.stages._generators[0].__ray_call__.remote(change))
+        self.stages._generators[0].call("__ray_call__", change)
 
     def close(self) -> None:
         self.stages.close()
