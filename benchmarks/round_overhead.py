@@ -251,7 +251,7 @@ def bare_learning(run_dir: Path) -> dict[str, float]:
 
 def our_learning(run_dir: Path) -> dict[str, float]:
     from online_dpo.commands.inputs import prepare
-    from online_dpo.commands.run import learner_spec
+    from online_dpo.commands.specs import learner_spec
     from online_dpo.learner.learner import Learner
     from online_dpo.types import Pair
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from actors.cluster import RayStages
 from online_dpo.commands.inputs import Materials, prepare
-from online_dpo.commands.run import engine_spec, learner_spec, play
+from online_dpo.commands.run import play
+from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.loop.stages import Event
 from online_dpo.store.run_store import RunStore

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from online_dpo.commands.inputs import inspect_inputs, prepare
 from online_dpo.commands.provenance import check_same_inputs, run_info
-from online_dpo.commands.run import learner_spec
+from online_dpo.commands.specs import learner_spec
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError, ModelError
 from online_dpo.learner.learner import Learner
