@@ -50,7 +50,7 @@ class Tally:
 
     def summary(self) -> dict[str, float]:
         """The mean of each figure over the steps that reported it; counts (`num_...`) as totals, `num_trained_...`; and
-        the last step's gains, as `chosen_log_ratio_end` and `rejected_log_ratio_end`."""
+        the last step's log-ratios, as `chosen_log_ratio_end` and `rejected_log_ratio_end`."""
         found: dict[str, float] = {"num_steps": self.num_steps, "num_skipped_steps": self.num_skipped_steps}
         for name, (total, count) in self.sums.items():
             if name.startswith("num_"):

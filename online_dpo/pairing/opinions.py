@@ -99,10 +99,11 @@ class Opinion:
         Between comparisons the standard deviation of their probabilities, the mean of both orders; between scores that
         of the difference, as if the two scores' errors were independent.
         """
-        duel = (min(i, j), max(i, j))
-        if duel in self._wins:
-            spreads = self._spreads.get(duel)
-            return math.fsum(spreads) / len(spreads) if spreads else None
+        indices = (min(i, j), max(i, j))
+        if indices in self._wins:
+            spreads = self._spreads.get(indices)
+            # Each divided before they are added: a judge may name any finite uncertainty, and two may overflow.
+            return math.fsum(spread / len(spreads) for spread in spreads) if spreads else None
         first, second = self._score_spreads.get(i), self._score_spreads.get(j)
         return None if first is None or second is None else math.hypot(first, second)
 

@@ -21,7 +21,7 @@ from online_dpo.types import Completion, Labelled, Prompt, Verdict, group_by_pro
 
 LABELLED = ("desirable", "undesirable")
 
-FATES = (
+COMPLETION_OUTCOMES = (
     *LABELLED,
     "undecided",  # at the threshold, or between the quantiles
     "no_score",  # the judge only compared it
@@ -33,7 +33,7 @@ FATES = (
 )
 """What becomes of a completion. Those of a prompt without a label give it its outcome: the first that is here."""
 
-OUTCOMES = (
+PROMPT_OUTCOMES = (
     "labelled",
     "too_few_completions",  # none was sampled
     "truncated",  # all were cut by the length limit (truncated: drop)
@@ -50,8 +50,8 @@ class Labelling:
     """The labelled answers of a round and what became of everything else."""
 
     items: tuple[Labelled, ...]  # in prompt order, then by sample indices; not mismatched yet
-    outcomes: Mapping[str, int]  # every word of OUTCOMES -> prompts; sums to the prompts drawn
-    fates: Mapping[str, int]  # every word of FATES -> completions; sums to the completions
+    outcomes: Mapping[str, int]  # every word of PROMPT_OUTCOMES -> prompts; sums to the prompts drawn
+    labels: Mapping[str, int]  # every word of COMPLETION_OUTCOMES -> completions; sums to the completions
     counts: Mapping[str, int]  # num_... of completions
 
 
@@ -80,7 +80,7 @@ class Bounds:
             return cls(-math.inf, math.inf)
         return cls(ordered[taken], ordered[-taken - 1])
 
-    def fate(self, score: float) -> str:
+    def label(self, score: float) -> str:
         return "desirable" if score > self.high else "undesirable" if score < self.low else "undecided"
 
 
@@ -110,7 +110,7 @@ def label_by_score(
     check_input(prompts, completions, verdicts)
     groups, said = group_by_prompt(completions), by_prompt(verdicts)
     penalty = penalty_of(truncated, truncated_penalty)
-    fates: dict[tuple[str, int], str] = {}
+    labels: dict[tuple[str, int], str] = {}
     scores: dict[tuple[str, int], float] = {}
     for name, group in groups.items():
         found, left_out = _answers(group, rules, drop_truncated=truncated == "drop")
@@ -118,27 +118,27 @@ def label_by_score(
         for completion in found:
             score, key = opinion.score(completion.sample_index), (name, completion.sample_index)
             if score is None:
-                fates[key] = _silence(said.get(name, []), completion.sample_index)
+                labels[key] = _silence(said.get(name, []), completion.sample_index)
             else:
                 scores[key] = score
-        fates |= {(name, index): fate for index, fate in left_out.items()}
+        labels |= {(name, index): label for index, label in left_out.items()}
     bounds = Bounds.of(rules.labels, list(scores.values()))
-    fates |= {key: bounds.fate(score) for key, score in scores.items()}
+    labels |= {key: bounds.label(score) for key, score in scores.items()}
     items = [
-        Labelled(prompt=prompt, completion=completion, desirable=fate == "desirable")
+        Labelled(prompt=prompt, completion=completion, desirable=label == "desirable")
         for prompt in prompts
         for completion in groups.get(prompt.prompt_id, [])
-        if (fate := fates[prompt.prompt_id, completion.sample_index]) in LABELLED
+        if (label := labels[prompt.prompt_id, completion.sample_index]) in LABELLED
     ]
-    outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
+    outcomes = Counter(dict.fromkeys(PROMPT_OUTCOMES, 0))
     outcomes.update(
-        _outcome({fates[p.prompt_id, c.sample_index] for c in groups.get(p.prompt_id, [])}) for p in prompts
+        _outcome({labels[p.prompt_id, c.sample_index] for c in groups.get(p.prompt_id, [])}) for p in prompts
     )
-    counted = Counter(dict.fromkeys(FATES, 0))
-    counted.update(fates.values())
+    counted = Counter(dict.fromkeys(COMPLETION_OUTCOMES, 0))
+    counted.update(labels.values())
     counts = count_completions(completions, verdicts)
     counts["num_duplicate_completions"] = counted["duplicate"]
-    return Labelling(items=tuple(items), outcomes=dict(outcomes), fates=dict(counted), counts=dict(counts))
+    return Labelling(items=tuple(items), outcomes=dict(outcomes), labels=dict(counted), counts=dict(counts))
 
 
 def _answers(
@@ -163,10 +163,10 @@ def _silence(said: Sequence[Verdict], index: int) -> str:
     return "judge_failed" if alone[0].failed else "abstained"
 
 
-def _outcome(fates: set[str]) -> str:
-    if not fates:
+def _outcome(labels: set[str]) -> str:
+    if not labels:
         return "too_few_completions"
-    if fates & set(LABELLED):
+    if labels & set(LABELLED):
         return "labelled"
-    first = next(fate for fate in FATES if fate in fates)
+    first = next(label for label in COMPLETION_OUTCOMES if label in labels)
     return "empty_completions" if first == "empty" else first

@@ -58,7 +58,7 @@ def select(
             truncated=sampling.truncated,
             truncated_penalty=sampling.truncated_penalty,
         )
-        return Selected(items=found.items, outcomes=found.outcomes, counts=found.counts, labels=found.fates)
+        return Selected(items=found.items, outcomes=found.outcomes, counts=found.counts, labels=found.labels)
     pairing = build_pairs(
         prompts,
         completions,

@@ -23,10 +23,10 @@ def similarity(a: Shingles, b: Shingles) -> float:
 
 
 def alike(
-    duels: Iterable[tuple[int, int]], texts: Mapping[int, str], threshold: float | None
+    compared: Iterable[tuple[int, int]], texts: Mapping[int, str], threshold: float | None
 ) -> frozenset[tuple[int, int]]:
     """Those of the pairs of indices whose texts are at least this similar; None = none."""
     if threshold is None:
         return frozenset()
     runs = {index: shingles(text) for index, text in texts.items()}
-    return frozenset((i, j) for i, j in duels if similarity(runs[i], runs[j]) >= threshold)
+    return frozenset((i, j) for i, j in compared if similarity(runs[i], runs[j]) >= threshold)

@@ -59,18 +59,20 @@ def choose(
     """
     every = list(combinations(opinion.indices, 2))
     near = alike(every, {index: answer.text for index, answer in answers.items()}, rules.near_duplicate)
-    apart = [duel for duel in every if duel not in near]
+    apart = [indices for indices in every if indices not in near]
     counts["num_comparisons"] += len(every)
     counts["num_near_duplicate_comparisons"] += len(near)
     if not apart:
         return Choice(reason="near_duplicates")
-    judged = [(duel, p) for duel in apart if (p := opinion.preference(*duel)) is not None]
+    judged = [(indices, p) for indices in apart if (p := opinion.preference(*indices)) is not None]
     counts["num_unjudged_comparisons"] += len(apart) - len(judged)
     if not judged:
         return Choice(reason="judge_failed" if opinion.has_failures else "abstained")
-    strict = [duel if p.is_strict else duel[::-1] for duel, p in judged if p.is_strict or p.reversed().is_strict]
+    strict = [
+        indices if p.is_strict else indices[::-1] for indices, p in judged if p.is_strict or p.reversed().is_strict
+    ]
     counts["num_tied_comparisons"] += len(judged) - len(strict)
-    considered = _considered(opinion, rules.strategy, [duel for duel, _ in judged], strict)
+    considered = _considered(opinion, rules.strategy, [indices for indices, _ in judged], strict)
     counts["num_comparisons_not_taken"] += len(strict) - len(considered)
     if not considered:
         return Choice(reason="tie")
@@ -83,21 +85,21 @@ def choose(
     return Choice(winners=winners)
 
 
-def margin_of(opinion: Opinion, duel: Indices) -> float:
+def margin_of(opinion: Opinion, indices: Indices) -> float:
     """The margin of two completions that were judged."""
-    preference = opinion.preference(*duel)
+    preference = opinion.preference(*indices)
     assert preference is not None
     return preference.margin
 
 
-def information(opinion: Opinion, duel: Indices) -> tuple[bool, float, float]:
+def information(opinion: Opinion, indices: Indices) -> tuple[bool, float, float]:
     """How much a label of this pair would tell; larger = more.
 
     That is how far the judges of an ensemble disagree, in the unit of their scores or probabilities; among equals, and
     where there is one judge only, how close the probability is to one half.
     """
-    disagreement = opinion.disagreement(*duel)
-    return disagreement is not None, disagreement or 0.0, -abs(margin_of(opinion, duel))
+    disagreement = opinion.disagreement(*indices)
+    return disagreement is not None, disagreement or 0.0, -abs(margin_of(opinion, indices))
 
 
 def _considered(
@@ -107,13 +109,15 @@ def _considered(
     if not strategy.startswith("best_"):
         return strict
     strengths = opinion.strengths()
-    best = max({i for duel in judged for i in duel}, key=lambda i: (strengths[i], -i))
+    best = max({i for indices in judged for i in indices}, key=lambda i: (strengths[i], -i))
     if strategy != "best_vs_worst":
-        return [duel for duel in strict if duel[0] == best]
+        return [indices for indices in strict if indices[0] == best]
     # The worst whom it met. Where these two are equals there is no best: judges may prefer in circles.
-    worst = min((i for duel in judged if best in duel for i in duel if i != best), key=lambda i: (strengths[i], i))
-    duel = (best, worst)
-    return [duel] if strengths[best] > strengths[worst] and duel in strict else []
+    worst = min(
+        (i for indices in judged if best in indices for i in indices if i != best), key=lambda i: (strengths[i], i)
+    )
+    indices = (best, worst)
+    return [indices] if strengths[best] > strengths[worst] and indices in strict else []
 
 
 def _filter(
@@ -148,7 +152,7 @@ def _filter(
     )
     left, reason = list(considered), ""
     for passes, name, outcome in filters:
-        kept = [duel for duel in left if passes(*duel)]
+        kept = [indices for indices in left if passes(*indices)]
         counts[f"num_comparisons_{name}"] += len(left) - len(kept)
         if left and not kept:
             reason = outcome
@@ -159,8 +163,8 @@ def _filter(
 def _take(left: Sequence[Indices], opinion: Opinion, rules: PairingSection, draw: random.Random) -> Sequence[Indices]:
     """A strategy's choice among the pairs that passed all filters, which are in the order of their indices."""
 
-    def margin(duel: Indices) -> float:
-        return margin_of(opinion, duel)
+    def margin(indices: Indices) -> float:
+        return margin_of(opinion, indices)
 
     match rules.strategy:
         case "best_vs_worst":
@@ -172,10 +176,10 @@ def _take(left: Sequence[Indices], opinion: Opinion, rules: PairingSection, draw
         case "min_margin":
             return [min(left, key=margin)]
         case "uncertain":
-            return [max(left, key=lambda duel: information(opinion, duel))]
+            return [max(left, key=lambda indices: information(opinion, indices))]
         case "best_vs_second":
             strengths = opinion.strengths()
-            return [max(left, key=lambda duel: (strengths[duel[1]], -duel[1]))]
+            return [max(left, key=lambda indices: (strengths[indices[1]], -indices[1]))]
         case "all_pairs":
             widest = sorted(left, key=margin, reverse=True)[: rules.max_pairs_per_prompt]  # stable
-            return [duel for duel in left if duel in widest]
+            return [indices for indices in left if indices in widest]

@@ -44,7 +44,7 @@ def scores(*values: float | str, name: str = "p") -> list[Verdict]:
     ]
 
 
-def duels(table: dict[tuple[int, int], float | str]) -> list[Verdict]:
+def comparisons(table: dict[tuple[int, int], float | str]) -> list[Verdict]:
     return [
         Verdict(prompt_id="p", first=i, second=j, **{"reason" if isinstance(p, str) else "probability": p})  # type: ignore[arg-type]
         for (i, j), p in table.items()

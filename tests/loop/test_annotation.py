@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from loop_kit import FakeStages, by_text
 from loop_runs import Kill, Run, comparable, records
-from pairing_kit import FAILED, completion, duels, pair_up, scores
+from pairing_kit import FAILED, comparisons, completion, pair_up, scores
 from stopping_kit import Stingy
 
 from actors.cluster import cpus_needed
@@ -44,8 +44,8 @@ def selected() -> Pair:
         (scores(4.0, 3.0), 0.0, "overturned", 0, 1.0),
         (scores(4.0, 3.0), 0.5, "overturned", 0, 0.5),  # the truncated one pays here, too
         (scores(4.0, 3.0), 2.0, "upheld", 1, 1.0),
-        (duels({(0, 1): 0.75}), 0.0, "overturned", 0, 1.0986122886681098),  # ln 3
-        (duels({(0, 1): 0.75, (1, 0): 0.75}), 0.0, "tie", None, None),
+        (comparisons({(0, 1): 0.75}), 0.0, "overturned", 0, 1.0986122886681098),  # ln 3
+        (comparisons({(0, 1): 0.75, (1, 0): 0.75}), 0.0, "tie", None, None),
         (scores(4.0, "?"), 0.0, "abstained", None, None),
         (scores(4.0, FAILED), 0.0, "judge_failed", None, None),
     ],

@@ -13,8 +13,7 @@ from pairing_kit import FAILED, completion, pair_up, prompt
 
 from online_dpo.config.pairing import PairingSection, Strategy
 from online_dpo.pairing.pairs import OUTCOMES
-from online_dpo.pairing.score_labels import FATES, label_by_score
-from online_dpo.pairing.score_labels import OUTCOMES as LABEL_OUTCOMES
+from online_dpo.pairing.score_labels import COMPLETION_OUTCOMES, PROMPT_OUTCOMES, label_by_score
 from online_dpo.pairing.similarity import shingles, similarity
 from online_dpo.pairing.strategies import DROPS
 from online_dpo.types import Completion, Prompt, Verdict
@@ -96,7 +95,7 @@ def test_invariant_1_for_any_verdicts(
 
     silent = {(v.prompt_id, v.first) for v in verdicts if v.reason is not None and v.second is None}
     score = {(v.prompt_id, v.first): v.score for v in verdicts if v.score is not None}
-    duelled = {(v.prompt_id, frozenset((v.first, v.second))) for v in verdicts if v.second is not None}
+    compared_pairs = {(v.prompt_id, frozenset((v.first, v.second))) for v in verdicts if v.second is not None}
     for pair in result.pairs:
         name, chosen, rejected = pair.prompt.prompt_id, pair.chosen, pair.rejected
         assert name == chosen.prompt_id == rejected.prompt_id
@@ -106,7 +105,7 @@ def test_invariant_1_for_any_verdicts(
         assert 0.5 < pair.probability <= 1.0
         assert pair.probability == pytest.approx(1.0 / (1.0 + math.exp(-pair.margin)), abs=1e-9)
         assert not {(name, chosen.sample_index), (name, rejected.sample_index)} & silent
-        is_scored = (name, frozenset((chosen.sample_index, rejected.sample_index))) not in duelled
+        is_scored = (name, frozenset((chosen.sample_index, rejected.sample_index))) not in compared_pairs
         if is_scored and options["truncated"] != "penalise":
             assert score[name, chosen.sample_index] > score[name, rejected.sample_index]  # type: ignore[operator]
         if options["truncated"] == "drop":
@@ -175,15 +174,15 @@ def test_the_order_in_which_completions_were_sampled_does_not_settle_who_is_chos
     rng.shuffle(places)
     moved = sorted((replace(c, sample_index=places[c.sample_index]) for c in completions), key=lambda c: c.sample_index)
     here, there = (pair_up(some, judged(some, worth, compares), **options) for some in (completions, moved))
-    duels = [{(p.chosen.text, p.rejected.text) for p in found.pairs} for found in (here, there)]
+    compared = [{(p.chosen.text, p.rejected.text) for p in found.pairs} for found in (here, there)]
     # Copies may differ in what they cost (cut or not, their length); then it matters which of them stands for both.
     is_plain = len({c.text for c in completions}) == len({c.token_ids for c in completions}) == len(completions)
     penalised = options["truncated"] == "penalise"
     if is_plain or not penalised:
-        assert not duels[0] & {duel[::-1] for duel in duels[1]}, "chosen and rejected changed places"
+        assert not compared[0] & {indices[::-1] for indices in compared[1]}, "chosen and rejected changed places"
     # A penalty may make equals, and draws are by sample index.
     if is_plain and not penalised and options["strategy"] not in ("random", "best_vs_random"):
-        assert duels[0] == duels[1]
+        assert compared[0] == compared[1]
         assert here.outcomes == there.outcomes and here.counts == there.counts
 
 
@@ -217,11 +216,11 @@ def test_labels_for_any_verdicts(
         )
 
     result = label(completions, verdicts)
-    assert sum(result.outcomes.values()) == len(prompts) and set(result.outcomes) == set(LABEL_OUTCOMES)
-    assert sum(result.fates.values()) == len(completions) and set(result.fates) == set(FATES)
+    assert sum(result.outcomes.values()) == len(prompts) and set(result.outcomes) == set(PROMPT_OUTCOMES)
+    assert sum(result.labels.values()) == len(completions) and set(result.labels) == set(COMPLETION_OUTCOMES)
     assert result.outcomes["labelled"] == len({item.prompt.prompt_id for item in result.items})
-    assert result.fates["desirable"] == sum(item.desirable for item in result.items)
-    assert result.fates["undesirable"] == sum(not item.desirable for item in result.items)
+    assert result.labels["desirable"] == sum(item.desirable for item in result.items)
+    assert result.labels["undesirable"] == sum(not item.desirable for item in result.items)
 
     score = {(v.prompt_id, v.first): v.score for v in verdicts if v.score is not None}
     values: dict[bool, list[float]] = {True: [], False: []}
@@ -234,7 +233,7 @@ def test_labels_for_any_verdicts(
     if labels["type"] == "threshold":
         assert all(v > labels["value"] for v in values[True]) and all(v < labels["value"] for v in values[False])
     else:
-        num_scored = len(result.items) + result.fates["undecided"]
+        num_scored = len(result.items) + result.labels["undecided"]
         assert max(map(len, values.values())) <= labels["share"] * num_scored + 1e-9
         assert not values[True] or not values[False] or min(values[True]) > max(values[False])
     keys = [(item.prompt.prompt_id, item.completion.sample_index) for item in result.items]

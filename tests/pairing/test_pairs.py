@@ -7,7 +7,7 @@ import sys
 from typing import Any, get_args
 
 import pytest
-from pairing_kit import FAILED, FOUR, completion, duels, only_outcome, pair_up, prompt, scores, winners
+from pairing_kit import FAILED, FOUR, comparisons, completion, only_outcome, pair_up, prompt, scores, winners
 
 from online_dpo.config.pairing import Strategy
 from online_dpo.pairing.opinions import PROBABILITY_EPS
@@ -23,18 +23,18 @@ STRATEGIES = [
     (scores(1e308, -1e308, "?", "?"), [(0, 1)], [(0, 1)]),
     # A whole tournament: 2 beats all, 1 loses to all.
     (
-        duels({(0, 1): 0.9, (0, 2): 0.2, (0, 3): 0.6, (1, 2): 0.1, (1, 3): 0.3, (2, 3): 1.0}),
+        comparisons({(0, 1): 0.9, (0, 2): 0.2, (0, 3): 0.6, (1, 2): 0.1, (1, 3): 0.3, (2, 3): 1.0}),
         [(2, 1)],
         [(0, 1), (2, 0), (0, 3), (2, 1), (3, 1), (2, 3)],
     ),
     # Both orders: the mean of 0.8 and 1 - 0.6 is 0.6 for the one, of 0.9 and 1 - 0.1 is 0.9 for the other.
-    (duels({(0, 1): 0.8, (1, 0): 0.6, (2, 3): 0.9, (3, 2): 0.1}), [(2, 3)], [(0, 1), (2, 3)]),
+    (comparisons({(0, 1): 0.8, (1, 0): 0.6, (2, 3): 0.9, (3, 2): 0.1}), [(2, 3)], [(0, 1), (2, 3)]),
     # The weakest is 3, but the strongest never met it: the weakest opponent of the strongest loses.
-    (duels({(0, 1): 0.9, (2, 3): 0.9, (1, 2): 0.4, (0, 2): "?"}), [(0, 1)], [(0, 1), (2, 1), (2, 3)]),
+    (comparisons({(0, 1): 0.9, (2, 3): 0.9, (1, 2): 0.4, (0, 2): "?"}), [(0, 1)], [(0, 1), (2, 1), (2, 3)]),
     # A silent completion takes its comparisons with it.
-    ([*duels({(0, 1): 0.9, (0, 2): 0.7, (0, 3): 0.6}), scores("?", "?")[1]], [(0, 2)], [(0, 2), (0, 3)]),
+    ([*comparisons({(0, 1): 0.9, (0, 2): 0.7, (0, 3): 0.6}), scores("?", "?")[1]], [(0, 2)], [(0, 2), (0, 3)]),
     # Round the circle: equal strengths, so no best; but each comparison is a preference.
-    (duels({(0, 1): 0.9, (1, 2): 0.9, (0, 2): 0.1, (0, 3): "?"}), [], [(0, 1), (2, 0), (1, 2)]),
+    (comparisons({(0, 1): 0.9, (1, 2): 0.9, (0, 2): 0.1, (0, 3): "?"}), [], [(0, 1), (2, 0), (1, 2)]),
 ]
 
 
@@ -63,11 +63,11 @@ OUTCOME_CASES = [
     ),
     ("judge_failed", FOUR[:3], scores(FAILED, "?", 1.0), {}),
     ("abstained", FOUR[:3], scores("?", "?", 1.0), {}),
-    ("abstained", FOUR[:2], duels({(0, 1): "?"}), {}),
-    ("abstained", FOUR[:2], duels({(0, 1): 0.9, (1, 0): "?"}), {}),
+    ("abstained", FOUR[:2], comparisons({(0, 1): "?"}), {}),
+    ("abstained", FOUR[:2], comparisons({(0, 1): 0.9, (1, 0): "?"}), {}),
     ("tie", FOUR[:3], scores(2.0, 2.0, 2.0), {}),
-    ("tie", FOUR[:2], duels({(0, 1): 0.5}), {}),
-    ("tie", FOUR[:2], duels({(0, 1): 0.7, (1, 0): 0.7}), {}),
+    ("tie", FOUR[:2], comparisons({(0, 1): 0.5}), {}),
+    ("tie", FOUR[:2], comparisons({(0, 1): 0.7, (1, 0): 0.7}), {}),
     ("tie", FOUR[:2], scores(1e-20, 0.0), {}),  # its probability is one half in floating point
     (
         "tie",
@@ -77,8 +77,8 @@ OUTCOME_CASES = [
     ),
     ("below_min_margin", FOUR[:2], scores(1.0, 0.5), {"min_margin": 0.51}),
     ("paired", FOUR[:2], scores(1.0, 0.5), {"min_margin": 0.5}),
-    ("below_min_margin", FOUR[:2], duels({(0, 1): 0.7}), {"min_margin": 0.9}),  # logit(0.7) = 0.847
-    ("paired", FOUR[:2], duels({(0, 1): 0.7}), {"min_margin": 0.84}),
+    ("below_min_margin", FOUR[:2], comparisons({(0, 1): 0.7}), {"min_margin": 0.9}),  # logit(0.7) = 0.847
+    ("paired", FOUR[:2], comparisons({(0, 1): 0.7}), {"min_margin": 0.84}),
 ]
 
 
@@ -98,13 +98,13 @@ def test_outcomes(
         (scores(3.0, 1.0), {}, 2.0, 1 / (1 + math.exp(-2.0))),
         (scores(1.0, 3.0), {}, 2.0, 1 / (1 + math.exp(-2.0))),
         (scores(1e308, -1e308), {}, sys.float_info.max, 1.0),
-        (duels({(0, 1): 0.75}), {}, math.log(3.0), 0.75),
-        (duels({(1, 0): 0.75}), {}, math.log(3.0), 0.75),
-        (duels({(0, 1): 1.0}), {}, math.log((1 - PROBABILITY_EPS) / PROBABILITY_EPS), 1 - PROBABILITY_EPS),
+        (comparisons({(0, 1): 0.75}), {}, math.log(3.0), 0.75),
+        (comparisons({(1, 0): 0.75}), {}, math.log(3.0), 0.75),
+        (comparisons({(0, 1): 1.0}), {}, math.log((1 - PROBABILITY_EPS) / PROBABILITY_EPS), 1 - PROBABILITY_EPS),
         # Completion 1 was cut: 1 is taken off its side by default, from scores and logits alike.
         (scores(1.0, 3.0), {"truncated": "penalise"}, 1.0, 1 / (1 + math.exp(-1.0))),
         (scores(1.0, 3.0), {"truncated": "penalise", "truncated_penalty": 5.0}, 3.0, 1 / (1 + math.exp(-3.0))),
-        (duels({(0, 1): 0.75}), {"truncated": "penalise"}, math.log(3.0) + 1, 3 * math.e / (1 + 3 * math.e)),
+        (comparisons({(0, 1): 0.75}), {"truncated": "penalise"}, math.log(3.0) + 1, 3 * math.e / (1 + 3 * math.e)),
     ],
 )
 def test_margin_and_probability(

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from loop_kit import FakeStages, by_text
 from loop_runs import Kill, Run, comparable, records
-from pairing_kit import FAILED, completion, duels, prompt, scores
+from pairing_kit import FAILED, comparisons, completion, prompt, scores
 
 from online_dpo.commands.status import read_status
 from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import NoPairsError
-from online_dpo.pairing.score_labels import FATES, Labelling, label_by_score
+from online_dpo.pairing.score_labels import COMPLETION_OUTCOMES, Labelling, label_by_score
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Judged, Labelled, Verdict
 
@@ -59,7 +59,7 @@ def test_the_sides_of_threshold_and_quantiles(
 ) -> None:
     result = label(labels, [completion(i) for i in range(len(values))], scores(*values))
     assert signs(result) == expected
-    assert result.fates["undecided"] == len(values) - len(expected)
+    assert result.labels["undecided"] == len(values) - len(expected)
 
 
 def test_quantiles_are_the_round_s_and_not_a_prompt_s() -> None:
@@ -72,25 +72,25 @@ def test_quantiles_are_the_round_s_and_not_a_prompt_s() -> None:
 
 
 EMPTY_AND_CUT = {"empty": 1, "truncated": 1}
-OUTCOMES = [
+PROMPT_OUTCOMES = [
     ("labelled", [completion(0)], scores(1.0), {"desirable": 1}),  # one answer is enough
     ("too_few_completions", [], [], {}),
     ("truncated", [completion(0, cut=True)], scores(1.0), {"truncated": 1}),
     ("empty_completions", [completion(0, tokens=()), completion(1, cut=True)], scores(1.0, 1.0), EMPTY_AND_CUT),
     ("judge_failed", [completion(0), completion(1)], scores(FAILED, "?"), {"judge_failed": 1, "abstained": 1}),
     ("abstained", [completion(0), completion(1, tokens=(10,))], scores("?", 1.0), {"abstained": 1, "duplicate": 1}),
-    ("no_score", [completion(0), completion(1)], duels({(0, 1): 0.9}), {"no_score": 2}),
+    ("no_score", [completion(0), completion(1)], comparisons({(0, 1): 0.9}), {"no_score": 2}),
     ("undecided", [completion(0), completion(1)], scores(0.5, "?"), {"undecided": 1, "abstained": 1}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("outcome", "completions", "verdicts", "fates"), OUTCOMES)
+@pytest.mark.parametrize(("outcome", "completions", "verdicts", "labels"), PROMPT_OUTCOMES)
 def test_what_becomes_of_every_prompt_and_completion(
-    outcome: str, completions: list[Completion], verdicts: list[Verdict], fates: dict[str, int]
+    outcome: str, completions: list[Completion], verdicts: list[Verdict], labels: dict[str, int]
 ) -> None:
     result = label({"type": "threshold", "value": 0.5}, completions, verdicts, truncated="drop")
     assert {name for name, number in result.outcomes.items() if number} == {outcome}
-    assert result.fates == {**dict.fromkeys(FATES, 0), **fates}
+    assert result.labels == {**dict.fromkeys(COMPLETION_OUTCOMES, 0), **labels}
 
 
 def test_a_truncated_answer_is_penalised_before_it_is_labelled() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from pairing_kit import FAILED, FOUR, completion, duels, only_outcome, pair_up, prompt, scores, winners
+from pairing_kit import FAILED, FOUR, comparisons, completion, only_outcome, pair_up, prompt, scores, winners
 
 from online_dpo.pairing.similarity import shingles, similarity
 from online_dpo.pairing.strategies import DROPS
@@ -16,7 +16,7 @@ from online_dpo.types import Completion, Verdict
 # 1 is the best with 4.0, then 3 with 3.0, 0 with 1.0, 2 with 0.5. Margins: 1>3 1.0, 1>0 3.0, 1>2 3.5, 3>0 2.0, 3>2 2.5,
 # 0>2 0.5.
 PLAIN = scores(1.0, 4.0, 0.5, 3.0)
-INTRANSITIVE = duels({(0, 1): 0.95, (0, 2): 0.45, (1, 2): 0.7})
+INTRANSITIVE = comparisons({(0, 1): 0.95, (0, 2): 0.45, (1, 2): 0.7})
 LENGTHS = [completion(i, tokens=tuple(range(n))) for i, n in enumerate((8, 10, 3, 11))]
 
 CASES = [
@@ -25,12 +25,12 @@ CASES = [
     ("best_vs_second", FOUR, scores(3.0, 3.0, 1.0, 2.0), {}, (0, 3)),  # an equal is no runner-up
     ("best_vs_second", FOUR, scores("?", 2.0, 1.0, FAILED), {}, (1, 2)),
     # 2 wins 0.9 and 0.8 of its two, 0 wins 0.9 and 0.1, 1 wins 0.1 and 0.2: the runner-up is 0.
-    ("best_vs_second", FOUR[:3], duels({(0, 1): 0.9, (0, 2): 0.1, (1, 2): 0.2}), {}, (2, 0)),
+    ("best_vs_second", FOUR[:3], comparisons({(0, 1): 0.9, (0, 2): 0.1, (1, 2): 0.2}), {}, (2, 0)),
     # 0 wins 0.95 and 0.45, 1 wins 0.05 and 0.7, 2 wins 0.55 and 0.3: 2 is next, but beats the best.
     ("best_vs_second", FOUR[:3], INTRANSITIVE, {}, (0, 1)),
     ("max_margin", FOUR, PLAIN, {}, (1, 2)),
     # The widest margin need not be the best's: 0 is the strongest (0.9 and 0.7).
-    ("max_margin", FOUR[:3], duels({(0, 1): 0.9, (0, 2): 0.7, (1, 2): 0.05}), {}, (2, 1)),
+    ("max_margin", FOUR[:3], comparisons({(0, 1): 0.9, (0, 2): 0.7, (1, 2): 0.05}), {}, (2, 1)),
     ("max_margin", FOUR, scores(0.0, 1.0, 1.0, 0.0), {}, (1, 0)),  # equals: the lowest indices
     ("min_margin", FOUR, PLAIN, {}, (0, 2)),
     ("min_margin", FOUR, PLAIN, {"min_margin": 0.6}, (1, 3)),  # the field is the least that the strategy may take
@@ -43,7 +43,7 @@ CASES = [
     ("length_controlled", LENGTHS, PLAIN, {"max_length_ratio": 1.0}, "length_ratio"),
     ("length_controlled", LENGTHS, PLAIN, {"min_margin": 3.1}, "below_min_margin"),
     ("uncertain", FOUR, PLAIN, {}, (0, 2)),  # one judge: the probability that is closest to one half
-    ("uncertain", FOUR[:3], duels({(0, 1): 0.9, (0, 2): 0.45, (1, 2): 0.5}), {}, (2, 0)),  # a tie is no label
+    ("uncertain", FOUR[:3], comparisons({(0, 1): 0.9, (0, 2): 0.45, (1, 2): 0.5}), {}, (2, 0)),  # a tie is no label
 ]
 
 
@@ -86,9 +86,11 @@ def with_spread(verdicts: list[Verdict], *spreads: float) -> list[Verdict]:
         # Of scores the spread of the difference: 0 and 1 hypot(3, 1), 0 and 2 hypot(3, 2), 1 and 2 hypot(1, 2).
         (with_spread(scores(5.0, 1.0, 0.0), 3.0, 1.0, 2.0), (0, 2)),
         # Disagreement comes before closeness; among equals the closer one.
-        (with_spread(duels({(0, 1): 0.9, (0, 2): 0.55, (1, 2): 0.3}), 0.3, 0.1, 0.3), (2, 1)),
+        (with_spread(comparisons({(0, 1): 0.9, (0, 2): 0.55, (1, 2): 0.3}), 0.3, 0.1, 0.3), (2, 1)),
         # Both orders: the mean of 0.1 and 0.5 is more than 0.2.
-        (with_spread(duels({(0, 1): 0.9, (1, 0): 0.2, (0, 2): 0.6}), 0.1, 0.5, 0.2), (0, 1)),
+        (with_spread(comparisons({(0, 1): 0.9, (1, 0): 0.2, (0, 2): 0.6}), 0.1, 0.5, 0.2), (0, 1)),
+        # Any finite uncertainty is allowed, and two of them may overflow when they are added.
+        (with_spread(comparisons({(0, 1): 0.9, (1, 0): 0.2, (0, 2): 0.6}), 1.7e308, 1.7e308, 0.2), (0, 1)),
     ],
 )
 def test_uncertain_takes_what_the_judges_disagree_about(verdicts: list[Verdict], expected: tuple[int, int]) -> None:
@@ -139,7 +141,7 @@ def test_the_least_score_of_a_chosen_answer() -> None:
 
 
 def test_a_chosen_answer_without_a_score_never_passes_a_bound_on_scores() -> None:
-    compared = duels({(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.3})
+    compared = comparisons({(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.3})
     result = pair_up(FOUR[:3], compared, strategy="all_pairs", min_chosen_score=-1e9)
     assert only_outcome(result) == "no_score" and result.counts["num_comparisons_without_score"] == 3
     half = [*compared, Verdict(prompt_id="p", first=2, score=1.0)]  # 2 > 1 has a score on its chosen side
