@@ -23,7 +23,7 @@ from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict
 
 Record: TypeAlias = Prompt | Completion | Verdict | Pair | Labelled
 R = TypeVar("R", bound=Record)
-Row: TypeAlias = dict[str, Any]
+Columns: TypeAlias = dict[str, Any]
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string(), False), pa.field("content", pa.string(), False)]))
 _TOKENS = pa.list_(pa.int32())
@@ -132,7 +132,7 @@ def from_parquet(data: bytes, kind: type[R]) -> list[R]:
     """The inverse of `to_parquet`."""
     # Neither pq.read_table nor a Python file: their threads may outlive the call and then hang or abort the
     # interpreter at exit (https://github.com/apache/arrow/issues/50482).
-    rows: list[Row] = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
+    rows: list[Columns] = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
     return [cast(R, _FROM_ROW[kind](row)) for row in rows]
 
 
@@ -152,7 +152,7 @@ def _schema_of(records: Sequence[Record]) -> pa.Schema:
             return schema(chat.pop())
 
 
-def _to_row(record: Record) -> Row:
+def _to_row(record: Record) -> Columns:
     match record:
         case Prompt():
             return {
@@ -172,7 +172,7 @@ def _to_row(record: Record) -> Row:
             return _labelled_row(record)
 
 
-def _pair_row(pair: Pair) -> Row:
+def _pair_row(pair: Pair) -> Columns:
     return {
         **{name: getattr(pair, name) for name in _PAIR_NUMBERS},
         **_prompt_columns(pair.prompt),
@@ -181,7 +181,7 @@ def _pair_row(pair: Pair) -> Row:
     }
 
 
-def _labelled_row(item: Labelled) -> Row:
+def _labelled_row(item: Labelled) -> Columns:
     return {
         **{name: getattr(item, name) for name in _LABELLED_NUMBERS},
         **_prompt_columns(item.prompt),
@@ -191,7 +191,7 @@ def _labelled_row(item: Labelled) -> Row:
     }
 
 
-def _prompt_columns(prompt: Prompt) -> Row:
+def _prompt_columns(prompt: Prompt) -> Columns:
     return {
         "prompt": prompt.text if prompt.messages is None else _messages(prompt),
         "prompt_id": prompt.prompt_id,
@@ -200,12 +200,12 @@ def _prompt_columns(prompt: Prompt) -> Row:
     }
 
 
-def _answer_columns(name: str, prompt: Prompt, answer: Completion) -> Row:
+def _answer_columns(name: str, prompt: Prompt, answer: Completion) -> Columns:
     content = answer.text if prompt.messages is None else [{"role": "assistant", "content": answer.text}]
     return {name: content, **{f"{name}_{column}": value for column, value in _completion_columns(answer).items()}}
 
 
-def _completion_columns(completion: Completion) -> Row:
+def _completion_columns(completion: Completion) -> Columns:
     return {name: getattr(completion, name) for name in _COMPLETION_COLUMNS}
 
 
@@ -228,7 +228,7 @@ def _metadata(prompt: Prompt) -> str:
         ) from None
 
 
-def _prompt_from(row: Row) -> Prompt:
+def _prompt_from(row: Columns) -> Prompt:
     return Prompt(
         prompt_id=row["prompt_id"],
         token_ids=tuple(row["token_ids"]),
@@ -238,21 +238,21 @@ def _prompt_from(row: Row) -> Prompt:
     )
 
 
-def _completion_from(row: Row) -> Completion:
+def _completion_from(row: Columns) -> Completion:
     logps = row["sampler_logps"]
     return Completion(
         **{**row, "token_ids": tuple(row["token_ids"]), "sampler_logps": None if logps is None else tuple(logps)}
     )
 
 
-def _pair_from(row: Row) -> Pair:
+def _pair_from(row: Columns) -> Pair:
     numbers = {name: row[name] for name in _PAIR_NUMBERS}
     return Pair(
         prompt=_prompt_of(row), chosen=_answer_from(row, "chosen"), rejected=_answer_from(row, "rejected"), **numbers
     )
 
 
-def _labelled_from(row: Row) -> Labelled:
+def _labelled_from(row: Columns) -> Labelled:
     return Labelled(
         prompt=_prompt_of(row),
         completion=_answer_from(row, "completion"),
@@ -262,7 +262,7 @@ def _labelled_from(row: Row) -> Labelled:
     )
 
 
-def _prompt_of(row: Row) -> Prompt:
+def _prompt_of(row: Columns) -> Prompt:
     """The prompt of a row of pairs or labelled answers."""
     chat = not isinstance(row["prompt"], str)
     return Prompt(
@@ -274,7 +274,7 @@ def _prompt_of(row: Row) -> Prompt:
     )
 
 
-def _answer_from(row: Row, name: str) -> Completion:
+def _answer_from(row: Columns, name: str) -> Completion:
     text = row[name] if isinstance(row[name], str) else row[name][0]["content"]
     columns = {column: row[f"{name}_{column}"] for column in _COMPLETION_COLUMNS}
     return _completion_from({"prompt_id": row["prompt_id"], "text": text, **columns})
