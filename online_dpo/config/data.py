@@ -47,5 +47,5 @@ class PromptsSection(PromptColumn):
     """The number of prompts in a round."""
     max_tokens: int = Field(512, ge=1)
     """The longest prompt in tokens. Longer ones are dropped and counted; a prompt is never cut."""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = Field({})
     """Further arguments of the chat template, for all prompts and answers of the run."""

@@ -26,11 +26,11 @@ class EvaluationSection(Section):
     people preferred, which takes no samples.
     """
 
-    sets: dict[Name, EvaluationSet] = Field(default_factory=dict)
+    sets: dict[Name, EvaluationSet] = Field({})
     """Sets of prompts to sample for, by name."""
-    judges: dict[Name, JudgeSection] = Field(default_factory=dict)
+    judges: dict[Name, JudgeSection] = Field({})
     """Judges of these samples besides the training judge, by name."""
-    pairs: dict[Name, EvaluationPairs] = Field(default_factory=dict)
+    pairs: dict[Name, EvaluationPairs] = Field({})
     """Sets of held-out preferences, by name."""
     every: int = Field(1, ge=1)
     """Rounds from one evaluation to the next."""

@@ -20,7 +20,7 @@ class SamplingSection(Section):
     """The probability mass that nucleus sampling keeps; 1 keeps all tokens."""
     max_tokens: int = Field(256, ge=1)
     """The longest completion in tokens, of evaluation samples too."""
-    stop: list[str] = Field(default_factory=list)
+    stop: list[str] = Field([])
     """Strings that end a completion, besides the model's own end tokens."""
     truncated: Literal["keep", "drop", "penalise"] = "keep"
     """What becomes of a completion that reached `max_tokens`: it stays, it is dropped, or its score is lowered."""

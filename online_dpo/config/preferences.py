@@ -56,7 +56,7 @@ class PairsSection(PairColumns):
     """What becomes of a row whose answer lost its end."""
     append_eos: bool = False
     """Whether answers that have no end token get the tokenizer's."""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = Field({})
     """Further arguments of the chat template, in a run without `prompts`."""
 
     @property

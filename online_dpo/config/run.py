@@ -63,7 +63,7 @@ class RunConfig(Section):
     """A whole run. `online_dpo.load_config` builds it from YAML; `online_dpo.run` executes it."""
 
     run: RunSection = RunSection()
-    """The run's place, length and seed."""
+    """Where the run lies, how long it is, and its seed."""
     model: ModelSection
     """The model that is trained."""
     prompts: PromptsSection | None = None

@@ -75,7 +75,7 @@ class PythonJudge(HostedJudge):
     type: Literal["python"]
     target: str
     """`path/to/file.py:name`, `package.module:name`, `embedded:gold`, or the name of an installed entry point."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, Any] = Field({})
     """Further keyword arguments of a function, or the arguments of a class's constructor."""
     both_orders: bool = False
     """Whether `compare` is asked about (a, b) and (b, a); pairs then take the mean."""

@@ -36,7 +36,7 @@ class Endpoint(Section):
     """The file that holds the key and nothing else, where the judge runs. null: none."""
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     """How the server is asked for JSON. Replies are read as strictly where the server cannot promise it."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
+    extra_body: dict[str, Any] = Field({})
     """Further fields of every request."""
     max_wait_s: float = changeable(60.0, gt=0.0)
     """The longest wait in seconds between two tries, even where Retry-After asks for more."""

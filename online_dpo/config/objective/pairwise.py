@@ -96,7 +96,7 @@ class NoisyObjective(PairObjective):
     """A loss over pairs that assumes that a share of the pairs is ordered the wrong way round."""
 
     label_smoothing: NoiseRate = 0.1
-    """That share."""
+    """The share of pairs that is assumed to be ordered the wrong way round."""
 
     @field_validator("soft_labels")
     @classmethod
@@ -180,7 +180,7 @@ class DPOPObjective(PairObjective):
 
     type: Literal["dpop"]
     penalty: float = Field(50.0, ge=0.0)
-    """The weight of that condition (the paper's lambda)."""
+    """The weight of the term that keeps the chosen answer as likely (the paper's lambda)."""
 
 
 class EXOObjective(PairObjective):
