@@ -151,7 +151,8 @@ class _Reference:
             path: of the section, such as `evaluation.sets`.
             others: the members of the same union that were described; what they have alike is only named.
         """
-        yield from (f"## {title}", "", " ".join(part["description"].split()), "")
+        level = "###" if "." in path else "##"
+        yield from (f"{level} {title}", "", " ".join(part["description"].split()), "")
         own, alike = _compare(part, others)
         kind = own.pop("type", {}).get("const")
         if own:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from online_dpo.config.run import RunConfig
 
-UNIONS = (typing.Union, types.UnionType)
+_UNIONS = (typing.Union, types.UnionType)
 
 
 def explain(error: ValidationError) -> str:
@@ -43,7 +43,7 @@ def _sentence(problem: Any, location: list[str], path: str) -> str:
     if kind == "missing":
         return f"{path} is missing; it has no default, so set it"
     if kind == "union_tag_not_found":
-        return f"{path}.type is missing; choose one of {', '.join(union_members(_annotation_at(location)))}"
+        return f"{path}.type is missing; choose one of {', '.join(_union_members(_annotation_at(location)))}"
     if kind == "union_tag_invalid":
         tags = problem["ctx"]["expected_tags"].replace("'", "")
         return f"{path}.type is {problem['ctx']['tag']}; it must be one of {tags}"
@@ -67,7 +67,7 @@ def _wish(problem: Any) -> str:
 
 
 def _is_member(location: list[str], index: int) -> bool:
-    return typing.get_origin(_annotation_at(location[:index])) in UNIONS
+    return typing.get_origin(_annotation_at(location[:index])) in _UNIONS
 
 
 def _known_keys(location: list[str]) -> list[str]:
@@ -79,8 +79,8 @@ def _annotation_at(location: list[str]) -> Any:
     """The type behind a pydantic error location, walking through sections, mappings and tagged unions."""
     current: Any = RunConfig
     for part in location:
-        current = strip_optional(current)
-        tags = union_members(current)
+        current = _strip_optional(current)
+        tags = _union_members(current)
         if part in tags:
             current = tags[part]
         elif isinstance(current, type) and issubclass(current, BaseModel):
@@ -92,25 +92,25 @@ def _annotation_at(location: list[str]) -> Any:
             current = typing.get_args(current)[-1]
         else:
             return None
-    return strip_optional(current)
+    return _strip_optional(current)
 
 
-def strip_optional(annotation: Any) -> Any:
+def _strip_optional(annotation: Any) -> Any:
     """The annotation without `Annotated` and without an optional's None."""
     if typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
     members = [m for m in typing.get_args(annotation) if m is not type(None)]
-    is_union = typing.get_origin(annotation) in UNIONS
-    return strip_optional(members[0]) if is_union and len(members) == 1 else annotation
+    is_union = typing.get_origin(annotation) in _UNIONS
+    return _strip_optional(members[0]) if is_union and len(members) == 1 else annotation
 
 
-def union_members(annotation: Any) -> dict[str, Any]:
+def _union_members(annotation: Any) -> dict[str, Any]:
     """The members of a union by what tells them apart: the `type` of sections, or the tags beside the members."""
-    annotation = strip_optional(annotation)
+    annotation = _strip_optional(annotation)
     found: dict[str, Any] = {}
-    for member in typing.get_args(annotation) if typing.get_origin(annotation) in UNIONS else ():
+    for member in typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else ():
         tags = [extra.tag for extra in typing.get_args(member)[1:] if isinstance(extra, Tag)]
-        plain = strip_optional(member)
+        plain = _strip_optional(member)
         if isinstance(plain, type) and issubclass(plain, BaseModel) and "type" in plain.model_fields:
             tags += typing.get_args(plain.model_fields["type"].annotation)
         found |= dict.fromkeys(tags, plain)
