@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from actors.lora_slots import LoraSlots
-from online_dpo.config.run import LORA_RANKS
+from online_dpo.config.learner import LORA_RANKS
 from online_dpo.errors import WeightMismatchError
 from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
 

@@ -248,7 +248,8 @@ def step_flops(config: Any, args: argparse.Namespace, *, prompts: int) -> float:
 
 
 def ours(args: argparse.Namespace, precision: str) -> None:
-    from online_dpo.config.run import LearnerSection, LoraSection, SigmoidObjective
+    from online_dpo.config.learner import LearnerSection, LoraSection
+    from online_dpo.config.objective.pairwise import SigmoidObjective
     from online_dpo.learner.learner import Learner, LearnerSpec
     from online_dpo.types import Completion, Pair, Prompt
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from judges.protocol import Question
 from judges.verifier.verifier import Verifier
-from online_dpo.config.judges import VerifierJudge
+from online_dpo.config.judges.hosted import VerifierJudge
 
 
 def grouped(value: int) -> str:

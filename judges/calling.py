@@ -25,7 +25,7 @@ from judges.protocol import (
     limits_of,
     note_latency,
 )
-from online_dpo.config.judges import HostedJudge
+from online_dpo.config.judges.hosted import HostedJudge
 from online_dpo.errors import JudgeError
 from online_dpo.types import FAILURE, STOPPED, Verdict
 

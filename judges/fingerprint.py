@@ -13,7 +13,9 @@ from pydantic import BaseModel
 import online_dpo
 from judges.registry import JudgeSpec
 from judges.user.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
-from online_dpo.config.judges import LlmJudge, OuterJudge, PythonJudge, RewardModelJudge
+from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
+from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.section import OuterJudge
 from online_dpo.models.inspection import inspect_model, locate
 
 SAME_VERDICTS = frozenset({"batch_size", "batch_tokens", "threads"})

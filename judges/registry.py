@@ -16,17 +16,15 @@ from judges.llm import describe_llm
 from judges.protocol import Judge
 from judges.user.python_judge import adapt
 from judges.user.user_code import load_target, read_source
-from online_dpo.config.judges import (
+from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge, VerifierJudge
+from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.section import (
     CachedJudge,
     EnsembleJudge,
     LengthPenaltyJudge,
-    LlmJudge,
     NormaliseJudge,
     OuterJudge,
     ProcessJudge,
-    PythonJudge,
-    RewardModelJudge,
-    VerifierJudge,
 )
 
 Inner = Mapping[str, Caller]

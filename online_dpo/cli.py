@@ -62,6 +62,22 @@ def validate(
         typer.echo(line)
 
 
+@app.command("config")
+def print_config(
+    schema: Annotated[bool, typer.Option("--schema", help="As a JSON schema, for editors.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown tables, for the documentation.")] = False,
+) -> None:
+    """Print every field of a config with its default and meaning, as commented YAML."""
+    from online_dpo.commands.config import json_schema, markdown_reference, yaml_reference
+
+    if schema and markdown:
+        raise UserError("--schema and --markdown are both given; choose one of them")
+    if schema:
+        typer.echo(json.dumps(json_schema(), indent=2))
+    else:
+        typer.echo(markdown_reference() if markdown else yaml_reference(), nl=False)
+
+
 @app.command()
 def status(
     run_dir: RunDir, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False

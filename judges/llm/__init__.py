@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from online_dpo.config.judges import LlmJudge
+from online_dpo.config.judges.llm import LlmJudge
 
 
 def describe_llm(section: LlmJudge, field: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from judges.protocol import StopJudging, count
-from online_dpo.config.llm import Budget, Prices
+from online_dpo.config.judges.llm import Budget, Prices
 
 COUNTS = {
     "calls": "num_judge_charged_calls",

@@ -11,7 +11,7 @@ from judges.llm.client import EndpointChat, Sleep
 from judges.llm.judge import ChatJudge
 from judges.llm.key import read_key
 from judges.protocol import Limits
-from online_dpo.config.judges import LlmJudge
+from online_dpo.config.judges.llm import LlmJudge
 
 
 def build_llm(section: LlmJudge, field: str, *, sleep: Sleep = asyncio.sleep) -> ChatJudge:

@@ -22,7 +22,7 @@ from judges.llm.chat import CallFailed, ChatReply, ChatRequest
 from judges.llm.key import Key
 from judges.llm.replies import Malformed, read_reply
 from judges.protocol import StopJudging, count
-from online_dpo.config.llm import Endpoint
+from online_dpo.config.judges.llm import Endpoint
 
 MAX_REPLY_BYTES = 1 << 20
 """Of a whole HTTP answer; a verdict with 20 log-probs has a few thousand bytes."""

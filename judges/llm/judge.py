@@ -13,7 +13,7 @@ from judges.llm.chat import Chat, ChatRequest
 from judges.llm.parsing import read_json, read_token
 from judges.llm.prompts import Task, build_messages, make_key
 from judges.protocol import Abstain, Limits, Question, asked_again, count
-from online_dpo.config.judges import LlmJudge
+from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.types import FIRST_PLACE, SECOND_PLACE, Verdict, derive_seed
 
 Subject = tuple[int, ...]

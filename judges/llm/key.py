@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from online_dpo.config.llm import Endpoint
+from online_dpo.config.judges.llm import Endpoint
 from online_dpo.errors import JudgeError
 
 HIDDEN = "[key]"

@@ -13,7 +13,7 @@ from itertools import combinations
 
 from judges.calling import Caller
 from judges.protocol import Question, count
-from online_dpo.config.judges import EnsembleJudge
+from online_dpo.config.judges.section import EnsembleJudge
 from online_dpo.pairing.opinions import Opinion
 from online_dpo.statistics.agreement import count_scores, count_votes
 from online_dpo.types import FAILURE, Verdict

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from judges.calling import Caller
 from judges.protocol import Question
-from online_dpo.config.judges import ProcessJudge
+from online_dpo.config.judges.section import ProcessJudge
 from online_dpo.errors import JudgeError
 from online_dpo.types import FAILURE, Verdict
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from judges.calling import Caller
 from judges.protocol import Question
-from online_dpo.config.judges import LengthPenaltyJudge, NormaliseJudge
+from online_dpo.config.judges.section import LengthPenaltyJudge, NormaliseJudge
 from online_dpo.errors import JudgeError
 from online_dpo.pairing.opinions import logit, sigmoid
 from online_dpo.types import Verdict

@@ -17,7 +17,7 @@ from judges.hosting import Scorer, ScorerWish, hosting
 from judges.protocol import Limits, Question, count
 from judges.reward.classifier import Classifier
 from judges.threads import in_thread
-from online_dpo.config.judges import ScoringEngine
+from online_dpo.config.judges.hosted import ScoringEngineSection
 from online_dpo.errors import JudgeError
 from online_dpo.models.inspection import inspect_model, load_tokenizer, locate
 from online_dpo.types import PromptContent, Verdict
@@ -40,7 +40,7 @@ class RewardModel:
         output: int | Sequence[float] | None = None,
         max_tokens: int | None = None,
         batch_tokens: int = 8192,
-        engine: ScoringEngine | None = None,
+        engine: ScoringEngineSection | None = None,
         trust_remote_code: bool = False,
         on_gpu: bool = False,
     ) -> None:

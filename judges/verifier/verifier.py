@@ -14,7 +14,7 @@ from typing import Any
 from judges.protocol import Limits, Question, count
 from judges.threads import in_thread
 from judges.verifier.expressions import MAX_LENGTH, Answer, plain_symbols, read_answer, same_answer
-from online_dpo.config.judges import VerifierJudge
+from online_dpo.config.judges.hosted import VerifierJudge
 from online_dpo.errors import JudgeError
 from online_dpo.types import Verdict
 

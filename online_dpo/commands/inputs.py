@@ -9,9 +9,10 @@ from typing import Any
 
 from judges.registry import JudgeSpec, make_spec
 from online_dpo.commands.fitting import check_lengths, check_optional_packages
+from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
-from online_dpo.config.run import JudgeSection, RunConfig
+from online_dpo.config.run import RunConfig
 from online_dpo.config.threads import resolve_threads
 from online_dpo.data.preference_files import peek_preferences
 from online_dpo.data.preferences import load_evaluation_pairs, load_pairs

@@ -100,7 +100,7 @@ def show(report: dict[str, Any], *, num_prompts: int) -> Iterator[str]:
 def installed_judges() -> Iterator[str]:
     """One line for each kind of judge and for each that an installed package offers. Nothing of theirs is imported."""
     from judges.user.user_code import EMBEDDED, entry_points
-    from online_dpo.config.judges import judge_kinds
+    from online_dpo.config.judges.section import judge_kinds
 
     for name, about in judge_kinds().items():
         yield f"type: {name:<16} {about}"

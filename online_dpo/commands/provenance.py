@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from online_dpo.commands.inputs import Inputs, judge_sections, pair_sections
-from online_dpo.config.judges import hosted_judges
+from online_dpo.config.judges.section import hosted_judges
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.models.given_reference import GivenReference

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from online_dpo.commands.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
 from online_dpo.commands.provenance import check_same_inputs, run_info
 from online_dpo.commands.specs import engine_spec, learner_spec
-from online_dpo.config.loading import check_resumable, dump_config, load_config
+from online_dpo.config.loading import dump_config, load_config
+from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
 from online_dpo.errors import RunDirectoryError

@@ -8,7 +8,7 @@ from typing import Any
 
 from online_dpo.commands.inputs import Materials
 from online_dpo.config.control import PathReference
-from online_dpo.config.run import LoraSection
+from online_dpo.config.learner import LoraSection
 from online_dpo.models.files import tensor_shapes
 from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.models.inspection import ModelInfo

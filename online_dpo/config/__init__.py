@@ -1,4 +1,5 @@
-"""What a run is made of: one module for each part of the config, loading with overrides, and the wording of errors.
+"""What a run is made of: one module for each part of the config, and loading, checking and explaining it.
 
-May import `types` and `errors`. Never torch, Ray or vLLM: `online-dpo validate` answers at once.
+`run.RunConfig` holds all sections. May import `types` and `errors`; never torch, Ray or vLLM, so that `online-dpo
+validate` answers at once.
 """

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
-Tolerance = Annotated[float, Field(gt=0.0)]
-Share = Annotated[float, Field(ge=0.0)]  # of GPUs
+Positive = Annotated[float, Field(gt=0.0)]
+NumGpus = Annotated[float, Field(ge=0.0)]
 
 
 def changeable(default: Any, **constraints: Any) -> Any:
@@ -19,6 +19,15 @@ def changeable(default: Any, **constraints: Any) -> Any:
 
 
 class Section(BaseModel):
-    """Base of every part: strict about keys, immutable once validated, numbers finite."""
+    """The base of every part: unknown keys are errors, a validated section cannot be changed, numbers are finite.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    The string below a field is its description in `online-dpo config`, in the JSON schema and in the docs.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )

@@ -1,13 +1,13 @@
-"""The `pairing` section: which judged completions become pairs, or get labels of their own (docs/pairs.md)."""
+"""The `pairing` section: which judged completions become pairs, or are labelled desirable or not (docs/pairs.md)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from online_dpo.config.base import Section
-from online_dpo.config.judges import EnsembleJudge, JudgeSection, LlmJudge, OuterJudge, ProcessJudge
+from online_dpo.config.judges.section import JudgeSection
 
 Strategy: TypeAlias = Literal[
     "best_vs_worst",
@@ -32,29 +32,45 @@ class ThresholdLabels(Section):
 
     type: Literal["threshold"]
     value: float
+    """The threshold, in the judge's score units."""
 
 
 class QuantileLabels(Section):
-    """The highest scores of the round are desirable, as many of the lowest are not, what lies between has no label."""
+    """The highest scores of the round are desirable, as many of the lowest are not; those between get no label."""
 
     type: Literal["quantile"]
-    share: float = Field(0.25, gt=0.0, le=0.5)  # of the round's scores, at each end
+    share: float = Field(0.25, gt=0.0, le=0.5)
+    """The share of the round's scores at each end."""
 
 
 LabelsSection: TypeAlias = Annotated[ThresholdLabels | QuantileLabels, Field(discriminator="type")]
 
 
 class PairingSection(Section):
+    """How a prompt's judged completions become pairs, or answers that are labelled desirable or not."""
+
     strategy: Strategy = "best_vs_worst"
-    min_margin: float = Field(0.0, ge=0.0)  # of a pair, whatever the strategy; score units, or logits
-    min_chosen_score: float | None = None  # of the chosen answer; of judges that score
-    duplicates: Literal["tokens", "text"] = "tokens"  # by what equal answers to a prompt count once
-    near_duplicate: float | None = Field(None, gt=0.0, le=1.0)  # answers at least this similar make no pair
-    max_length_ratio: float | None = Field(None, ge=1.0)  # of length_controlled, in tokens; None = 1.25
-    max_pairs_per_prompt: int | None = Field(None, ge=1)  # of all_pairs; the widest margins are kept
-    budget: int | None = Field(None, ge=1)  # of uncertain: prompts per round, the most uncertain first
-    annotator: JudgeSection | None = None  # asked about the two answers of each pair alone; it settles who is chosen
-    labels: LabelsSection | None = None  # of unpaired objectives; None = both answers of every pair
+    """Which completions of a prompt make a pair; docs/pairs.md describes each strategy."""
+    min_margin: float = Field(0.0, ge=0.0)
+    """The smallest margin of a pair, whatever the strategy: a difference of scores, or the logit of a probability."""
+    min_chosen_score: float | None = None
+    """The lowest score of a chosen answer, for judges that score. null: any."""
+    duplicates: Literal["tokens", "text"] = "tokens"
+    """By what two answers to a prompt are the same and count once: their token ids, or their text."""
+    near_duplicate: float | None = Field(None, gt=0.0, le=1.0)
+    """Two answers whose similarity is at least this make no pair: the share of the runs of three words in either that
+    both have. null: similar answers make pairs."""
+    max_length_ratio: float | None = Field(None, ge=1.0)
+    """For length_controlled: the largest ratio of the two answers' lengths in tokens. null means 1.25."""
+    max_pairs_per_prompt: int | None = Field(None, ge=1)
+    """For all_pairs: how many pairs of a prompt are kept, those with the widest margins. null: all."""
+    budget: int | None = Field(None, ge=1)
+    """For uncertain: how many prompts of a round are kept, the most uncertain first. null: all."""
+    annotator: JudgeSection | None = None
+    """A second judge that is asked about the two answers of each selected pair and settles which is chosen. null: the
+    training judge settles it."""
+    labels: LabelsSection | None = None
+    """How scores become labels for unpaired objectives (KTO). null: both answers of every pair are labelled."""
 
     @property
     def length_ratio(self) -> float | None:
@@ -100,37 +116,6 @@ class PairingSection(Section):
                     f"score and pairs none: remove one of the two"
                 )
         return self
-
-
-def check_pairing(config: Any) -> None:
-    """Refuse a `RunConfig` whose objective or judge cannot go with its `pairing` section.
-
-    Raises:
-        ValueError: with the reason and the remedy.
-    """
-    rules: PairingSection = config.pairing
-    if rules.labels is not None and not config.objective.is_unpaired:
-        raise ValueError(
-            f"pairing.labels is set, but objective.type is {config.objective.type}, which compares two answers: set "
-            f"objective.type to kto, or remove pairing.labels"
-        )
-    if rules.annotator is not None and ANNOTATOR in config.evaluation.judges:
-        raise ValueError(
-            "evaluation.judges has a judge named annotator; with pairing.annotator that name is taken: choose another"
-        )
-    if rules.score_reader is not None and config.judge is not None and only_compares(config.judge):
-        raise ValueError(explain_no_scores(rules, f"judge.type {config.judge.type} as it is set"))
-
-
-def only_compares(section: Any) -> bool:
-    """Whether a judge is known from its section to score nothing."""
-    if isinstance(section, LlmJudge):
-        return section.form == "pairwise"
-    if isinstance(section, EnsembleJudge) and section.aggregate == "majority":
-        return True
-    if isinstance(section, OuterJudge) and not isinstance(section, ProcessJudge):
-        return any(map(only_compares, section.inner.values()))
-    return False
 
 
 def explain_no_scores(rules: PairingSection, judge: str) -> str:

@@ -1,18 +1,19 @@
-"""Thread counts as numbers: bits depend on them, so they are recorded with the config."""
+"""Thread counts: settled when a run begins, and kept when it is continued."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from online_dpo.config.judges import hosted_judges, replace_hosted
+from online_dpo.config.judges.section import hosted_judges, replace_hosted
 from online_dpo.config.run import RunConfig
 
 
 def resolve_threads(config: RunConfig) -> RunConfig:
-    """Thread counts as numbers: bits depend on them, so they are recorded with the config.
+    """The config with numbers in the place of `threads: auto`: results depend on them to the last bit.
 
-    Judges run beside the engine and get half of the cores: OpenMP threads that wait for a busy core spin.
+    So they are recorded with the config. Judges run beside the engine and get half of the cores, because OpenMP threads
+    that wait for a busy core keep it busy.
     """
     cores = len(os.sched_getaffinity(0))
     half = max(1, cores // 2)
@@ -38,7 +39,10 @@ def resolve_threads(config: RunConfig) -> RunConfig:
 
 
 def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
-    """`auto` means the recorded number when a run is continued, on whatever machine."""
+    """The config with the recorded numbers in the place of `threads: auto`, for a run that is continued.
+
+    A run keeps its numbers on whatever machine it is continued.
+    """
 
     def kept(section: Any, old: Any) -> Any:
         return section.model_copy(update={"threads": old.threads}) if section.threads == "auto" else section

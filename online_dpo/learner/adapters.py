@@ -20,7 +20,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
 
-from online_dpo.config.run import LoraSection
+from online_dpo.config.learner import LoraSection
 from online_dpo.errors import ModelError
 from online_dpo.types import Adapter, WeightsRef, derive_seed
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from online_dpo.config.run import LearnerSection
+from online_dpo.config.learner import LearnerSection
 from online_dpo.errors import ModelError
 from online_dpo.learner.batching import pack_by_tokens
 from online_dpo.learner.kernels import attention

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias, cast
 
-from online_dpo.config.objective import ObjectiveSection
+from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.errors import TrainingError
 from online_dpo.types import Item, Items, Labelled, Pair, Row
 

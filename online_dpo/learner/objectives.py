@@ -22,15 +22,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from online_dpo.config.objective import (
-    AnyPairObjective,
-    AOTObjective,
-    BCOObjective,
-    KTOObjective,
-    ObjectiveSection,
-    SigmoidObjective,
-    SumObjective,
-)
+from online_dpo.config.objective.pairwise import AnyPairObjective, AOTObjective, BCOObjective, SigmoidObjective
+from online_dpo.config.objective.section import KTOObjective, ObjectiveSection, SumObjective
 from online_dpo.errors import TrainingError
 from online_dpo.learner import losses
 from online_dpo.learner.losses import RunningMean

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from online_dpo.config.objective import AdaptiveBeta, BetaSection, CosineBeta, LinearBeta
-from online_dpo.config.run import LearnerSection
+from online_dpo.config.learner import LearnerSection
+from online_dpo.config.objective.beta import AdaptiveBeta, BetaSection, CosineBeta, LinearBeta
 
 _FACTORS: dict[str, Callable[[float], float]] = {
     "constant": lambda position: 1.0,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from online_dpo.config.objective import ObjectiveSection
-from online_dpo.config.run import LearnerSection, LoraSection
+from online_dpo.config.learner import LearnerSection, LoraSection
+from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.learner.model_loading import ModelSource
 from online_dpo.types import Adapter
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from online_dpo.config.control import WATCHED, AlarmSection, DriftSection
-from online_dpo.config.objective import AdaptiveBeta
+from online_dpo.config.objective.beta import AdaptiveBeta
 from online_dpo.config.run import RunConfig
 from online_dpo.statistics.overoptimisation import Best, best_after, is_over_optimised
 

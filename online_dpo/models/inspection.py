@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from online_dpo import embedded
-from online_dpo.config.run import LORA_RANKS
+from online_dpo.config.learner import LORA_RANKS
 from online_dpo.errors import ModelError
 from online_dpo.models import files as model_files
 from online_dpo.types import Adapter

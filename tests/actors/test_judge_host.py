@@ -14,7 +14,7 @@ from verdict_kit import answers, brief, shard_of
 
 from actors.judge_host import JudgeHost
 from judges.registry import JudgeSpec
-from online_dpo.config.judges import PythonJudge
+from online_dpo.config.judges.hosted import PythonJudge
 from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import JudgeError
 from online_dpo.pairing.pairs import build_pairs

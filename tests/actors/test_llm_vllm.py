@@ -31,7 +31,8 @@ from judges.llm.judge import ChatJudge
 from judges.llm.prompts import Task, build_messages
 from judges.protocol import StopJudging
 from judges.trial import try_judge
-from online_dpo.config.judges import JudgeSection, LlmJudge
+from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.section import JudgeSection
 from online_dpo.types import Judged
 
 TEMPLATE = """\

@@ -18,7 +18,7 @@ from judges.hosting import Hosting, NeedsEngine, ScorerWish, hosted
 from judges.protocol import Question
 from judges.registry import make_spec
 from judges.reward.reward_model import RewardModel
-from online_dpo.config.judges import RewardModelJudge, ScoringEngine
+from online_dpo.config.judges.hosted import RewardModelJudge, ScoringEngineSection
 from online_dpo.types import Judged
 
 TEXTS = (" upon a time there was", " end<eos>", " more<eos><eos>", "", " yes" * 60)
@@ -87,7 +87,7 @@ def test_what_the_engine_is_asked_for_and_what_is_checked_before(tmp_path: Path)
         wishes.append(wish)
         raise NeedsEngine("no engine here")
 
-    engine = ScoringEngine(gpu_memory_utilization=0.2, kv_cache_gib=3)
+    engine = ScoringEngineSection(gpu_memory_utilization=0.2, kv_cache_gib=3)
     with hosted(Hosting(scorer=refuse)):
         with pytest.raises(NeedsEngine):
             RewardModel(str(path), output=1, max_tokens=100, batch_tokens=900, dtype="bfloat16", engine=engine)

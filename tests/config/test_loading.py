@@ -10,7 +10,7 @@ from config_kit import BASE
 
 from online_dpo.commands.quickstart import CONFIG
 from online_dpo.config.loading import dump_config, load_config
-from online_dpo.config.objective import SigmoidObjective
+from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from config_kit import BASE
 
-from online_dpo.config.loading import check_resumable, dump_config, load_config
-from online_dpo.config.objective import MEMBERS, PairObjective
+from online_dpo.config.loading import dump_config, load_config
+from online_dpo.config.objective.pairwise import PairObjective
+from online_dpo.config.objective.section import MEMBERS
+from online_dpo.config.resuming import check_resumable
 from online_dpo.errors import ConfigError
 
 PAGE = (Path(__file__).parents[2] / "docs/losses.md").read_text()
@@ -54,7 +56,7 @@ def test_a_sum_and_a_schedule_survive_a_dump(tmp_path: Path) -> None:
         (["objective.type=cdpo", "objective.label_smoothing=0.5"], "objective.label_smoothing is 0.5; it must be less"),
         (["objective.type=robust", "objective.soft_labels=true"], "beside a label_smoothing; labels are either"),
         (["objective.type=exo_pair", "objective.label_smoothing=0"], "objective.label_smoothing is 0; it must"),
-        (["objective.type=aot", "objective.wpo=true"], "objective has wpo, but aot compares sorted gains"),
+        (["objective.type=aot", "objective.wpo=true"], "objective has wpo, but aot compares sorted log-ratios"),
         (["objective.type=aot", "objective.pair_weights=margin"], "objective has pair_weights, but aot compares"),
         (["objective.type=simpo", "reference.type=every"], "objective.type is simpo, which has no reference"),
         (["objective.type=simpo", "objective.length_normalise=false"], "objective.length_normalise is false; it must"),

@@ -10,7 +10,7 @@ import pytest
 
 from judges.registry import build_caller, make_spec
 from judges.trial import try_judges
-from online_dpo.config.judges import PythonJudge
+from online_dpo.config.judges.hosted import PythonJudge
 from online_dpo.config.loading import load_config
 from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import ConfigError, JudgeError

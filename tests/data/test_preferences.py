@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prompt_kit import BOS, EOS, ids, make_tokenizer, write_rows
 
-from online_dpo.config.run import PairsSection
+from online_dpo.config.preferences import PairsSection
 from online_dpo.data.drawing import Cursor
 from online_dpo.data.encoding import AnswerEncoder
 from online_dpo.data.preferences import Limits, PairSource

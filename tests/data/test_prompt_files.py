@@ -15,7 +15,8 @@ import pytest
 from prompt_kit import make_tokenizer, write_rows
 from pyarrow import parquet
 
-from online_dpo.config.run import PairsSection, PromptsSection
+from online_dpo.config.data import PromptsSection
+from online_dpo.config.preferences import PairsSection
 from online_dpo.data.preference_files import Preference, load_preferences, split_row
 from online_dpo.data.prompts import PromptSource, validate_source
 from online_dpo.errors import DataError
@@ -116,7 +117,7 @@ def test_validation_reads_the_first_rows_only(tmp_path: Path) -> None:
 def test_validation_imports_nothing_heavy(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.jsonl", [{"prompt": "a"}])
     code = (
-        "import sys; from online_dpo.config.run import PromptsSection\n"
+        "import sys; from online_dpo.config.data import PromptsSection\n"
         "from online_dpo.data.prompts import validate_source\n"
         f"for source in ({str(path)!r}, 'embedded:openings/train', 'org/name'):\n"
         "    validate_source(PromptsSection(source=source), 'prompts')\n"

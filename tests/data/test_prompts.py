@@ -15,7 +15,8 @@ import pytest
 from prompt_kit import BOS, EOS, ids, make_tokenizer, write_rows
 from pyarrow import parquet
 
-from online_dpo.config.run import EvaluationSet, PromptsSection
+from online_dpo.config.data import PromptsSection
+from online_dpo.config.evaluation import EvaluationSet
 from online_dpo.data.prompts import Cursor, PromptSource
 from online_dpo.errors import ConfigError, DataError
 

@@ -34,7 +34,8 @@ from judges.registry import build, make_spec
 from judges.reward.reward_model import RewardModel
 from judges.trial import try_judge
 from judges.user.python_judge import PointwiseJudge
-from online_dpo.config.judges import PythonJudge, RewardModelJudge, judge_kinds
+from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
+from online_dpo.config.judges.section import judge_kinds
 from online_dpo.config.loading import load_judges
 from online_dpo.errors import JudgeError, ModelError
 from online_dpo.types import Verdict
@@ -190,7 +191,7 @@ import asyncio, sys
 from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
-from online_dpo.config.judges import PythonJudge
+from online_dpo.config.judges.hosted import PythonJudge
 section = PythonJudge(type="python", target="mine.py:f")
 judge = build(make_spec(section, field="judge", base_dir=Path({str(tmp_path)!r})))
 try:

@@ -18,8 +18,9 @@ from judges.llm.building import build_llm
 from judges.llm.key import Key, read_key
 from judges.protocol import StopJudging, collect_counts
 from judges.trial import try_judge
-from online_dpo.config.llm import Endpoint
-from online_dpo.config.loading import changes, dump_config, load_config
+from online_dpo.config.judges.llm import Endpoint
+from online_dpo.config.loading import dump_config, load_config
+from online_dpo.config.resuming import changes
 from online_dpo.errors import ConfigError, JudgeError
 
 QUESTIONS = [question(f"one {i}", f"seven {i}", f"seventeen {i}", name=str(i)) for i in range(8)]

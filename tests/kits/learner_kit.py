@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load as parse_safetensors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from online_dpo.config.objective import SigmoidObjective
-from online_dpo.config.run import LearnerSection, LoraSection
+from online_dpo.config.learner import LearnerSection, LoraSection
+from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.learner.learner import Learner, LearnerSpec
 from online_dpo.types import Adapter, Completion, Pair, Prompt, Row
 

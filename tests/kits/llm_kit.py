@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from judges.llm.judge import ChatJudge
 from judges.protocol import Question, check_verdicts, collect_counts
-from online_dpo.config.judges import JudgeSection, LlmJudge
+from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.section import JudgeSection
 from online_dpo.types import Verdict
 
 

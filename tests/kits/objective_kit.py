@@ -10,7 +10,7 @@ import torch
 from learner_kit import make_pairs
 from torch import Tensor
 
-from online_dpo.config.objective import MEMBERS
+from online_dpo.config.objective.section import MEMBERS
 from online_dpo.learner.items import with_reference
 from online_dpo.learner.logprobs import TokenLogps
 from online_dpo.learner.objectives import Outcome, PairwiseObjective

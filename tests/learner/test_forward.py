@@ -30,7 +30,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from online_dpo.config.run import LearnerSection
+from online_dpo.config.learner import LearnerSection
 from online_dpo.errors import DataError, ModelError
 from online_dpo.learner import logprobs
 from online_dpo.learner.forward import Forward

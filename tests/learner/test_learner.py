@@ -21,7 +21,7 @@ from learner_kit import (
     with_dropout,
 )
 
-from online_dpo.config.objective import MEMBERS
+from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import TrainingError
 from online_dpo.learner.learner import Learner
 from online_dpo.types import Adapter

@@ -25,7 +25,8 @@ from learner_kit import (
 )
 from torch import Tensor
 
-from online_dpo.config.objective import MEMBERS, Objective, PairObjective
+from online_dpo.config.objective.pairwise import Objective, PairObjective
+from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import TrainingError
 from online_dpo.learner.items import rows_of
 from online_dpo.learner.learner import Learner

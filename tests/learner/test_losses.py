@@ -12,7 +12,8 @@ import pytest
 import torch
 from mpmath import mpf
 
-from online_dpo.config.objective import MEMBERS, PairObjective
+from online_dpo.config.objective.pairwise import PairObjective
+from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import ShapeError
 from online_dpo.learner import losses
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from objective_kit import Drawn, draw, evaluate
 
-from online_dpo.config.objective import MEMBERS, SumObjective
+from online_dpo.config.objective.section import MEMBERS, SumObjective
 from online_dpo.errors import TrainingError
 from online_dpo.learner.losses import RunningMean
 from online_dpo.learner.objectives import PairwiseObjective

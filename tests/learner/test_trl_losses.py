@@ -13,7 +13,7 @@ from objective_kit import Drawn, Rows, draw, evaluate, leaves
 from torch import Tensor
 from trl import DPOTrainer, KTOTrainer
 
-from online_dpo.config.objective import KTOObjective
+from online_dpo.config.objective.section import KTOObjective
 from online_dpo.learner.losses import kl_estimate
 from online_dpo.learner.objectives import LabelledObjective
 from online_dpo.learner.tensors import labelled_batch

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from online_dpo.config.objective import KTOObjective, Objective, SigmoidObjective
+from online_dpo.config.objective.pairwise import Objective, SigmoidObjective
+from online_dpo.config.objective.section import KTOObjective
 from online_dpo.learner.learner import Learner
 from online_dpo.pairing.unpairing import unpair
 from online_dpo.types import Adapter, Completion, Pair, Prompt

@@ -14,7 +14,8 @@ from loop_runs import Kill, Run, comparable, records
 
 from online_dpo.commands.run import why_stopped
 from online_dpo.config.control import WATCHED
-from online_dpo.config.loading import check_resumable, load_config
+from online_dpo.config.loading import load_config
+from online_dpo.config.resuming import check_resumable
 from online_dpo.errors import ConfigError, WeightMismatchError
 from online_dpo.loop.control import Control, advance, findings, measure, stop_reason
 from online_dpo.loop.references import Reference, score_items

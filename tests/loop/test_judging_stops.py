@@ -16,7 +16,7 @@ from verdict_kit import answers, brief, shard_of
 
 from actors.judge_host import JudgeHost
 from judges.registry import make_spec
-from online_dpo.config.judges import JudgeSection
+from online_dpo.config.judges.section import JudgeSection
 from online_dpo.errors import JudgingStopped
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far

@@ -20,8 +20,10 @@ from loop_runs import Kill, Run, comparable, records
 from pydantic import BaseModel
 
 from online_dpo.config.base import Section
-from online_dpo.config.loading import JudgesConfig, check_resumable
-from online_dpo.config.objective import MEMBERS, PairObjective
+from online_dpo.config.loading import JudgesConfig
+from online_dpo.config.objective.pairwise import PairObjective
+from online_dpo.config.objective.section import MEMBERS
+from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.store.run_store import RunStore

@@ -12,7 +12,7 @@ from control_kit import config, measured, without_warnings
 from loop_kit import FakeGenerator, FakeStages
 from loop_runs import Kill, Run, comparable, records
 
-from online_dpo.config.loading import check_resumable
+from online_dpo.config.resuming import check_resumable
 from online_dpo.errors import ConfigError
 from online_dpo.loop.control import Control, advance, findings, stop_reason
 from online_dpo.statistics.overoptimisation import best_after, compare_with_best, is_over_optimised

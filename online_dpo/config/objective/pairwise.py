@@ -1,4 +1,4 @@
-"""The `objective` section: which loss, with which parameters, composed with what. The formulas are in `docs/losses.md`.
+"""The objectives over pairs: which loss, with which parameters, composed with what; `docs/losses.md` has the formulas.
 
 Fields that no member of the union reads do not exist; a field of another member, and a combination that makes no
 sense, is an error that says why.
@@ -12,17 +12,19 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config.base import Section
-from online_dpo.config.beta import AdaptiveBeta, BetaSection, CosineBeta, LinearBeta
+from online_dpo.config.objective.beta import BetaSection, CosineBeta, LinearBeta
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NoiseRate = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
 class Objective(Section):
-    """What all members of the union have in common."""
+    """What all objectives have in common."""
 
-    is_unpaired: ClassVar[bool] = False  # trains on `Labelled` instead of `Pair`
-    refusals: ClassVar[dict[str, str]] = {}  # fields of other members -> why this one cannot have them
+    is_unpaired: ClassVar[bool] = False
+    """Whether it trains on labelled answers (`Labelled`) instead of pairs (`Pair`)."""
+    refusals: ClassVar[dict[str, str]] = {}
+    """Why this objective cannot have certain fields of others, by field."""
 
     @model_validator(mode="before")
     @classmethod
@@ -32,8 +34,7 @@ class Objective(Section):
                 continue
             if key in cls.refusals:
                 raise ValueError(f"has {key}, but {cls.refusals[key]}")
-            owners = [name for name, member in MEMBERS.items() if key in member.model_fields]
-            if owners:
+            if owners := _types_with(key, Objective):
                 raise ValueError(
                     f"has {key}, which {data.get('type')} does not read; it belongs to {', '.join(owners)}: "
                     f"choose one of these types, or remove it"
@@ -56,17 +57,35 @@ class Objective(Section):
         return any(isinstance(beta, LinearBeta | CosineBeta) for beta in self.betas)
 
 
-class PairObjective(Objective):
-    """A loss over pairs, and what composes with every one of them."""
+def _types_with(field: str, base: type[Section]) -> list[str]:
+    """The types of objective that have a field of this name."""
+    found: list[str] = []
+    for member in base.__subclasses__():
+        if {"type", field} <= member.model_fields.keys():
+            found += typing.get_args(member.model_fields["type"].annotation)
+        found += _types_with(field, member)
+    return found
 
-    beta: BetaSection = 0.1  # strength of the pull towards the reference; larger holds the policy closer to it
-    length_normalise: bool = False  # gains per token instead of per completion
-    target_margin: float = Field(0.0, ge=0.0)  # by how much the chosen answer shall win; reward units: beta * nats
-    nll_weight: float = Field(0.0, ge=0.0)  # of the supervised term: nats per token of the chosen answer
-    pair_weights: Literal["given", "margin", "confidence"] = "given"  # beside each pair's own weight
-    soft_labels: bool = False  # the judge's probability instead of its winner
-    wpo: bool = False  # weigh pairs by how likely the policy is to sample them
-    ld_alpha: Fraction | None = None  # what tokens beyond the shorter answer's length count; None = 1
+
+class PairObjective(Objective):
+    """A loss over pairs, and the options that compose with every one of them."""
+
+    beta: BetaSection = 0.1
+    """The strength of the pull towards the reference; a larger one holds the policy closer to it."""
+    length_normalise: bool = False
+    """Whether log-ratios are means over a completion's tokens instead of sums."""
+    target_margin: float = Field(0.0, ge=0.0)
+    """By how much the chosen answer's reward shall win, in reward units (beta times nats)."""
+    nll_weight: float = Field(0.0, ge=0.0)
+    """The weight of a supervised term, the chosen answer's negative log-likelihood in nats per token."""
+    pair_weights: Literal["given", "margin", "confidence"] = "given"
+    """What multiplies the loss of a pair: its own weight alone, or also the judge's margin or confidence."""
+    soft_labels: bool = False
+    """Whether the loss takes the judge's probability of winning instead of its winner."""
+    wpo: bool = False
+    """Whether pairs are weighted by how likely the policy is to sample them (WPO)."""
+    ld_alpha: Fraction | None = None
+    """How much tokens beyond the length of the shorter answer count (LD-DPO). null means 1."""
 
     @property
     def betas(self) -> list[BetaSection]:
@@ -74,9 +93,10 @@ class PairObjective(Objective):
 
 
 class NoisyObjective(PairObjective):
-    """A pairwise loss that takes a share of the labels to be wrong."""
+    """A loss over pairs that assumes that a share of the pairs is ordered the wrong way round."""
 
-    label_smoothing: NoiseRate = 0.1  # the share
+    label_smoothing: NoiseRate = 0.1
+    """The share of pairs that is assumed to be ordered the wrong way round."""
 
     @field_validator("soft_labels")
     @classmethod
@@ -94,7 +114,9 @@ class SigmoidObjective(PairObjective):
 
     type: Literal["sigmoid"]
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
-    alpha: float | None = Field(None, gt=0.0, lt=1.0)  # of the alpha-divergence; towards 0 reverse KL, 1 forward KL
+    """The divergence from the reference that the policy is held by."""
+    alpha: float | None = Field(None, gt=0.0, lt=1.0)
+    """For `divergence: alpha`: towards 0 it is the reverse KL, towards 1 the forward KL. null otherwise."""
 
     @model_validator(mode="after")
     def _alpha_is_read(self) -> SigmoidObjective:
@@ -120,7 +142,7 @@ class IPOObjective(PairObjective):
 
 
 class HingeObjective(PairObjective):
-    """SLiC's hinge on the gains, as RSO normalises it."""
+    """SLiC's hinge on log-ratios, as RSO normalises it."""
 
     type: Literal["hinge"]
 
@@ -138,12 +160,15 @@ class RobustObjective(NoisyObjective):
 
 
 class SimPOObjective(PairObjective):
-    """Mean log-probs instead of gains: no reference."""
+    """SimPO: mean log-probs instead of log-ratios, so that there is no reference."""
 
     type: Literal["simpo"]
     beta: BetaSection = 2.0
+    """The scale of the mean log-probs; there is no reference to hold the policy to."""
     target_margin: float = Field(1.0, ge=0.0)
-    length_normalise: Literal[True] = True  # is what SimPO is
+    """By how much the chosen answer's reward shall win (SimPO's gamma)."""
+    length_normalise: Literal[True] = True
+    """Always true: SimPO is defined on means over tokens."""
 
     @property
     def needs_reference(self) -> bool:
@@ -154,14 +179,16 @@ class DPOPObjective(PairObjective):
     """DPO that also holds the chosen answer at least as likely as under the reference."""
 
     type: Literal["dpop"]
-    penalty: float = Field(50.0, ge=0.0)  # lambda
+    penalty: float = Field(50.0, ge=0.0)
+    """The weight of the term that keeps the chosen answer as likely (the paper's lambda)."""
 
 
 class EXOObjective(PairObjective):
-    """Reverse KL between the policy's and the judge's choice."""
+    """EXO: the reverse KL between the policy's and the judge's choice in a pair."""
 
     type: Literal["exo_pair"]
-    label_smoothing: float = Field(1e-3, gt=0.0, lt=0.5)  # zero would make the loss infinite
+    label_smoothing: float = Field(1e-3, gt=0.0, lt=0.5)
+    """The probability that the judge chose wrongly; 0 would make the loss infinite."""
 
 
 class NCAObjective(PairObjective):
@@ -177,23 +204,32 @@ class SPPOObjective(PairObjective):
 
 
 class APOZeroObjective(PairObjective):
-    """Anchored: chosen up, rejected down; for answers better than the policy's own."""
+    """Anchored preference optimisation that raises the chosen answer and lowers the rejected one.
+
+    For chosen answers that are better than the policy's own.
+    """
 
     type: Literal["apo_zero"]
 
 
 class APODownObjective(PairObjective):
-    """Anchored: both down, rejected more; for answers worse than the policy's own."""
+    """Anchored preference optimisation that lowers both answers, the rejected one more.
+
+    For chosen answers that are worse than the policy's own.
+    """
 
     type: Literal["apo_down"]
 
 
 class AOTObjective(PairObjective):
-    """Alignment by optimal transport: distributions of gains over the global batch, not single pairs."""
+    """Alignment by optimal transport: compares distributions of log-ratios over the global batch, not single pairs."""
 
     type: Literal["aot"]
-    unpaired: bool = False  # chosen gains against rejected gains, instead of gaps against the reference's gaps
+    unpaired: bool = False
+    """Whether sorted log-ratios of chosen answers are compared with those of rejected ones. false compares the policy's
+    gaps between chosen and rejected with the reference's."""
     label_smoothing: NoiseRate = 0.0
+    """The share of comparisons that are assumed to be the wrong way round."""
 
     @model_validator(mode="after")
     def _sorting_leaves_no_pairs(self) -> AOTObjective:
@@ -204,43 +240,26 @@ class AOTObjective(PairObjective):
         ):
             if value:
                 raise ValueError(
-                    f"has {field}, but aot compares sorted gains, so that no term of its loss belongs to one pair: "
-                    f"remove it, or choose another type"
+                    f"has {field}, but aot compares sorted log-ratios, so that no term of its loss belongs to one "
+                    f"pair: remove it, or choose another type"
                 )
         return self
 
 
 class DiscoPOPObjective(PairObjective):
-    """The log-ratio modulated loss."""
+    """DiscoPOP: the loss that is modulated by the log-ratio."""
 
     type: Literal["discopop"]
     tau: float = Field(0.05, gt=0.0)
+    """The temperature of the modulation."""
 
 
 class BCOObjective(PairObjective):
-    """Binary classifier optimisation: chosen against rejected, either side of a shift."""
+    """Binary classifier optimisation: chosen rewards above a shift, rejected ones below it."""
 
     type: Literal["bco_pair"]
-    shift: Literal["running_mean", "none"] = "running_mean"  # none is TRL's form
-
-
-PAIRWISE = "kto trains on single completions, and this is about pairs: remove it, or choose a pairwise type"
-
-
-class KTOObjective(Objective):
-    """Unpaired: every completion is desirable or not."""
-
-    is_unpaired: ClassVar[bool] = True
-    refusals: ClassVar[dict[str, str]] = {name: PAIRWISE for name in PairObjective.model_fields if name != "beta"}
-
-    type: Literal["kto"]
-    beta: BetaSection = 0.1
-    desirable_weight: float = Field(1.0, gt=0.0)
-    undesirable_weight: float = Field(1.0, gt=0.0)
-
-    @property
-    def betas(self) -> list[BetaSection]:
-        return [self.beta]
+    shift: Literal["running_mean", "none"] = "running_mean"
+    """The shift: the running mean of all rewards, or none, which is TRL's form."""
 
 
 AnyPairObjective: TypeAlias = (
@@ -260,57 +279,3 @@ AnyPairObjective: TypeAlias = (
     | DiscoPOPObjective
     | BCOObjective
 )
-
-
-class Term(Section):
-    """One objective of a sum."""
-
-    weight: float = Field(1.0, gt=0.0)
-    objective: AnyPairObjective = Field(discriminator="type")
-
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _pairs_only(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") in ("kto", "sum"):
-            why = {"kto": "trains on single completions and the other terms on pairs", "sum": "is a sum already"}
-            kind = value["type"]
-            raise ValueError(f"is of type {kind}, which {why[kind]}; a term is a pairwise objective")
-        return value
-
-
-class SumObjective(Objective):
-    """The weighted sum of several objectives on the same pairs."""
-
-    refusals: ClassVar[dict[str, str]] = dict.fromkeys(
-        PairObjective.model_fields, "a sum has none of its own: set it in the terms it is meant for"
-    )
-
-    type: Literal["sum"]
-    terms: list[Term] = Field(min_length=1)
-
-    @field_validator("terms")
-    @classmethod
-    def _no_controller(cls, value: list[Term]) -> list[Term]:
-        if any(isinstance(term.objective.beta, AdaptiveBeta) for term in value):
-            raise ValueError(
-                "has a term whose beta is adaptive; one controller cannot follow several betas: give it a number or a "
-                "schedule"
-            )
-        return value
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(term.objective.needs_reference for term in self.terms)
-
-    @property
-    def betas(self) -> list[BetaSection]:
-        return [term.objective.beta for term in self.terms]
-
-
-ObjectiveSection: TypeAlias = Annotated[AnyPairObjective | KTOObjective | SumObjective, Field(discriminator="type")]
-
-MEMBERS: dict[str, type[Objective]] = {
-    typing.get_args(member.model_fields["type"].annotation)[0]: member
-    for member in (*typing.get_args(AnyPairObjective), KTOObjective, SumObjective)
-}
-"""Every objective by the name that a config gives it."""

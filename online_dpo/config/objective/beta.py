@@ -6,37 +6,45 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from online_dpo.config.base import Section
-
-Positive = Annotated[float, Field(gt=0.0)]
+from online_dpo.config.base import Positive, Section
 
 
 class LinearBeta(Section):
-    """From `start` to `end` over the run, evaluated at every optimizer step."""
+    """A line from `start` to `end` over the run, evaluated at every optimizer step."""
 
     type: Literal["linear"]
     start: Positive
+    """Beta at the first step."""
     end: Positive
+    """Beta at the end of the run."""
 
 
 class CosineBeta(Section):
-    """The same along half a cosine: slow at both ends."""
+    """Half a cosine from `start` to `end` over the run: slow at both ends."""
 
     type: Literal["cosine"]
     start: Positive
+    """Beta at the first step."""
     end: Positive
+    """Beta at the end of the run."""
 
 
 class AdaptiveBeta(Section):
-    """Raised after rounds whose KL to the reference is above the target and lowered after the others."""
+    """Raised after rounds whose KL to the reference is above the target, and lowered after the others."""
 
     type: Literal["adaptive"]
     start: Positive
-    target_kl: Positive  # nats per completion, on the evaluation's samples
-    gain: Positive = 0.5  # beta changes by `gain` times the relative error of the KL ...
-    max_change: float = Field(0.5, gt=0.0, lt=1.0)  # ... which is cut to this share of beta per round
+    """Beta in the first round."""
+    target_kl: Positive
+    """The KL to the reference that is aimed at, in nats per completion on the evaluation's samples."""
+    gain: Positive = 0.5
+    """After a round beta changes by this times the relative error of the KL."""
+    max_change: float = Field(0.5, gt=0.0, lt=1.0)
+    """The largest change of beta after one round, as a share of it."""
     min: Positive = 1e-3
+    """The smallest beta."""
     max: Positive = 100.0
+    """The largest beta."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> AdaptiveBeta:

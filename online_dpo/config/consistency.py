@@ -1,0 +1,222 @@
+"""Every check that looks at two sections of a config. A check of one section alone is a validator of that section.
+
+The functions take a `RunConfig`, which is not named here because it calls them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from online_dpo.config.control import FixedReference
+from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.section import EnsembleJudge, OuterJudge, ProcessJudge
+from online_dpo.config.objective.beta import AdaptiveBeta
+from online_dpo.config.pairing import ANNOTATOR, explain_no_scores
+
+
+def check_consistency(config: Any) -> None:
+    """Refuse a `RunConfig` whose sections do not agree, or of which one would be ignored.
+
+    Raises:
+        ValueError: with the fields, their values and the remedy.
+    """
+    _check_pairs(config)
+    _check_pairing(config)
+    _check_weights(config)
+    _check_reference(config)
+    _check_measured(config)
+    _check_beta(config)
+
+
+def _check_pairs(config: Any) -> None:
+    """Sections that a run on pairs would ignore are refused, and so is the lack of those that a run needs."""
+    pairs = config.pairs
+    if pairs is None:
+        missing = [name for name in ("prompts", "judge") if getattr(config, name) is None]
+        if len(missing) == 1:
+            raise ValueError(f"{missing[0]} is missing; it has no default, so set it")
+        if missing:
+            raise ValueError(
+                "prompts and judge are missing; they have no default, so set both, or set pairs instead to train on a "
+                "data set of preferences"
+            )
+        return
+    if pairs.is_whole_run:
+        _check_nothing_is_ignored(config)
+    else:
+        _check_online_rounds(config)
+    _check_objective_of_pairs(config)
+
+
+def _check_nothing_is_ignored(config: Any) -> None:
+    why = "but pairs has neither warm_start_rounds nor fraction, so that every round trains on pairs alone"
+    for name in ("prompts", "judge"):
+        if getattr(config, name) is not None:
+            hint = " (a judge of evaluation samples goes under evaluation.judges)" if name == "judge" else ""
+            raise ValueError(f"{name} is set, {why}: remove {name}{hint}, or set one of the two")
+    if config.pairing != type(config.pairing)():
+        raise ValueError(f"pairing is set, {why} and nothing is paired: remove pairing, or set one of the two")
+    if config.verdicts.min_coverage != type(config.verdicts)().min_coverage:
+        raise ValueError(
+            f"verdicts.min_coverage is {config.verdicts.min_coverage:g}, {why} and nothing is labelled: remove it, or "
+            f"set one of the two"
+        )
+    if config.verdicts.repeated and not config.evaluation.judges:
+        raise ValueError(
+            f"verdicts.repeated is {config.verdicts.repeated:g}, {why} and there is no judge: remove it, or add "
+            f"evaluation.judges"
+        )
+    if config.evaluation.judges and not config.evaluation.sets:
+        raise ValueError(
+            f"evaluation.judges is set, {why} and there is no sample to judge: remove it, or add evaluation.sets"
+        )
+    read = {"max_tokens", "stop"} if config.evaluation.sets else set()
+    default = type(config.sampling)()
+    for name in type(config.sampling).model_fields:
+        if name not in read and getattr(config.sampling, name) != getattr(default, name):
+            hint = "evaluation samples are drawn at temperature 1, one per prompt" if read else "nothing is sampled"
+            raise ValueError(
+                f"sampling.{name} is {getattr(config.sampling, name)}, {why}; {hint}: remove it, or set one of the two"
+            )
+
+
+def _check_online_rounds(config: Any) -> None:
+    pairs = config.pairs
+    name = "warm_start_rounds" if pairs.warm_start_rounds is not None else "fraction"
+    for section in ("prompts", "judge"):
+        if getattr(config, section) is None:
+            raise ValueError(
+                f"pairs.{name} is {getattr(pairs, name)}, which leaves rounds that sample and judge, but {section} is "
+                f"missing: set it, or remove pairs.{name} to train on pairs alone"
+            )
+    if pairs.warm_start_rounds is not None and pairs.warm_start_rounds >= config.run.rounds:
+        raise ValueError(
+            f"pairs.warm_start_rounds is {pairs.warm_start_rounds} and run.rounds is {config.run.rounds}, which leaves "
+            f"no online round: raise run.rounds, or remove warm_start_rounds, prompts and judge to train on pairs alone"
+        )
+    if pairs.chat_template_kwargs:
+        raise ValueError(
+            "pairs.chat_template_kwargs and prompts are both set; both kinds of prompts are written by one template: "
+            "use prompts.chat_template_kwargs, which holds for pairs as well"
+        )
+
+
+def _check_objective_of_pairs(config: Any) -> None:
+    pairs, objective = config.pairs, config.objective
+    if pairs.is_labelled and not objective.is_unpaired:
+        raise ValueError(
+            f"pairs.format is labelled and objective.type is {objective.type}, which compares two answers; set "
+            f"objective.type to kto, or give pairs of answers"
+        )
+    for term in [term.objective for term in getattr(objective, "terms", ())] or [objective]:
+        for name, unused in (("soft_labels", False), ("pair_weights", "given")):
+            if (value := getattr(term, name, unused)) != unused:
+                raise ValueError(
+                    f"objective.{name} is {value}, which reads what a judge says about a pair, and pairs.source comes "
+                    f"without a judge: remove it, or train on sampled pairs alone"
+                )
+
+
+def _check_pairing(config: Any) -> None:
+    """The objective and the judges must go with the `pairing` section."""
+    rules = config.pairing
+    if rules.labels is not None and not config.objective.is_unpaired:
+        raise ValueError(
+            f"pairing.labels is set, but objective.type is {config.objective.type}, which compares two answers: set "
+            f"objective.type to kto, or remove pairing.labels"
+        )
+    if rules.annotator is not None and ANNOTATOR in config.evaluation.judges:
+        raise ValueError(
+            "evaluation.judges has a judge named annotator; with pairing.annotator that name is taken: choose another"
+        )
+    if rules.score_reader is not None and config.judge is not None and _only_compares(config.judge):
+        raise ValueError(explain_no_scores(rules, f"judge.type {config.judge.type} as it is set"))
+
+
+def _only_compares(section: Any) -> bool:
+    """Whether a judge is known from its section to score nothing."""
+    if isinstance(section, LlmJudge):
+        return section.form == "pairwise"
+    if isinstance(section, EnsembleJudge) and section.aggregate == "majority":
+        return True
+    if isinstance(section, OuterJudge) and not isinstance(section, ProcessJudge):
+        return any(map(_only_compares, section.inner.values()))
+    return False
+
+
+def _check_weights(config: Any) -> None:
+    """The push and the adapter must go with the model."""
+    if config.generator.weight_push == "merge" and config.model.dtype == "bfloat16":
+        raise ValueError(
+            "generator.weight_push is merge and model.dtype is bfloat16; rounding W + dW to bfloat16 swallows "
+            "small updates: set generator.weight_push to lora, or model.dtype to float32"
+        )
+    if config.model.adapter is not None and config.learner.lora is not None:
+        raise ValueError(
+            "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "
+            "remove learner.lora, or merge the adapter into the model first"
+        )
+
+
+def _check_reference(config: Any) -> None:
+    """The reference must go with the objective and with what is trained on."""
+    objective = config.objective
+    if not objective.needs_reference and not isinstance(config.reference, FixedReference):
+        raise ValueError(
+            f"reference.type is {config.reference.type} and objective.type is {objective.type}, which has no "
+            f"reference to schedule: remove the reference section, or choose another objective"
+        )
+    if objective.is_unpaired and config.reference.logps == "sampler":
+        raise ValueError(
+            f"reference.logps is sampler and objective.type is {objective.type}, whose KL estimate needs answers to "
+            f"other prompts, which were not sampled: set reference.logps to recompute"
+        )
+    if config.reference.logps == "sampler" and config.pairs is not None and config.pairs.is_whole_run:
+        raise ValueError(
+            "reference.logps is sampler and every round trains on pairs.source alone, which no policy of the run "
+            "sampled: set reference.logps to recompute"
+        )
+
+
+def _check_measured(config: Any) -> None:
+    """What looks at fresh samples needs evaluation sets, and over-optimisation two judges of them."""
+    measured = {
+        "objective.beta is adaptive": _is_adaptive(config),
+        "drift is set": config.drift,
+        "alarm is set": config.alarm,
+    }
+    for what, is_on in measured.items():
+        if is_on and not config.evaluation.sets:
+            raise ValueError(
+                f"{what} and evaluation.sets is empty; KL and diversity are measured on fresh samples for an "
+                f"evaluation set: add one, such as evaluation.sets.heldout.source"
+            )
+    if config.alarm is not None and config.alarm.over_optimisation is True:
+        judges = {"judge": config.judge, "evaluation.judges": config.evaluation.judges}
+        missing = [name for name, found in judges.items() if not found]
+        if missing:
+            raise ValueError(
+                f"alarm.over_optimisation is true and {missing[0]} is missing; it compares the training judge with "
+                f"those of the evaluation: add it, or set alarm.over_optimisation to auto"
+            )
+
+
+def _is_adaptive(config: Any) -> bool:
+    return any(isinstance(beta, AdaptiveBeta) for beta in config.objective.betas)
+
+
+def _check_beta(config: Any) -> None:
+    """At most one thing moves beta, and only a beta that holds the policy to a reference."""
+    objective, is_adaptive = config.objective, _is_adaptive(config)
+    raises_beta = config.drift is not None and config.drift.action == "raise_beta"
+    if is_adaptive and raises_beta:
+        raise ValueError(
+            "drift.action is raise_beta and objective.beta is adaptive; only one of them can move beta: set "
+            "drift.action to warn or stop, or objective.beta to a number or a schedule"
+        )
+    if (is_adaptive or raises_beta) and not objective.needs_reference:
+        raise ValueError(
+            f"{'objective.beta is adaptive' if is_adaptive else 'drift.action is raise_beta'} and objective.type is "
+            f"{objective.type}, whose beta holds the policy to no reference: give beta a number or a schedule and "
+            f"drift.action warn or stop, or choose another objective"
+        )

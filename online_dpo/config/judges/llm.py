@@ -1,0 +1,200 @@
+"""The section of a judge that asks a chat model, and its parts: whom it asks, and what it may spend."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from online_dpo.config.base import Section, changeable
+from online_dpo.config.judges.hosted import HostedJudge
+
+OVERALL = "It is more helpful, more correct and better written, taken all in all."
+
+
+class Prices(Section):
+    """What tokens cost, in the currency that `budget.cost` counts in."""
+
+    prompt: float = changeable(..., ge=0.0)
+    """The price of a million tokens of prompts."""
+    completion: float = changeable(..., ge=0.0)
+    """The price of a million tokens of replies."""
+
+
+class Endpoint(Section):
+    """A server that speaks the OpenAI chat protocol. No field holds the key; a field says where the key is found."""
+
+    base_url: str = changeable(...)
+    """The address up to and without /chat/completions, such as http://127.0.0.1:8000/v1."""
+    model: str
+    """The model's name on the server."""
+    api_key_env: str | None = changeable(None)
+    """The environment variable that holds the key, where the judge runs. null: none."""
+    api_key_file: str | None = changeable(None)
+    """The file that holds the key and nothing else, where the judge runs. null: none."""
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """How the server is asked for JSON. Replies are read as strictly where the server cannot promise it."""
+    extra_body: dict[str, Any] = Field({})
+    """Further fields of every request."""
+    max_wait_s: float = changeable(60.0, gt=0.0)
+    """The longest wait in seconds between two tries, even where Retry-After asks for more."""
+    prices: Prices | None = changeable(None)
+    """What the server charges; `budget.cost` needs it. null: unknown."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        # No message shows the value: it may hold a password.
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("is no http:// or https:// address; write it as in http://127.0.0.1:8000/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "has a user name, a query or a fragment, which would end up in logs; give the bare address, and the "
+                "key by api_key_env or api_key_file"
+            )
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        # What does not look like a name may be the key itself: it is refused before anything is written.
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", value):
+            raise ValueError(
+                "is not the name of an environment variable in capitals, such as OPENAI_API_KEY (the value is not "
+                "shown: it may be the key itself); put the key into such a variable and name it here"
+            )
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_ours_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = {
+            "model",
+            "messages",
+            "stream",
+            "n",
+            "response_format",
+            "logprobs",
+            "top_logprobs",
+            "temperature",
+            "seed",
+        }
+        if taken := sorted(ours & value.keys()):
+            raise ValueError(f"sets {', '.join(taken)}, which the judge sets itself; remove it")
+        return value
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Endpoint:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("api_key_env and api_key_file are both set; keep one")
+        return self
+
+
+class Budget(Section):
+    """What a judge may spend in the whole run, resumes included. It is never exceeded."""
+
+    calls: int | None = changeable(None, ge=1)
+    """Requests that were answered or may have been charged for. null: no limit."""
+    tokens: int | None = changeable(None, ge=1)
+    """Tokens of prompts and replies together. null: no limit."""
+    cost: float | None = changeable(None, gt=0.0)
+    """Money, by `endpoint.prices`. null: no limit."""
+
+
+class ChatEngineSection(Section):
+    """A vLLM engine of the judge's own; the actor that hosts the judge starts it."""
+
+    path: str
+    """A folder or a hub id of a chat model."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """The number format of the weights."""
+    max_model_len: int | None = Field(None, ge=64)
+    """The longest question and reply together, in tokens. null takes the model's context."""
+    gpu_memory_utilization: float = changeable(0.3, gt=0.0, le=1.0)
+    """The share of a GPU's memory that the engine may use."""
+    kv_cache_gib: int = changeable(1, ge=1)
+    """GiB of memory for the engine's KV cache on CPU."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+
+
+class LlmJudge(HostedJudge):
+    """A chat model that compares or grades completions."""
+
+    about = (
+        "a chat model behind an endpoint or in an engine of its own: compares, grades, or goes by written principles"
+    )
+
+    type: Literal["llm"]
+    endpoint: Endpoint | None = None
+    """The server that is asked. null: `engine` must be set."""
+    engine: ChatEngineSection | None = None
+    """An engine of the judge's own that is asked. null: `endpoint` must be set."""
+    form: Literal["pairwise", "pointwise"] = "pairwise"
+    """What is asked: which of every two completions is better, or a grade from 1 to 10 for each completion."""
+    principles: list[Annotated[str, Field(min_length=1)]] = Field(default=[OVERALL], min_length=1)
+    """Sentences that may apply to a completion. There is one request for each, and their verdicts are aggregated."""
+    weights: list[Annotated[float, Field(gt=0.0)]] | None = None
+    """The weight of each principle. null: all weigh the same."""
+    aggregate: Literal["mean", "min", "majority"] = "mean"
+    """How the principles' verdicts become one; min is for grades, majority for comparisons."""
+    verdict: Literal["json", "token"] = "json"
+    """How a verdict is read: from a JSON object, or from the probability of the reply's first token."""
+    min_mass: float = Field(0.5, ge=0.0, le=1.0)
+    """For `verdict: token`: the probability that must lie on the allowed letters; below it the judge abstains."""
+    both_orders: bool = True
+    """For comparisons: whether both orders of presentation are asked. false asks one of them, drawn by `seed`."""
+    on_conflict: Literal["abstain", "average"] = "abstain"
+    """What happens where the same place wins in both orders: the judge abstains, or pairing takes the mean."""
+    votes: int = Field(1, ge=1)
+    """Requests for each verdict; more than half of the replies must be readable."""
+    temperature: float = Field(0.0, ge=0.0)
+    """The sampling temperature of replies; several votes need one above 0."""
+    max_tokens: int = Field(64, ge=1)
+    """The longest JSON reply in tokens."""
+    seed: int = Field(0, ge=0)
+    """The seed of votes, orders and the key of a reply."""
+    budget: Budget = Budget()
+    """What may be spent in the whole run."""
+    concurrency: int = changeable(64, ge=1)
+    """Requests that are under way at the same time."""
+    timeout_s: float = changeable(120.0, gt=0.0)
+    """Seconds that one try of a request may take."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> LlmJudge:
+        _check_fields(self)
+        return self
+
+
+def _check_fields(section: LlmJudge) -> None:
+    if (section.endpoint is None) == (section.engine is None):
+        raise ValueError("needs either an endpoint or an engine; set one of the two")
+    if section.weights is not None and len(section.weights) != len(section.principles):
+        raise ValueError(
+            f"weights has {len(section.weights)} numbers and there are {len(section.principles)} principles; give one "
+            f"for each"
+        )
+    if section.aggregate == "min" and section.form != "pointwise":
+        raise ValueError("aggregate is min, which is of scores; set form: pointwise, or aggregate: mean or majority")
+    if section.aggregate == "majority" and section.form != "pairwise":
+        raise ValueError(
+            "aggregate is majority, which is of comparisons; set form: pairwise, or aggregate: mean or min"
+        )
+    if section.weights is not None and section.aggregate == "min":
+        raise ValueError(
+            "weights is set and aggregate is min, which knows none; remove weights, or set aggregate: mean"
+        )
+    if section.votes > 1 and section.temperature == 0.0:
+        raise ValueError(
+            f"votes is {section.votes} and temperature is 0, so that all votes would be the same; set a temperature"
+        )
+    if section.form == "pointwise" and not section.both_orders:
+        raise ValueError("both_orders is set and form is pointwise, which has no orders; remove both_orders")
+    if section.budget.cost is not None and (section.endpoint is None or section.endpoint.prices is None):
+        raise ValueError("budget.cost is set and nothing has a price; set endpoint.prices")
+    if section.engine is not None and section.budget != Budget():
+        raise ValueError("budget is set and the judge has an engine of its own, which nobody bills; remove budget")

@@ -1,0 +1,75 @@
+"""The `learner` section: the LoRA adapter and the updates that train it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from online_dpo.config.base import Auto, Count, NumGpus, Section, changeable
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
+
+
+class LoraSection(Section):
+    """The shape of a new LoRA adapter."""
+
+    r: int = Field(16, ge=1, le=512)
+    """The rank."""
+    alpha: float = Field(32, gt=0.0)
+    """The numerator of the scale alpha / r, by which the adapter's product is multiplied."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """The probability of dropping an input of the adapter in training."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """The linear layers that are adapted: all but the head, or those whose names are given."""
+
+    @field_validator("targets")
+    @classmethod
+    def _linear_layers_only(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list):
+            refused = sorted({t for t in value if t.split(".")[-1] in ("embed_tokens", "lm_head")})
+            if refused:
+                raise ValueError(
+                    f"contains {', '.join(refused)}; embeddings and heads may be tied or packed in the engine, so a "
+                    f"pushed copy could go stale: choose linear layers, or all-linear"
+                )
+            if not value:
+                raise ValueError("is empty; name linear layers, or use all-linear")
+        return value
+
+
+class LearnerSection(Section):
+    """The optimizer (AdamW), its batches, and how the learner computes."""
+
+    lr: float = Field(5e-6, gt=0.0)
+    """The peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """The learning rate over the run. linear and cosine fall to 0 at its end and fix `run.rounds` on resume."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps at the start of the run, over which the learning rate rises to `lr`."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW's decoupled weight decay."""
+    lora: LoraSection | None = None
+    """The adapter's shape. null means the defaults of that section, or the shape that `model.adapter` has."""
+    batch_pairs: int = Field(16, ge=1)
+    """Pairs of an optimizer step; completions where the objective is unpaired (KTO)."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens of one forward pass. At least one pair is taken. It changes memory and speed, not what is learned."""
+    layout: Literal["auto", "shared", "separate"] = "auto"
+    """Whether the answers to a prompt share one copy of it in a forward pass. auto shares where it pays."""
+    autocast: Literal["auto", "bfloat16", "off"] = "auto"
+    """The precision of matrix products. auto is bfloat16 on GPU and off (the precision of the weights) on CPU."""
+    activation_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass: less memory for about a third more time."""
+    compile: bool = False
+    """Whether what lies between the matrix products is compiled; on CPU this needs a C++ compiler."""
+    epochs: int = Field(1, ge=1)
+    """How often a round trains on each of its pairs."""
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    """Gradients with a larger norm are scaled down to it."""
+    checkpoint_steps: int = changeable(25, ge=0)
+    """Optimizer steps between two checkpoints inside a round; 0 writes none."""
+    num_gpus: Auto | NumGpus = changeable("auto")
+    """GPUs that the learner reserves; a fraction shares one. auto takes 1 where Ray has GPUs, else 0."""
+    threads: Auto | Count = "auto"
+    """CPU threads of the learner. auto takes all cores; the number is settled once and recorded."""

@@ -1,0 +1,117 @@
+"""What pydantic finds wrong with a config, in sentences that name the field, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel, Tag, ValidationError
+
+from online_dpo.config.run import RunConfig
+
+_UNIONS = (typing.Union, types.UnionType)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each field that is wrong, with its value and the remedy.
+
+    A field that takes `auto` or a number has one error for each; they become one sentence.
+    """
+    sentences: dict[str, str] = {}
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        # Pydantic puts the members of a union into the location; they are no keys of the file.
+        path = ".".join(part for i, part in enumerate(location) if not _is_member(location, i))
+        if path in sentences and _is_member(location, len(location) - 1):
+            sentences[path] += f" or {_wish(problem)}"
+        else:
+            sentences[path] = _sentence(problem, location, path)
+    return "\n".join(sentences.values())
+
+
+def _sentence(problem: Any, location: list[str], path: str) -> str:
+    """Field, value, remedy."""
+    kind, value = problem["type"], json.dumps(problem.get("input"), default=str)
+    known = _known_keys(location)
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+        return f"{path} is not a known key; {hint}"
+    if kind == "missing":
+        return f"{path} is missing; it has no default, so set it"
+    if kind == "union_tag_not_found":
+        return f"{path}.type is missing; choose one of {', '.join(_union_members(_annotation_at(location)))}"
+    if kind == "union_tag_invalid":
+        tags = problem["ctx"]["expected_tags"].replace("'", "")
+        return f"{path}.type is {problem['ctx']['tag']}; it must be one of {tags}"
+    if kind == "value_error":
+        message = str(problem["ctx"]["error"])
+        return f"{path} {message}" if path and not message.startswith(path.split(".")[0] + ".") else message
+    if kind in ("model_type", "model_attributes_type"):
+        keys = ", ".join(_known_keys([*location, ""])) or "type"
+        return f"{path} is {value}; it must be a mapping with some of the keys {keys}"
+    if kind == "string_pattern_mismatch":  # only names have a pattern
+        name = path.removesuffix(".[key]")
+        return f"{name} is {value}; use letters, digits, '.', '_' and '-', and begin with a letter or digit"
+    if location[-1] == "[key]":  # of a mapping whose keys are few
+        return f"{path.removesuffix('.[key]')} is not a known key; it must be {_wish(problem)}"
+    return f"{path} is {value}; it must be {_wish(problem)}"
+
+
+def _wish(problem: Any) -> str:
+    """What pydantic would accept, as the end of a sentence."""
+    return str(problem["msg"]).removeprefix("Input should be ")
+
+
+def _is_member(location: list[str], index: int) -> bool:
+    return typing.get_origin(_annotation_at(location[:index])) in _UNIONS
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model = _annotation_at(location[:-1])
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _annotation_at(location: list[str]) -> Any:
+    """The type behind a pydantic error location, walking through sections, mappings and tagged unions."""
+    current: Any = RunConfig
+    for part in location:
+        current = _strip_optional(current)
+        tags = _union_members(current)
+        if part in tags:
+            current = tags[part]
+        elif isinstance(current, type) and issubclass(current, BaseModel):
+            fields = current.model_fields
+            if part not in fields:
+                return None
+            current = fields[part].annotation
+        elif typing.get_origin(current) in (dict, list):
+            current = typing.get_args(current)[-1]
+        else:
+            return None
+    return _strip_optional(current)
+
+
+def _strip_optional(annotation: Any) -> Any:
+    """The annotation without `Annotated` and without an optional's None."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    members = [m for m in typing.get_args(annotation) if m is not type(None)]
+    is_union = typing.get_origin(annotation) in _UNIONS
+    return _strip_optional(members[0]) if is_union and len(members) == 1 else annotation
+
+
+def _union_members(annotation: Any) -> dict[str, Any]:
+    """The members of a union by what tells them apart: the `type` of sections, or the tags beside the members."""
+    annotation = _strip_optional(annotation)
+    found: dict[str, Any] = {}
+    for member in typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else ():
+        tags = [extra.tag for extra in typing.get_args(member)[1:] if isinstance(extra, Tag)]
+        plain = _strip_optional(member)
+        if isinstance(plain, type) and issubclass(plain, BaseModel) and "type" in plain.model_fields:
+            tags += typing.get_args(plain.model_fields["type"].annotation)
+        found |= dict.fromkeys(tags, plain)
+    return found
