@@ -58,7 +58,7 @@ def _check_nothing_is_ignored(config: Any) -> None:
         raise ValueError(f"pairing is set, {why} and nothing is paired: remove pairing, or set one of the two")
     if config.verdicts.min_coverage != type(config.verdicts)().min_coverage:
         raise ValueError(
-            f"verdicts.min_coverage is {config.verdicts.min_coverage:g}, {why} and nothing is labelled: remove it, or "
+            f"verdicts.min_coverage is {config.verdicts.min_coverage:g}, {why} and nothing is judged: remove it, or "
             f"set one of the two"
         )
     if config.verdicts.repeated and not config.evaluation.judges:

@@ -16,7 +16,7 @@ class EvaluationSet(PromptColumn):
     """Prompts that the updated policy answers once each."""
 
     count: int = Field(64, ge=1)
-    """How many prompts are taken, from the beginning of the source."""
+    """How many prompts are taken from the beginning of the source; it is an error if fewer are usable."""
 
 
 class EvaluationSection(Section):

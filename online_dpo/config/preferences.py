@@ -98,7 +98,7 @@ class EvaluationPairs(PairColumns):
     """Held-out pairs, on which it is measured how often the policy prefers the preferred answer."""
 
     count: int = Field(256, ge=1)
-    """How many rows are taken."""
+    """How many rows are taken from the beginning of the source; it is an error if fewer are usable."""
     max_prompt_tokens: int | None = Field(None, ge=1)
     """The longest prompt in tokens. null takes the limit of `pairs`, or 512 in a run without it."""
     max_completion_tokens: int | None = Field(None, ge=1)
