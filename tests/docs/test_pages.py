@@ -114,5 +114,32 @@ def test_commands_on_pages_exist(page: Path, generate: ModuleType) -> None:
                 assert word.strip("[]") in options, f"{name_of(page)}: `online-dpo {name}` has no {word}"
 
 
+PATH = re.compile(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|yaml|svg))?)`")
+"""A file, or a folder with a slash at its end, as pages write them."""
+
+
+def test_architecture_names_paths_that_exist() -> None:
+    named = PATH.findall((DOCS / "architecture.md").read_text())
+    assert len(named) > 60
+    roots = (ROOT, ROOT / "online_dpo/learner")  # the row of that room names folders inside it
+    assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+
+
+def test_a_change_names_three_files_at_most() -> None:
+    table = (DOCS / "architecture.md").read_text().split("## What to touch for a change")[1]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 15
+    for change, files in rows:
+        together = re.split(r"\. (?=A |An |What )", files)[0]  # what follows is another, smaller change
+        assert len(set(PATH.findall(together))) <= 3, change
+
+
+def test_pages_name_tests_and_scripts_that_exist() -> None:
+    named = re.compile(r"`(?:python |pytest )?((?:tests|benchmarks|configs|tools|docs)/[\w./-]+?\.\w+)")
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
+        for path in named.findall(page.read_text()):
+            assert (ROOT / path).exists(), f"{name_of(page)} names {path}, which is not there"
+
+
 def test_some_commands_were_found() -> None:
     assert sum(len(list(shown_commands(page))) for page in PAGES) > 25
