@@ -100,6 +100,13 @@ def test_generated_parts_name_what_they_describe(generate: ModuleType) -> None:
     assert "num_samples" in generate.config_reference()
 
 
+def test_the_api_reference_has_every_public_name() -> None:
+    import online_dpo
+
+    page = (DOCS / "api.md").read_text()
+    assert [name for name in online_dpo.__all__ if not re.search(rf"\b{name}\b", page)] == []
+
+
 @pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=name_of)
 def test_commands_on_pages_exist(page: Path, generate: ModuleType) -> None:
     known = generate.commands()
