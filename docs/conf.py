@@ -17,7 +17,7 @@ generate.write_all()
 project = "online-dpo"
 copyright = "the online-dpo authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "_generated"]
+exclude_patterns = ["_build", "_generated", "checklist*.md"]  # an issue's checklist goes when the issue is resolved
 html_theme = "furo"
 html_title = "online-dpo"
 html_static_path: list[str] = []
