@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,10 @@ def commands() -> dict[str, Any]:
 
 
 def config_reference() -> str:
-    """Every field of every section with its type, default and description, from the config's JSON schema."""
-    from online_dpo.config.run import RunConfig
+    """Every field of every section, as `online-dpo config --markdown` prints it."""
+    from online_dpo.commands.config import markdown_reference
 
-    schema = RunConfig.model_json_schema()
-    sections = {"The whole config": schema, **schema["$defs"]}
-    return "\n".join(line for name, section in sections.items() for line in _describe_section(name, section))
+    return markdown_reference()
 
 
 PARTS: dict[str, Callable[[], str]] = {"cli.md": cli_reference, "config.md": config_reference}
@@ -66,37 +63,6 @@ def _describe(name: str, command: Any) -> Iterator[str]:
         yield from ("| | |", "|---|---|")
         yield from (f"| {left} | {(right or '').replace('|', chr(92) + '|')} |" for left, right in rows)
         yield ""
-
-
-def _describe_section(name: str, section: Any) -> Iterator[str]:
-    rows = section.get("properties", {})
-    if not rows:
-        return
-    yield from (f"## {name}", "", section.get("description", ""), "")
-    yield from ("| field | type | default | |", "|---|---|---|---|")
-    for field, about in rows.items():
-        known = "default" in about and not (isinstance(about["default"], dict) and about["default"])
-        default = _code(json.dumps(about["default"])) if known else ""  # a section's defaults have a table of their own
-        cells = (_code(field), _type(about), default, " ".join(about.get("description", "").split()))
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-    yield ""
-
-
-def _type(about: Any) -> str:
-    if "$ref" in about:
-        name = about["$ref"].rsplit("/", 1)[-1]
-        return f"[{name}](#{name.lower()})"
-    several = about.get("anyOf") or about.get("oneOf")
-    if several:
-        return ", ".join(_type(one) for one in several)
-    values = about.get("enum") or ([about["const"]] if "const" in about else None)
-    if values is not None:
-        return ", ".join(_code(json.dumps(value)) for value in values)
-    inner = about.get("items") or about.get("additionalProperties")
-    of = f" of {_type(inner)}" if isinstance(inner, dict) and inner else ""
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = "".join(f" {sign} {about[key]:g}" for key, sign in signs.items() if key in about)
-    return f"{about.get('type', 'anything')}{of}{bounds}"
 
 
 def _place(argument: Any) -> str:
