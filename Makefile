@@ -3,11 +3,12 @@ VENV := .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 HARDWARE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 # uv does not read pip's own variable; without a local index of wheels, ask for PyTorch's CPU builds.
 BACKEND := $(if $(filter cpu,$(HARDWARE)),$(if $(PIP_FIND_LINKS),,--torch-backend cpu),)
 
-.PHONY: install quickstart test lint bench clean-venv
+.PHONY: install quickstart test lint docs bench
 
 install: $(STAMP)
 
@@ -28,6 +29,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Builds the site into docs/_build/html. A warning, such as a link that leads nowhere, is an error.
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+$(DOCS_STAMP): $(STAMP)
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --editable ".[docs]"
+	touch $(DOCS_STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/round_overhead.py
