@@ -42,7 +42,7 @@ class Forward:
     """A model, and how rows go through it.
 
     Args:
-        model: from `adapters.attach`, on its device.
+        model: from `adapter_slots.attach`, on its device.
         section: of the config.
 
     Raises:

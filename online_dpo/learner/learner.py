@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from online_dpo.errors import TrainingError
-from online_dpo.learner import adapters, checkpoints
+from online_dpo.learner import adapter_slots, checkpoints
 from online_dpo.learner.batching import round_batches
 from online_dpo.learner.forward import Forward
 from online_dpo.learner.gradients import Accumulation, NotFinite
@@ -46,10 +46,10 @@ class Learner:
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base = load_model(spec.base, dtype=spec.dtype, device=self.device)
-        self.model = adapters.attach(base, spec.lora, spec.adapter, seed=spec.seed)
+        self.model = adapter_slots.attach(base, spec.lora, spec.adapter, seed=spec.seed)
         given: Any = None
         if isinstance(spec.reference, Adapter):
-            adapters.add_given(self.model, spec.reference)
+            adapter_slots.add_given(self.model, spec.reference)
         elif spec.reference is not None:
             given = load_model(spec.reference, dtype=spec.dtype, device=self.device)
         self._forward = Forward(self.model, spec.learner)
@@ -74,7 +74,7 @@ class Learner:
 
     def policy(self, version: int) -> Adapter:
         """The current weights as bytes, stamped with a version."""
-        return adapters.snapshot(self.model, version=version, base_name=self.spec.model_name)
+        return adapter_slots.snapshot(self.model, version=version, base_name=self.spec.model_name)
 
     def score(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> list[Scores]:
         """Log-probs and entropies of rows under each of several weights. Training state is left exactly as it is.
@@ -213,7 +213,7 @@ class Learner:
             ModelError: the adapter does not fit the model. The learner is unchanged in both cases.
         """
         position, state = checkpoints.unpack(files, self._parameters)
-        adapters.fill(self.model, adapters.POLICY, Adapter.from_files(position.round_index, files))
+        adapter_slots.fill(self.model, adapter_slots.POLICY, Adapter.from_files(position.round_index, files))
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._position = position
 
@@ -256,7 +256,7 @@ class Learner:
         given |= {"state": position.state} if kl is None else {"kl": kl}
 
         def forward(micro: int, items: Sequence[Any]) -> Batch:
-            if adapters.dropout_of(self.model) > 0.0:
+            if adapter_slots.dropout_of(self.model) > 0.0:
                 # A seed per micro-batch, rather than one stream, leaves no random state to save or to restore, and
                 # gives the same masks to a second pass.
                 parts = ("dropout", position.round_index, position.next_step, micro)
@@ -319,5 +319,5 @@ class Learner:
         if under == "reference_model" and self._given is not None:
             yield self._given
         else:
-            with adapters.weights_of(self.model, under):
+            with adapter_slots.weights_of(self.model, under):
                 yield self._forward
