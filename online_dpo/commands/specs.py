@@ -85,7 +85,7 @@ def learner_spec(materials: Materials) -> Any:
 
 
 def _reference_source(materials: Materials) -> Any:
-    from online_dpo.learner.model_loading import ModelSource
+    from online_dpo.learner.frozen_models import ModelSource
 
     section, found = materials.config.reference, materials.reference
     if not isinstance(section, PathReference) or not isinstance(found, ModelInfo):

@@ -21,14 +21,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from online_dpo.config.learner import LearnerSection
 from online_dpo.errors import ModelError
-from online_dpo.learner.batching import pack_by_tokens
+from online_dpo.learner.grouping import pack_by_tokens
 from online_dpo.learner.kernels import attention
 from online_dpo.learner.kernels.lora_products import Products
 from online_dpo.learner.kernels.packing import MIN_SHARED_TOKENS, PackedBatch, pack_rows, packed_tokens
 from online_dpo.learner.logprobs import (
     Head,
-    States,
-    TokenLogps,
+    HiddenStates,
+    LogpTensors,
     base_model,
     batch_rows,
     padded_states,
@@ -74,7 +74,7 @@ class Forward:
             return None
         return 1 if self._section.layout == "shared" else MIN_SHARED_TOKENS
 
-    def token_logps(self, rows: Sequence[Row], *, training: bool, with_collision: bool = False) -> TokenLogps:
+    def token_logps(self, rows: Sequence[Row], *, training: bool, with_collision: bool = False) -> LogpTensors:
         """Log-probs of every completion token, as training needs them; differentiable where gradients are on.
 
         Args:
@@ -109,7 +109,7 @@ class Forward:
         groups = self.groups([[rows[index] for index in indices] for indices in members])
         return [[index for item in group for index in members[item]] for group in groups]
 
-    def _states(self, rows: Sequence[Row]) -> States:
+    def _states(self, rows: Sequence[Row]) -> HiddenStates:
         if not self._packs:
             return padded_states(self._model, batch_rows(rows).to(self._device))
         return packed_states(self._decoder, pack_rows(rows, min_shared=self.min_shared).to(self._device))
@@ -207,11 +207,11 @@ def _probe_rows(vocab_size: int) -> list[Row]:
     return [Row(prompt_ids=p, completion_ids=c) for p, c in zip((first, second, first, second), answers, strict=True)]
 
 
-def packed_states(decoder: Any, batch: PackedBatch) -> States:
+def packed_states(decoder: Any, batch: PackedBatch) -> HiddenStates:
     """Run a decoder whose attention is `attention.PACKED` over packed rows."""
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "packing": batch}
     hidden = decoder(**inputs, use_cache=False).last_hidden_state
-    return States(hidden[0].index_select(0, batch.predicting), batch.targets, batch.lengths)
+    return HiddenStates(hidden[0].index_select(0, batch.predicting), batch.targets, batch.lengths)
 
 
 def _low_precision(section: LearnerSection, device: torch.device) -> torch.dtype | None:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from online_dpo.learner.objectives import Outcome
-from online_dpo.learner.tensors import Batch, join
+from online_dpo.learner.batches import Batch, Outcome, join
 from online_dpo.types import Labelled, Pair
 
 

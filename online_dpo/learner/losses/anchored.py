@@ -1,6 +1,6 @@
 """Losses of both log-ratios by themselves: what they do is not settled by the gap alone.
 
-Conventions and shared arguments as in `online_dpo.learner.losses.paired`. Rewards are `r = beta * log_ratio`.
+Conventions and shared arguments as in `online_dpo.learner.losses.margin`. Rewards are `r = beta * log_ratio`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Losses that couple the items of a global batch, and the averages that couple them.
 
 Their values need every item of the batch at once, so the learner hands them all of it, whatever its micro-batches
-(DESIGN section 6). Conventions and shared arguments as in `online_dpo.learner.losses.paired`.
+(DESIGN section 6). Conventions and shared arguments as in `online_dpo.learner.losses.margin`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from online_dpo.learner.losses.paired import cdpo_loss
+from online_dpo.learner.losses.margin import cdpo_loss
 from online_dpo.learner.losses.shapes import expect_same_shape
 
 
