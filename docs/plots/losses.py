@@ -26,14 +26,14 @@ def scored(divergence: str, alpha: float | None = None) -> Loss:
 
 
 def kto(desirable: bool) -> Loss:
-    """Of one answer, whose gain over the KL estimate stands where the others have their margin."""
+    """Of one answer, whose log-ratio beyond the KL estimate stands where the others have their margin."""
 
     def loss(w: Tensor, r: Tensor) -> Tensor:
-        gains = w + w.detach()  # half of the margin twice; the slope is that of one answer
+        log_ratios = w + w.detach()  # half of the margin twice; the slope is that of one answer
         return losses.kto_loss(
-            gains,
-            torch.full(gains.shape, desirable),
-            kl=torch.zeros((), dtype=gains.dtype),
+            log_ratios,
+            torch.full(log_ratios.shape, desirable),
+            kl=torch.zeros((), dtype=log_ratios.dtype),
             beta=BETA,
             desirable_weight=1.0,
             undesirable_weight=1.0,
@@ -67,7 +67,7 @@ PANELS: dict[str, Loss] = {
 
 
 def curves(loss: Loss) -> tuple[list[float], dict[str, list[float]]]:
-    """Margins, and over them the loss and its slopes, all in reward units; both gains move by half of the margin."""
+    """Margins, and over them the loss and its slopes, all in reward units; both log-ratios move by half of the margin."""
     margins = torch.linspace(-REACH, REACH, 101, dtype=torch.float64)
     chosen = (0.5 * margins / BETA).requires_grad_()
     rejected = (-0.5 * margins / BETA).requires_grad_()

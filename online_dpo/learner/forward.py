@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from online_dpo.config.learner import LearnerSection
-from online_dpo.errors import ModelError
+from online_dpo.errors import ModelError, first_line
 from online_dpo.learner.grouping import pack_by_tokens
 from online_dpo.learner.kernels import attention
 from online_dpo.learner.kernels.lora_products import Products
@@ -144,8 +144,7 @@ class Forward:
         except Exception as error:  # whatever the compiler or a missing one comes up with
             for layer in layers:
                 layer._compiled_call_impl = None
-            what = (str(error).strip() or repr(error)).splitlines()[0]
-            self.notices.append(f"the learner runs uncompiled: {type(error).__name__}: {what}")
+            self.notices.append(f"the learner runs uncompiled: {type(error).__name__}: {first_line(error)}")
 
     def _wrap_layers(self) -> list[Any]:
         """Let every decoder layer keep its input only and compute the rest again in the backward pass."""
@@ -187,14 +186,14 @@ def _adopt_packing(model: PeftModel, device: torch.device) -> str | None:
         try:
             found = token_logps(head, packed_states(decoder, pack_rows(rows, min_shared=1).to(device)))
         except Exception as error:  # whatever a model of another making comes up with
-            reason = f"{type(decoder).__name__} takes no packed rows ({str(error).splitlines()[0]})"
+            reason = f"{type(decoder).__name__} takes no packed rows ({first_line(error)})"
         else:
             # Relative to the spread of the log-probs, as in `verify_head`; nan is a mismatch too.
             spread = torch.cat(alone).max() - torch.cat(alone).min()
-            gap = ((torch.cat(found.logps) - torch.cat(alone)).abs().max() / spread).item()
-            if gap <= (0.05 if head.weight.dtype == torch.bfloat16 else 1e-4):
+            distance = ((torch.cat(found.logps) - torch.cat(alone)).abs().max() / spread).item()
+            if distance <= (0.05 if head.weight.dtype == torch.bfloat16 else 1e-4):
                 return None
-            reason = f"{type(decoder).__name__} gives packed rows other log-probs (relative gap {gap:.2g})"
+            reason = f"{type(decoder).__name__} gives packed rows other log-probs (relative difference {distance:.2g})"
     config._attn_implementation = before
     return reason
 

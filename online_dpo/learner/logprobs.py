@@ -214,12 +214,12 @@ def verify_head(model: nn.Module) -> None:
     expected = base(input_ids=rows, use_cache=False).logits.double().log_softmax(dim=-1)
     found = head.logits(_decode(model, input_ids=rows))[0].double().log_softmax(dim=-1)
     # Relative to the spread of the log-probs, since a freshly initialised model has nearly flat ones.
-    gap = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
+    distance = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
     bound = 0.05 if head.weight.dtype == torch.bfloat16 else 1e-4
-    if not gap <= bound:
+    if not distance <= bound:
         raise ModelError(
-            f"{type(base).__name__} transforms its logits in a way that is not known here (relative gap {gap:.2g}); "
-            f"known are a linear head, logit_scale, logits_scaling and final_logit_softcapping: choose another model"
+            f"{type(base).__name__} transforms its logits in a way that is not known here (relative difference "
+            f"{distance:.2g}); known are a linear head, logit_scale, logits_scaling and final_logit_softcapping: choose another model"
         )
 
 

@@ -2,11 +2,11 @@
 
 What composes with every pairwise loss is applied around it and never inside it:
 
-- length desensitisation and normalisation make the log-ratios: sums over tokens in which the tail beyond the shorter
-  answer counts `ld_alpha` times, divided by the number of tokens so counted (LD-DPO, arXiv:2409.06411; SimPO's mean);
-- a target margin takes half of it off the chosen log-ratio and adds half to the rejected one, so that it also reaches
-  losses that are no functions of the gap (arXiv:2405.14734's gamma, in reward units);
-- soft labels are `p loss(w, l) + (1 - p) loss(l, w)` with the judge's probability;
+- the log-ratios are sums over tokens, in which the tokens beyond the length of the shorter answer count `ld_alpha`
+  times (LD-DPO, arXiv:2409.06411); `length_normalise` divides by the number of tokens so counted (SimPO's mean);
+- of a target margin, half is taken off the chosen log-ratio and half is added to the rejected one, so that it also
+  reaches losses that depend on more than the difference of the two (arXiv:2405.14734's gamma, in reward units);
+- soft labels give `p loss(w, l) + (1 - p) loss(l, w)` with the judge's probability p;
 - WPO's weight multiplies the preference loss, without gradient (arXiv:2406.11827, eq. 2, sampled alignment);
 - the supervised term adds `nll_weight` times the chosen answer's nats per token (arXiv:2404.19733, eq. 1);
 - a pair's weight multiplies all of this.
@@ -119,7 +119,7 @@ class PairTerm:
                 )
             if isinstance(section, AOTObjective) and pair.weight != 1.0:
                 raise TrainingError(
-                    f"objective.type is {kind}, whose sorted log_ratios belong to no pair, and the pair of prompt "
+                    f"objective.type is {kind}, whose sorted log-ratios belong to no pair, and the pair of prompt "
                     f"{pair.prompt.prompt_id} has the weight {pair.weight}; choose another objective, or no weights"
                 )
         raw = [self._raw_weight(pair.margin or 0.0, pair.probability or 0.0) for pair in pairs]
@@ -161,7 +161,7 @@ class PairTerm:
         return partial(function, beta=beta, **{parameter: getattr(section, parameter)})
 
     def _scores(self, batch: PairBatch) -> Tensor:
-        """`[2, P]` log_ratios, or what takes their place under another divergence."""
+        """`[2, P]` log-ratios, or what takes their place under another divergence."""
         policy, reference = self._composed(batch)
         section, log_ratios = self.section, policy - reference
         if isinstance(section, SigmoidObjective):

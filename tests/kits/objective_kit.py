@@ -34,7 +34,7 @@ class Drawn:
 
 
 def draw(count: int = 5, seed: int = 0) -> Drawn:
-    """Different lengths, margins, probabilities and weights; log_ratios of a few nats."""
+    """Different lengths, margins, probabilities and weights; log-ratios of a few nats."""
     rng = random.Random(seed)
     pairs = make_pairs(count, seed=seed)
     pairs = [
