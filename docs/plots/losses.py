@@ -67,7 +67,7 @@ PANELS: dict[str, Loss] = {
 
 
 def curves(loss: Loss) -> tuple[list[float], dict[str, list[float]]]:
-    """Margins, and over them the loss and its slopes, all in reward units; both log-ratios move by half of the margin."""
+    """Margins, with the loss and its slopes over them, in reward units; each log-ratio moves by half of the margin."""
     margins = torch.linspace(-REACH, REACH, 101, dtype=torch.float64)
     chosen = (0.5 * margins / BETA).requires_grad_()
     rejected = (-0.5 * margins / BETA).requires_grad_()

@@ -34,8 +34,8 @@ def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], de
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{source.field} {source.name} does not load as a causal language model: {first_line(error)}; give a folder with "
-            f"config.json and safetensors weights, or a hub id"
+            f"{source.field} {source.name} does not load as a causal language model: {first_line(error)}; give a "
+            f"folder with config.json and safetensors weights, or a hub id"
         ) from None
     model = model.to(device).requires_grad_(False).eval()
     verify_head(model)

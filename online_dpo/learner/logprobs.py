@@ -219,7 +219,8 @@ def verify_head(model: nn.Module) -> None:
     if not distance <= bound:
         raise ModelError(
             f"{type(base).__name__} transforms its logits in a way that is not known here (relative difference "
-            f"{distance:.2g}); known are a linear head, logit_scale, logits_scaling and final_logit_softcapping: choose another model"
+            f"{distance:.2g}); known are a linear head, logit_scale, logits_scaling and "
+            f"final_logit_softcapping: choose another model"
         )
 
 
