@@ -10,7 +10,9 @@ from typing import Any, cast
 from judges.llm.chat import CallFailed, ChatReply, ChatRequest, EngineWish
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
-from online_dpo.models.inspection import inspect_model, load_tokenizer, locate
+from online_dpo.models.inspection import inspect_model
+from online_dpo.models.locating import locate
+from online_dpo.models.tokenizer import load_tokenizer
 
 MAX_NUM_SEQS = 256
 """Sequences decoded at once, at most."""

@@ -97,7 +97,8 @@ def timed(work: Callable[[], Any]) -> float:
 def read_run(run_dir: Path) -> tuple[Any, Any, Any]:
     """Config, last round, and what the run's config says of its model."""
     from online_dpo.commands.run import recorded_config
-    from online_dpo.models.inspection import inspect_model, locate
+    from online_dpo.models.inspection import inspect_model
+    from online_dpo.models.locating import locate
     from online_dpo.store.run_store import RunStore
 
     config = recorded_config(run_dir)

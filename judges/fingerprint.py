@@ -16,7 +16,8 @@ from judges.user.user_code import EMBEDDED, find_entry_point, is_entry_point, sp
 from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import OuterJudge
-from online_dpo.models.inspection import inspect_model, locate
+from online_dpo.models.inspection import inspect_model
+from online_dpo.models.locating import locate
 
 SAME_VERDICTS = frozenset({"batch_size", "batch_tokens", "threads"})
 """Fields besides the changeable ones that do not change what is said, beyond float error."""

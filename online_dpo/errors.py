@@ -65,3 +65,8 @@ class ActorError(OnlineDPOError, RuntimeError):
 
 class ShapeError(OnlineDPOError, ValueError):
     """Tensors that must agree in shape do not."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of somebody else's error, for a message of ours; the error's type if it has no text."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -20,13 +20,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def scored(divergence: str, alpha: float | None = None) -> Loss:
-    """At beta 1, where a unit of reward is a nat. At beta 0.1 the exponentials would be too steep to draw."""
+    """At beta 1, where a reward unit is a nat: at a tenth of it the exponentials would be walls."""
     score = partial(losses.divergence_score, divergence=divergence, alpha=alpha)
     return lambda w, r: losses.sigmoid_loss(score(w * BETA), score(r * BETA), beta=1.0)
 
 
 def kto(desirable: bool) -> Loss:
-    """The loss of one answer; its reward less the KL estimate's takes the place of the margin."""
+    """Of one answer, whose log-ratio beyond the KL estimate stands where the others have their margin."""
 
     def loss(w: Tensor, r: Tensor) -> Tensor:
         log_ratios = w + w.detach()  # half of the margin twice; the slope is that of one answer
@@ -67,7 +67,7 @@ PANELS: dict[str, Loss] = {
 
 
 def curves(loss: Loss) -> tuple[list[float], dict[str, list[float]]]:
-    """Margins, the loss at each and its slopes, in units of reward; each log-ratio moves by half of the margin."""
+    """Margins, with the loss and its slopes over them, in reward units; each log-ratio moves by half of the margin."""
     margins = torch.linspace(-REACH, REACH, 101, dtype=torch.float64)
     chosen = (0.5 * margins / BETA).requires_grad_()
     rejected = (-0.5 * margins / BETA).requires_grad_()
@@ -78,7 +78,7 @@ def curves(loss: Loss) -> tuple[list[float], dict[str, list[float]]]:
 
 
 def shown_range(lines: dict[str, list[float]]) -> tuple[float, float]:
-    """From the lowest to the highest value away from the edges: a steep edge must not flatten everything else."""
+    """From the lowest to the highest value; but a steep wall shall not flatten everything else."""
     inner = [value for line in lines.values() for value in line[20:81]]
     return min(*inner, 0.0), max(*inner, 0.5)
 

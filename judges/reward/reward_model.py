@@ -19,7 +19,9 @@ from judges.reward.classifier import Classifier
 from judges.threads import in_thread
 from online_dpo.config.judges.hosted import ScoringEngineSection
 from online_dpo.errors import JudgeError
-from online_dpo.models.inspection import inspect_model, load_tokenizer, locate
+from online_dpo.models.inspection import inspect_model
+from online_dpo.models.locating import locate
+from online_dpo.models.tokenizer import load_tokenizer
 from online_dpo.types import PromptContent, Verdict
 
 

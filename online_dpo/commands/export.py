@@ -9,7 +9,8 @@ from pathlib import Path
 
 from online_dpo.commands.run import recorded_config
 from online_dpo.errors import RunDirectoryError, UserError
-from online_dpo.models.inspection import inspect_model, locate
+from online_dpo.models.inspection import inspect_model
+from online_dpo.models.locating import locate
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter
 

@@ -20,8 +20,11 @@ from online_dpo.data.prompts import Cursor, PromptSource, validate_source
 from online_dpo.loop.draws import check_one_form, first_written
 from online_dpo.loop.rounds import Job
 from online_dpo.loop.weight_sync import NUM_PROBE_ROWS, probe_rows
+from online_dpo.models.adapters import read_adapter
 from online_dpo.models.given_reference import GivenReference, inspect_reference
-from online_dpo.models.inspection import ModelInfo, inspect_model, load_tokenizer, locate, read_adapter
+from online_dpo.models.inspection import ModelInfo, inspect_model
+from online_dpo.models.locating import locate
+from online_dpo.models.tokenizer import load_tokenizer
 from online_dpo.types import REWARD, Adapter, Prompt
 
 

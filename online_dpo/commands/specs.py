@@ -9,9 +9,9 @@ from typing import Any
 from online_dpo.commands.inputs import Materials
 from online_dpo.config.control import PathReference
 from online_dpo.config.learner import LoraSection
-from online_dpo.models.files import tensor_shapes
 from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.models.inspection import ModelInfo
+from online_dpo.models.model_files import tensor_shapes
 
 MAX_NUM_SEQS = 256
 """Sequences that an engine decodes at once, at most; more only cost memory on the machines this was measured on."""
@@ -85,7 +85,7 @@ def learner_spec(materials: Materials) -> Any:
 
 
 def _reference_source(materials: Materials) -> Any:
-    from online_dpo.learner.model_loading import ModelSource
+    from online_dpo.learner.frozen_models import ModelSource
 
     section, found = materials.config.reference, materials.reference
     if not isinstance(section, PathReference) or not isinstance(found, ModelInfo):

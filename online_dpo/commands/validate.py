@@ -16,7 +16,8 @@ from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import describe_draw
 from online_dpo.errors import JudgeError, ModelError
 from online_dpo.models.given_reference import inspect_reference
-from online_dpo.models.inspection import inspect_model, locate
+from online_dpo.models.inspection import inspect_model
+from online_dpo.models.locating import locate
 from online_dpo.types import REWARD
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 from online_dpo import embedded
-from online_dpo.errors import DataError
-from online_dpo.models.inspection import HUB_ID
+from online_dpo.errors import DataError, first_line
+from online_dpo.models.locating import HUB_ID
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 
@@ -127,13 +127,10 @@ def row_ids(table: Table, name: str) -> list[str]:
 def _local_path(spec: Source, field: str) -> Path | None:
     """The file of a local source, None where the source is a hub id."""
     source, label = spec.source, label_of(spec, field)
-    if source.startswith("embedded:"):
-        try:
-            path = embedded.resolve(source.removeprefix("embedded:"))
-        except LookupError as error:
-            raise DataError(f"{label}; {error.args[0]}") from None
-    else:
-        path = Path(source).expanduser()
+    try:
+        path = embedded.path_of(source)
+    except LookupError as error:
+        raise DataError(f"{label}; {error.args[0]}") from None
     known = path.name.endswith(SUFFIXES)
     if not known and not path.exists() and HUB_ID.fullmatch(source):
         return None
@@ -164,11 +161,10 @@ def _load_hub(spec: Source, field: str) -> Any:
         return datasets.load_dataset(spec.source, spec.subset, split=spec.split)
     # Errors of the hub, of HTTP and of a data set's own layout have no common base; the cause stays attached.
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise DataError(
             f"{label} (subset {spec.subset}, split {spec.split}); there is no such file, and no such data set could be "
-            f"loaded from the hub ({first}): check {field}.source, subset and split, set HF_HUB_OFFLINE=1 to use a "
-            f"cached copy, or give a local file"
+            f"loaded from the hub ({first_line(error)}): check {field}.source, subset and split, set "
+            f"HF_HUB_OFFLINE=1 to use a cached copy, or give a local file"
         ) from error
 
 

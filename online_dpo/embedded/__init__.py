@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+PREFIX = "embedded:"
+"""What a config writes before the name of an embedded resource."""
+
 _ROOT = Path(__file__).parent
 _KNOWN = {
     "policy": "policy",
@@ -29,3 +32,12 @@ def resolve(name: str) -> Path:
     if name not in _KNOWN:
         raise LookupError(f"nothing is embedded as {name!r}; the names are {', '.join(_KNOWN)}")
     return _ROOT / _KNOWN[name]
+
+
+def path_of(source: str) -> Path:
+    """The path that a config means: `embedded:NAME`, or a path of the file system with `~` for the home folder.
+
+    Raises:
+        LookupError: as `resolve`.
+    """
+    return resolve(source.removeprefix(PREFIX)) if source.startswith(PREFIX) else Path(source).expanduser()

@@ -13,23 +13,25 @@ from safetensors.torch import save as write_safetensors
 from torch import Tensor
 
 from online_dpo.errors import RunDirectoryError
+from online_dpo.learner.batches import ObjectiveState
 from online_dpo.learner.losses import RunningMean
-from online_dpo.learner.objectives import State
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
+class TrainingPosition:
     """Where training stands. Learning rate, beta, batches and dropout masks all derive from it."""
 
     round_index: int  # -1 before the first round
     next_step: int  # within the round
     global_step: int  # optimizer steps of the run so far; skipped ones are none
-    state: State = ()  # of the objective, within the round
+    state: ObjectiveState = ()  # of the objective, within the round
 
 
-def pack(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, position: Position) -> dict[str, bytes]:
+def pack(
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, position: TrainingPosition
+) -> dict[str, bytes]:
     """File name -> content.
 
     Args:
@@ -50,7 +52,7 @@ def pack(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, pos
 
 def unpack(
     files: Mapping[str, bytes], parameters: Mapping[str, Tensor]
-) -> tuple[Position, dict[int, dict[str, Tensor]]]:
+) -> tuple[TrainingPosition, dict[int, dict[str, Tensor]]]:
     """Read what `pack` wrote, beside an adapter's files.
 
     Returns:
@@ -65,7 +67,7 @@ def unpack(
     try:
         tensors = parse_safetensors(files[OPTIMIZER_FILE])
         fields = json.loads(files[STATE_FILE])
-        position = Position(**{**fields, "state": tuple(RunningMean(**mean) for mean in fields["state"])})
+        position = TrainingPosition(**{**fields, "state": tuple(RunningMean(**mean) for mean in fields["state"])})
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise RunDirectoryError(
             f"the learner's checkpoint is not readable ({error}); resume from an earlier one"

@@ -20,15 +20,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from online_dpo.config.learner import LearnerSection
-from online_dpo.errors import ModelError
-from online_dpo.learner.batching import pack_by_tokens
+from online_dpo.errors import ModelError, first_line
+from online_dpo.learner.grouping import pack_by_tokens
 from online_dpo.learner.kernels import attention
 from online_dpo.learner.kernels.lora_products import Products
 from online_dpo.learner.kernels.packing import MIN_SHARED_TOKENS, PackedBatch, pack_rows, packed_tokens
 from online_dpo.learner.logprobs import (
     Head,
-    States,
-    TokenLogps,
+    HiddenStates,
+    LogpTensors,
     base_model,
     batch_rows,
     padded_states,
@@ -42,7 +42,7 @@ class Forward:
     """A model, and how rows go through it.
 
     Args:
-        model: from `adapters.attach`, on its device.
+        model: from `adapter_slots.attach`, on its device.
         section: of the config.
 
     Raises:
@@ -74,7 +74,7 @@ class Forward:
             return None
         return 1 if self._section.layout == "shared" else MIN_SHARED_TOKENS
 
-    def token_logps(self, rows: Sequence[Row], *, training: bool, with_collision: bool = False) -> TokenLogps:
+    def token_logps(self, rows: Sequence[Row], *, training: bool, with_collision: bool = False) -> LogpTensors:
         """Log-probs of every completion token, as training needs them; differentiable where gradients are on.
 
         Args:
@@ -109,7 +109,7 @@ class Forward:
         groups = self.groups([[rows[index] for index in indices] for indices in members])
         return [[index for item in group for index in members[item]] for group in groups]
 
-    def _states(self, rows: Sequence[Row]) -> States:
+    def _states(self, rows: Sequence[Row]) -> HiddenStates:
         if not self._packs:
             return padded_states(self._model, batch_rows(rows).to(self._device))
         return packed_states(self._decoder, pack_rows(rows, min_shared=self.min_shared).to(self._device))
@@ -144,8 +144,7 @@ class Forward:
         except Exception as error:  # whatever the compiler or a missing one comes up with
             for layer in layers:
                 layer._compiled_call_impl = None
-            what = (str(error).strip() or repr(error)).splitlines()[0]
-            self.notices.append(f"the learner runs uncompiled: {type(error).__name__}: {what}")
+            self.notices.append(f"the learner runs uncompiled: {type(error).__name__}: {first_line(error)}")
 
     def _wrap_layers(self) -> list[Any]:
         """Let every decoder layer keep its input only and compute the rest again in the backward pass."""
@@ -187,14 +186,14 @@ def _adopt_packing(model: PeftModel, device: torch.device) -> str | None:
         try:
             found = token_logps(head, packed_states(decoder, pack_rows(rows, min_shared=1).to(device)))
         except Exception as error:  # whatever a model of another making comes up with
-            reason = f"{type(decoder).__name__} takes no packed rows ({str(error).splitlines()[0]})"
+            reason = f"{type(decoder).__name__} takes no packed rows ({first_line(error)})"
         else:
             # Relative to the spread of the log-probs, as in `verify_head`; nan is a mismatch too.
             spread = torch.cat(alone).max() - torch.cat(alone).min()
-            gap = ((torch.cat(found.logps) - torch.cat(alone)).abs().max() / spread).item()
-            if gap <= (0.05 if head.weight.dtype == torch.bfloat16 else 1e-4):
+            distance = ((torch.cat(found.logps) - torch.cat(alone)).abs().max() / spread).item()
+            if distance <= (0.05 if head.weight.dtype == torch.bfloat16 else 1e-4):
                 return None
-            reason = f"{type(decoder).__name__} gives packed rows other log-probs (relative gap {gap:.2g})"
+            reason = f"{type(decoder).__name__} gives packed rows other log-probs (relative difference {distance:.2g})"
     config._attn_implementation = before
     return reason
 
@@ -207,11 +206,11 @@ def _probe_rows(vocab_size: int) -> list[Row]:
     return [Row(prompt_ids=p, completion_ids=c) for p, c in zip((first, second, first, second), answers, strict=True)]
 
 
-def packed_states(decoder: Any, batch: PackedBatch) -> States:
+def packed_states(decoder: Any, batch: PackedBatch) -> HiddenStates:
     """Run a decoder whose attention is `attention.PACKED` over packed rows."""
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "packing": batch}
     hidden = decoder(**inputs, use_cache=False).last_hidden_state
-    return States(hidden[0].index_select(0, batch.predicting), batch.targets, batch.lengths)
+    return HiddenStates(hidden[0].index_select(0, batch.predicting), batch.targets, batch.lengths)
 
 
 def _low_precision(section: LearnerSection, device: torch.device) -> torch.dtype | None:

@@ -2,7 +2,10 @@
 
 An objective that couples the items of a batch gets all of them at once: first their values without a graph, from
 which the loss's gradient with respect to every log-prob follows, then one backward pass per micro-batch (DESIGN
-section 6). Where the batch is a single micro-batch, one pass does.
+section 6). A batch that is a single micro-batch needs one pass only.
+
+Everything that depends on the number of ranks belongs here: with several, each rank would take its share of the
+micro-batches, and the values of the whole batch and the gradients would be gathered from all ranks in `run`.
 """
 
 from __future__ import annotations
@@ -13,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from online_dpo.learner.objectives import Outcome
-from online_dpo.learner.tensors import Batch, join
+from online_dpo.learner.batches import Batch, Outcome, join
 from online_dpo.types import Labelled, Pair
 
 
@@ -76,9 +78,9 @@ class Accumulation:
         start = 0
         for index, group in enumerate(groups):
             batch = self._forward(index, group)
-            share = slice(start, start + len(group))
+            part = slice(start, start + len(group))
             # Its gradient is the loss's, by the chain rule; its value means nothing.
-            parts = [(slope[..., share] * v).sum() for slope, v in zip(slopes, batch.differentiable, strict=True)]
+            parts = [(slope[..., part] * v).sum() for slope, v in zip(slopes, batch.differentiable, strict=True)]
             torch.stack(parts).sum().backward()
             start += len(group)
         return join([whole]), outcome

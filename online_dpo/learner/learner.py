@@ -10,26 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from online_dpo.errors import TrainingError
-from online_dpo.learner import adapters, checkpoints
-from online_dpo.learner.batching import round_batches
+from online_dpo.learner import adapter_slots, checkpoints
+from online_dpo.learner.batches import Batch
 from online_dpo.learner.forward import Forward
+from online_dpo.learner.frozen_models import load_model
 from online_dpo.learner.gradients import Accumulation, NotFinite
-from online_dpo.learner.items import check_items, rows_of, trained_rows, with_reference
-from online_dpo.learner.logprobs import TokenLogps
-from online_dpo.learner.losses import kl_estimate
-from online_dpo.learner.model_loading import load_model
-from online_dpo.learner.objectives import make_objective
+from online_dpo.learner.grouping import round_batches
+from online_dpo.learner.items import ItemKind, check_items, kind_of, kind_of_items
+from online_dpo.learner.logprobs import LogpTensors
+from online_dpo.learner.objectives import StepContext, make_objective
 from online_dpo.learner.schedules import beta_at, learning_rate, run_position
 from online_dpo.learner.spec import LearnerSpec
-from online_dpo.learner.step_metrics import describe
-from online_dpo.learner.tensors import Batch, labelled_batch, pair_batch
-from online_dpo.types import Adapter, Item, Items, Labelled, Pair, Row, Scores, WeightsRef, derive_seed
+from online_dpo.types import Adapter, Item, Items, Row, Scores, WeightsRef, derive_seed
 
 
 class Learner:
@@ -46,10 +44,10 @@ class Learner:
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base = load_model(spec.base, dtype=spec.dtype, device=self.device)
-        self.model = adapters.attach(base, spec.lora, spec.adapter, seed=spec.seed)
+        self.model = adapter_slots.attach(base, spec.lora, spec.adapter, seed=spec.seed)
         given: Any = None
         if isinstance(spec.reference, Adapter):
-            adapters.add_given(self.model, spec.reference)
+            adapter_slots.add_given(self.model, spec.reference)
         elif spec.reference is not None:
             given = load_model(spec.reference, dtype=spec.dtype, device=self.device)
         self._forward = Forward(self.model, spec.learner)
@@ -59,10 +57,11 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=section.lr, weight_decay=section.weight_decay)
         self._initial = None if spec.adapter is None else self.policy(0)
         self._objective = make_objective(spec.objective)
-        self._items: list[Pair | Labelled] = []
+        self._kind: ItemKind[Any] = kind_of_items(spec.objective)
+        self._items: list[Any] = []
         self._beta_factor = 1.0
         self._batches: list[list[int]] = []
-        self._position = checkpoints.Position(round_index=-1, next_step=0, global_step=0)
+        self._position = checkpoints.TrainingPosition(round_index=-1, next_step=0, global_step=0)
 
     def notices(self) -> list[str]:
         """What the config asks for and this model or machine cannot give, one line each."""
@@ -74,7 +73,7 @@ class Learner:
 
     def policy(self, version: int) -> Adapter:
         """The current weights as bytes, stamped with a version."""
-        return adapters.snapshot(self.model, version=version, base_name=self.spec.model_name)
+        return adapter_slots.snapshot(self.model, version=version, base_name=self.spec.model_name)
 
     def score(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> list[Scores]:
         """Log-probs and entropies of rows under each of several weights. Training state is left exactly as it is.
@@ -111,10 +110,13 @@ class Learner:
         """
         if not references:
             return list(items)
-        rows = [row for item in items for row in rows_of(item)]
+        rows = [row for item in items for row in kind_of(item).scored_rows(item)]
         logps = [self._training_logps(rows, reference) for reference in references]
         found = iter(zip(*logps, strict=True))  # per row, its token log-probs under every reference
-        return [with_reference(item, [next(found) for _ in rows_of(item)]) for item in items]
+        return [
+            kind.with_reference(item, [next(found) for _ in kind.scored_rows(item)])
+            for item, kind in zip(items, map(kind_of, items), strict=True)
+        ]
 
     @torch.no_grad()
     def _training_logps(self, rows: Sequence[Row], under: WeightsRef) -> list[list[float]]:
@@ -130,7 +132,7 @@ class Learner:
     def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int:
         """Take a round's items. After `restore` inside this round, training goes on where the checkpoint stopped.
 
-        Batches are as in `batching.round_batches`: an own permutation per epoch, sizes that differ by at most one.
+        Batches are as in `grouping.round_batches`: an own permutation per epoch, sizes that differ by at most one.
 
         Args:
             round_index: 0-based.
@@ -144,7 +146,7 @@ class Learner:
             TrainingError: an item lacks what the objective needs.
         """
         check_items(items, self.spec.objective, round_index)
-        self._objective.begin_round(cast(Any, items))
+        self._objective.begin_round(items)
         section = self.spec.learner
         self._items = list(items)
         self._beta_factor = beta_factor
@@ -213,7 +215,7 @@ class Learner:
             ModelError: the adapter does not fit the model. The learner is unchanged in both cases.
         """
         position, state = checkpoints.unpack(files, self._parameters)
-        adapters.fill(self.model, adapters.POLICY, Adapter.from_files(position.round_index, files))
+        adapter_slots.fill(self.model, adapter_slots.POLICY, Adapter.from_files(position.round_index, files))
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._position = position
 
@@ -224,11 +226,11 @@ class Learner:
             NotFinite: nothing was updated.
         """
         position, section = self._position, self.spec.learner
-        kl = self._kl_estimate(items) if self.spec.objective.is_unpaired else None
-        values, outcome = self._accumulation(kl).run(self._micro_batches(items))
+        untrained = self._untrained_log_ratios(items)
+        batch, outcome = self._accumulation(untrained).run(self._micro_batches(items))
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), section.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise NotFinite("gradient", self._with_bad_gradients(items, kl))
+            raise NotFinite("gradient", self._with_bad_gradients(items, untrained))
         lr = self._lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -240,60 +242,67 @@ class Learner:
             state=outcome.state,
         )
         return {
-            **describe(values, outcome, with_log_ratios=self.spec.objective.needs_reference),
+            **batch.describe(outcome, with_log_ratios=self.spec.objective.needs_reference),
             "grad_norm": norm,
             "clipped": float(norm > section.max_grad_norm),
             "skipped": 0.0,
             "lr": lr,
             "beta": outcome.beta,
-            "num_tokens": float(sum(len(row.completion_ids) for item in items for row in trained_rows(item))),
+            "num_tokens": float(sum(len(row.completion_ids) for row in self._trained_rows(items))),
         }
 
-    def _accumulation(self, kl: Tensor | None) -> Accumulation:
+    def _accumulation(self, untrained_log_ratios: Tensor) -> Accumulation:
         """Losses and gradients of the step that is next."""
-        position = self._position
-        given: dict[str, Any] = {"position": self._place, "beta_factor": self._beta_factor}
-        given |= {"state": position.state} if kl is None else {"kl": kl}
+        position, objective = self._position, self._objective
+        context = StepContext(
+            position=self._place,
+            beta_factor=self._beta_factor,
+            state=position.state,
+            untrained_log_ratios=untrained_log_ratios,
+        )
 
         def forward(micro: int, items: Sequence[Any]) -> Batch:
-            if adapters.dropout_of(self.model) > 0.0:
+            if adapter_slots.dropout_of(self.model) > 0.0:
                 # A seed per micro-batch, rather than one stream, leaves no random state to save or to restore, and
                 # gives the same masks to a second pass.
                 parts = ("dropout", position.round_index, position.next_step, micro)
                 torch.manual_seed(derive_seed(self.spec.seed, *parts))
-            rows = [row for item in items for row in trained_rows(item)]
-            scored = self._token_logps(rows, with_collision=self._objective.with_collision)
-            return labelled_batch(items, scored.logps) if kl is not None else pair_batch(items, scored)
+            scored = self._token_logps(self._trained_rows(items), with_collision=objective.with_collision)
+            return objective.batch_type.of(items, scored)
 
-        return Accumulation(forward, partial(self._objective, **given), is_coupled=self._objective.is_coupled)
+        return Accumulation(forward, partial(objective, context=context), is_coupled=objective.is_coupled)
 
-    def _kl_estimate(self, items: Sequence[Labelled]) -> Tensor:
-        """KTO's z of a whole batch. Without dropout, so that micro-batches cannot matter.
+    def _untrained_log_ratios(self, items: Sequence[Any]) -> Tensor:
+        """`[M]` log-ratios of a whole batch's untrained rows, without dropout, so that micro-batches cannot matter.
 
         Raises:
-            NotFinite: a mismatched completion's log-ratio is not finite.
+            NotFinite: one of them is not finite.
         """
-        items = [item for item in items if item.kl_ref_logps is not None]
-        logps = self._training_logps([rows_of(item)[1] for item in items], "policy")
-        log_ratios = [sum(row) - (item.kl_ref_logps or 0.0) for row, item in zip(logps, items, strict=True)]
-        if bad := [item for item, log_ratio in zip(items, log_ratios, strict=True) if not math.isfinite(log_ratio)]:
+        found = [(item, row, reference) for item in items for row, reference in self._kind.untrained_rows(item)]
+        logps = self._training_logps([row for _, row, _ in found], "policy")
+        log_ratios = [sum(row) - (reference or 0.0) for row, (_, _, reference) in zip(logps, found, strict=True)]
+        if bad := [item for (item, *_), value in zip(found, log_ratios, strict=True) if not math.isfinite(value)]:
             raise NotFinite("KL estimate", bad)
-        return kl_estimate(torch.tensor(log_ratios, dtype=torch.float64, device=self.device))
+        return torch.tensor(log_ratios, dtype=torch.float64, device=self.device)
 
-    def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> TokenLogps:
+    def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> LogpTensors:
         """Differentiable token log-probs of rows under the policy as it trains; the only place that asks for them."""
         return self._forward.token_logps(rows, training=True, with_collision=with_collision)
 
     def _micro_batches(self, items: Sequence[Any]) -> list[list[Any]]:
         """Items that go through the model together; the halves of a pair are never parted."""
-        return [[items[i] for i in group] for group in self._forward.groups([trained_rows(item) for item in items])]
+        rows = [self._kind.trained_rows(item) for item in items]
+        return [[items[i] for i in group] for group in self._forward.groups(rows)]
 
-    def _with_bad_gradients(self, items: Sequence[Any], kl: Tensor | None) -> list[Any]:
+    def _trained_rows(self, items: Sequence[Any]) -> list[Row]:
+        return [row for item in items for row in self._kind.trained_rows(item)]
+
+    def _with_bad_gradients(self, items: Sequence[Any], untrained_log_ratios: Tensor) -> list[Any]:
         """The items whose own gradient is not finite; all of them if only their sum overflows."""
         bad = []
         for item in items:
             self.optimizer.zero_grad(set_to_none=True)
-            self._accumulation(kl).run([[item]])
+            self._accumulation(untrained_log_ratios).run([[item]])
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
             if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
                 bad.append(item)
@@ -319,5 +328,5 @@ class Learner:
         if under == "reference_model" and self._given is not None:
             yield self._given
         else:
-            with adapters.weights_of(self.model, under):
+            with adapter_slots.weights_of(self.model, under):
                 yield self._forward

@@ -79,14 +79,14 @@ def batch_rows(rows: Sequence[Row], pad_id: int = 0) -> TokenBatch:
     return TokenBatch(input_ids, attention_mask, completion_mask)
 
 
-class TokenLogps(NamedTuple):
+class LogpTensors(NamedTuple):
     """One tensor per row, each `[T of the row's completion]` nats, float32 (float64 for a float64 model)."""
 
     logps: tuple[Tensor, ...]
     collisions: tuple[Tensor, ...] | None  # log of the sum over the vocabulary of squared probabilities; no gradient
 
 
-def completion_token_logps(model: nn.Module, batch: TokenBatch, *, with_collision: bool = False) -> TokenLogps:
+def completion_token_logps(model: nn.Module, batch: TokenBatch, *, with_collision: bool = False) -> LogpTensors:
     """Log-probs of every completion token at temperature 1, differentiable in the hidden states (not in the head).
 
     Args:
@@ -111,7 +111,7 @@ def completion_token_scores(model: nn.Module, batch: TokenBatch) -> tuple[tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class HiddenStates:
     """Hidden states from which completion tokens are predicted, row after row."""
 
     hidden: Tensor  # [N, H]
@@ -119,7 +119,7 @@ class States:
     lengths: Sequence[int]  # [B] completion tokens of each row
 
 
-def token_logps(head: Head, states: States, *, with_collision: bool = False) -> TokenLogps:
+def token_logps(head: Head, states: HiddenStates, *, with_collision: bool = False) -> LogpTensors:
     """Log-probs of every completion token, as `completion_token_logps`.
 
     Raises:
@@ -127,13 +127,13 @@ def token_logps(head: Head, states: States, *, with_collision: bool = False) -> 
     """
     if head.weight.requires_grad and torch.is_grad_enabled():
         raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
-    logps, collisions = _TokenLogps.apply(states.hidden, states.targets, head, with_collision)
+    logps, collisions = _ChunkedLogps.apply(states.hidden, states.targets, head, with_collision)
     lengths = list(states.lengths)
-    return TokenLogps(logps.split(lengths), collisions.split(lengths) if with_collision else None)
+    return LogpTensors(logps.split(lengths), collisions.split(lengths) if with_collision else None)
 
 
 @torch.no_grad()
-def token_scores(head: Head, states: States) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def token_scores(head: Head, states: HiddenStates) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Log-probs and entropies of every completion position, without gradients.
 
     Returns:
@@ -214,12 +214,13 @@ def verify_head(model: nn.Module) -> None:
     expected = base(input_ids=rows, use_cache=False).logits.double().log_softmax(dim=-1)
     found = head.logits(_decode(model, input_ids=rows))[0].double().log_softmax(dim=-1)
     # Relative to the spread of the log-probs, since a freshly initialised model has nearly flat ones.
-    gap = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
+    distance = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
     bound = 0.05 if head.weight.dtype == torch.bfloat16 else 1e-4
-    if not gap <= bound:
+    if not distance <= bound:
         raise ModelError(
-            f"{type(base).__name__} transforms its logits in a way that is not known here (relative gap {gap:.2g}); "
-            f"known are a linear head, logit_scale, logits_scaling and final_logit_softcapping: choose another model"
+            f"{type(base).__name__} transforms its logits in a way that is not known here (relative difference "
+            f"{distance:.2g}); known are a linear head, logit_scale, logits_scaling and "
+            f"final_logit_softcapping: choose another model"
         )
 
 
@@ -233,7 +234,7 @@ def _decode(model: nn.Module, **inputs: Tensor) -> Tensor:
     return base_model(model).get_decoder()(**inputs, use_cache=False).last_hidden_state
 
 
-def padded_states(model: nn.Module, batch: TokenBatch) -> States:
+def padded_states(model: nn.Module, batch: TokenBatch) -> HiddenStates:
     """Run the decoder over padded rows."""
     inputs = {"input_ids": batch.input_ids}
     if not bool(batch.attention_mask[:, 0].all()):
@@ -243,10 +244,10 @@ def padded_states(model: nn.Module, batch: TokenBatch) -> States:
     hidden = _decode(model, **inputs)
     # The state at position t predicts the token at t + 1.
     wanted = batch.completion_mask[:, 1:]
-    return States(hidden[:, :-1][wanted], batch.input_ids[:, 1:][wanted], batch.lengths)
+    return HiddenStates(hidden[:, :-1][wanted], batch.input_ids[:, 1:][wanted], batch.lengths)
 
 
-class _TokenLogps(torch.autograd.Function):
+class _ChunkedLogps(torch.autograd.Function):
     """`log softmax(head(hidden))[target]` per token, chunked.
 
     The head is frozen, so the only gradient is `d logp / d hidden = (onehot - softmax) W`, one `[H]` vector per token

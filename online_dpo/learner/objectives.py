@@ -2,11 +2,11 @@
 
 What composes with every pairwise loss is applied around it and never inside it:
 
-- length desensitisation and normalisation make the log-ratios: sums over tokens in which the tail beyond the shorter
-  answer counts `ld_alpha` times, divided by the number of tokens so counted (LD-DPO, arXiv:2409.06411; SimPO's mean);
-- a target margin takes half of it off the chosen log-ratio and adds half to the rejected one, so that it also reaches
-  losses that are no functions of the gap (arXiv:2405.14734's gamma, in reward units);
-- soft labels are `p loss(w, l) + (1 - p) loss(l, w)` with the judge's probability;
+- the log-ratios are sums over tokens, in which the tokens beyond the length of the shorter answer count `ld_alpha`
+  times (LD-DPO, arXiv:2409.06411); `length_normalise` divides by the number of tokens so counted (SimPO's mean);
+- of a target margin, half is taken off the chosen log-ratio and half is added to the rejected one, so that it also
+  reaches losses that depend on more than the difference of the two (arXiv:2405.14734's gamma, in reward units);
+- soft labels give `p loss(w, l) + (1 - p) loss(l, w)` with the judge's probability p;
 - WPO's weight multiplies the preference loss, without gradient (arXiv:2406.11827, eq. 2, sampled alignment);
 - the supervised term adds `nll_weight` times the chosen answer's nats per token (arXiv:2404.19733, eq. 1);
 - a pair's weight multiplies all of this.
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,16 +26,13 @@ from online_dpo.config.objective.pairwise import AnyPairObjective, AOTObjective,
 from online_dpo.config.objective.section import KTOObjective, ObjectiveSection, SumObjective
 from online_dpo.errors import TrainingError
 from online_dpo.learner import losses
+from online_dpo.learner.batches import Batch, LabelledBatch, ObjectiveState, Outcome, PairBatch
 from online_dpo.learner.losses import RunningMean
 from online_dpo.learner.schedules import beta_at
-from online_dpo.learner.tensors import LabelledBatch, PairBatch
 from online_dpo.types import Labelled, Pair
 
 PairLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`(chosen_log_ratio [P], rejected_log_ratio [P]) -> [P]`."""
-
-State: TypeAlias = tuple[RunningMean, ...]
-"""What an objective remembers from batch to batch of a round, one entry for each of its terms."""
 
 _PLAIN: dict[str, Callable[..., Tensor]] = {
     "sigmoid": losses.sigmoid_loss,
@@ -60,14 +57,36 @@ _WITH_PARAMETER: dict[str, tuple[Callable[..., Tensor], str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What an objective makes of a batch of `P` items."""
+class StepContext:
+    """What an objective knows of a step besides the batch."""
 
-    loss: Tensor  # [P] as optimised: weights included, to be averaged over the global batch
-    rewards: Tensor  # [2, P] of pairs, [P] of labelled answers: beta times the log-ratios the loss is of; no gradient
-    beta: float  # of the first term
-    state: State  # after this batch
-    figures: dict[str, float]  # further numbers for the log
+    position: float  # share of the run that lies before the step; scheduled betas depend on it
+    beta_factor: float  # of the round
+    state: ObjectiveState  # before this batch
+    untrained_log_ratios: Tensor  # [M] nats, of the untrained rows of the whole global batch; no gradient
+
+
+class TrainingObjective(Protocol):
+    """A function of a batch; the config's `objective` section names one."""
+
+    @property
+    def batch_type(self) -> type[Batch]: ...  # that it takes
+    @property
+    def is_coupled(self) -> bool: ...  # needs the whole global batch at once
+    @property
+    def with_collision(self) -> bool: ...  # as in `logprobs.completion_token_logps`
+    @property
+    def fresh_state(self) -> ObjectiveState: ...  # at the beginning of a round
+
+    def begin_round(self, items: Sequence[Any]) -> None:
+        """Look at a round's items before any batch of them comes.
+
+        Raises:
+            TrainingError: the objective needs what an item does not have.
+        """
+
+    def __call__(self, batch: Any, context: StepContext) -> Outcome:
+        """Losses of a batch: the global one where `is_coupled`, else any part of it."""
 
 
 class PairTerm:
@@ -100,7 +119,7 @@ class PairTerm:
                 )
             if isinstance(section, AOTObjective) and pair.weight != 1.0:
                 raise TrainingError(
-                    f"objective.type is {kind}, whose sorted log_ratios belong to no pair, and the pair of prompt "
+                    f"objective.type is {kind}, whose sorted log-ratios belong to no pair, and the pair of prompt "
                     f"{pair.prompt.prompt_id} has the weight {pair.weight}; choose another objective, or no weights"
                 )
         raw = [self._raw_weight(pair.margin or 0.0, pair.probability or 0.0) for pair in pairs]
@@ -142,7 +161,7 @@ class PairTerm:
         return partial(function, beta=beta, **{parameter: getattr(section, parameter)})
 
     def _scores(self, batch: PairBatch) -> Tensor:
-        """`[2, P]` log_ratios, or what takes their place under another divergence."""
+        """`[2, P]` log-ratios, or what takes their place under another divergence."""
         policy, reference = self._composed(batch)
         section, log_ratios = self.section, policy - reference
         if isinstance(section, SigmoidObjective):
@@ -175,30 +194,25 @@ class PairTerm:
 class PairwiseObjective:
     """One pairwise loss, or the weighted sum of several."""
 
+    batch_type = PairBatch
+
     def __init__(self, section: AnyPairObjective | SumObjective) -> None:
         terms = [(term.weight, term.objective) for term in section.terms] if section.type == "sum" else [(1.0, section)]
         self._terms = [(weight, PairTerm(part)) for weight, part in terms]
         self.is_coupled = any(term.is_coupled for _, term in self._terms)
         self.with_collision = any(term.section.wpo for _, term in self._terms)
-        self.fresh_state: State = (RunningMean(),) * len(terms)
+        self.fresh_state: ObjectiveState = (RunningMean(),) * len(terms)
 
     def begin_round(self, pairs: Sequence[Pair]) -> None:
         """As `PairTerm.begin_round`, for every term."""
         for _, term in self._terms:
             term.begin_round(pairs)
 
-    def __call__(self, batch: PairBatch, *, position: float, beta_factor: float, state: State) -> Outcome:
-        """Losses of a batch: the global one where `is_coupled`, else any part of it.
-
-        Args:
-            batch: `P` pairs.
-            position: in the run, for betas that are scheduled.
-            beta_factor: of the round.
-            state: before this batch.
-        """
+    def __call__(self, batch: PairBatch, context: StepContext) -> Outcome:
+        """As `TrainingObjective.__call__`, of `P` pairs."""
         parts, means, betas, figures = [], [], [], {}
-        for (weight, term), mean in zip(self._terms, state, strict=True):
-            beta = beta_at(term.section.beta, position) * beta_factor
+        for (weight, term), mean in zip(self._terms, context.state, strict=True):
+            beta = beta_at(term.section.beta, context.position) * context.beta_factor
             loss, mean = term.losses(batch, beta, mean)
             parts.append(weight * loss)
             means.append(mean)
@@ -215,11 +229,12 @@ class PairwiseObjective:
 
 
 class LabelledObjective:
-    """KTO. Its answers are coupled through the KL estimate alone, which comes from outside and has no gradient."""
+    """KTO. Its answers are coupled through the KL estimate alone, which has no gradient."""
 
+    batch_type = LabelledBatch
     is_coupled = False
     with_collision = False
-    fresh_state: State = ()
+    fresh_state: ObjectiveState = ()
 
     def __init__(self, section: KTOObjective) -> None:
         self.section = section
@@ -227,17 +242,10 @@ class LabelledObjective:
     def begin_round(self, items: Sequence[Labelled]) -> None:
         """Any labelled answer will do."""
 
-    def __call__(self, batch: LabelledBatch, *, kl: Tensor, position: float, beta_factor: float) -> Outcome:
-        """Losses of any part of a batch.
-
-        Args:
-            batch: `N` labelled answers.
-            kl: scalar, from `losses.kl_estimate` of the whole batch.
-            position: in the run, for a beta that is scheduled.
-            beta_factor: of the round.
-        """
-        section = self.section
-        beta = beta_at(section.beta, position) * beta_factor
+    def __call__(self, batch: LabelledBatch, context: StepContext) -> Outcome:
+        """As `TrainingObjective.__call__`, of `N` labelled answers; the untrained rows are mismatched completions."""
+        section, kl = self.section, losses.kl_estimate(context.untrained_log_ratios)
+        beta = beta_at(section.beta, context.position) * context.beta_factor
         log_ratios = batch.logps - batch.ref_logps
         loss = losses.kto_loss(
             log_ratios,
@@ -256,6 +264,6 @@ class LabelledObjective:
         )
 
 
-def make_objective(section: ObjectiveSection) -> PairwiseObjective | LabelledObjective:
+def make_objective(section: ObjectiveSection) -> TrainingObjective:
     """The objective that a config names."""
     return LabelledObjective(section) if isinstance(section, KTOObjective) else PairwiseObjective(section)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from online_dpo.config.learner import LearnerSection, LoraSection
 from online_dpo.config.objective.section import ObjectiveSection
-from online_dpo.learner.model_loading import ModelSource
+from online_dpo.learner.frozen_models import ModelSource
 from online_dpo.types import Adapter
 
 

@@ -11,6 +11,7 @@ from online_dpo.data.drawing import Cursor
 from online_dpo.data.preferences import PairSource
 from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import ConfigError, DataError
+from online_dpo.learner.items import kind_of
 from online_dpo.loop.items import name_of_items
 from online_dpo.store.round_store import RoundStore
 from online_dpo.types import Items, Labelled, Pair, Prompt
@@ -98,7 +99,7 @@ def draw_items(
 
 def num_answers(items: Items) -> int:
     """Answers that are trained on: two of a pair."""
-    return sum(2 if isinstance(item, Pair) else 1 for item in items)
+    return sum(len(kind_of(item).answers(item)) for item in items)
 
 
 def num_wanted(config: RunConfig, index: int, num_sampled: int) -> int | None:

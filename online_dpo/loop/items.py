@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
+from online_dpo.learner.items import ItemKind, kind_of_items
 from online_dpo.loop.references import Reference, score_items
 from online_dpo.loop.stages import LearnerStage
-from online_dpo.pairing.unpairing import unpair
 from online_dpo.store.round_store import RoundStore
-from online_dpo.types import Item, Items, Labelled, Pair
+from online_dpo.types import Item, Items
 
 SOURCES = "reference-logps"
 
 
 def name_of_items(config: RunConfig) -> str:
     """The commit that holds what a round trains on."""
-    return "labelled" if config.objective.is_unpaired else "pairs"
+    return kind_of_items(config.objective).commit_name
 
 
 def commit_items(
@@ -28,18 +28,11 @@ def commit_items(
     written: Items,
     reference: Reference,
 ) -> Items:
-    """What a round trains on, with its reference log-probs, committed once: its own items, then the data set's.
-
-    An unpaired objective gets single answers.
-    """
-    name, items = name_of_items(config), [*sampled, *written]
-    if config.objective.is_unpaired:
-        if not store.has(name):
-            _put_scored(config, learner, store, name, unpair(items), reference)
-        return store.get_records(name, Labelled)
-    if not store.has(name):
-        _put_scored(config, learner, store, name, [item for item in items if isinstance(item, Pair)], reference)
-    return store.get_records(name, Pair)
+    """What a round trains on, with its reference log-probs, committed once: its own items, then the data set's."""
+    kind: ItemKind[Any] = kind_of_items(config.objective)
+    if not store.has(kind.commit_name):
+        _put_scored(config, learner, store, kind.commit_name, kind.of_round([*sampled, *written]), reference)
+    return store.get_records(kind.commit_name, kind.record)
 
 
 def committed_sources(store: RoundStore) -> dict[str, Any]:

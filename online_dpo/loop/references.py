@@ -9,7 +9,7 @@ from typing import Any
 from online_dpo.config.control import EnsembleReference, EveryReference, PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import WeightMismatchError
-from online_dpo.learner.items import rows_of, with_reference
+from online_dpo.learner.items import PAIRS
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import Gap
 from online_dpo.store.round_store import RoundStore
@@ -114,7 +114,7 @@ def _was_sampled_from(item: Pair | Labelled, version: int) -> bool:
 
 def _as_sampled(item: Item) -> Item:
     assert isinstance(item, Pair)
-    return with_reference(item, [[logps] for logps in sampler_logps([item.chosen, item.rejected])])
+    return PAIRS.with_reference(item, [[logps] for logps in sampler_logps([item.chosen, item.rejected])])
 
 
 def _measured_gap(
@@ -125,7 +125,7 @@ def _measured_gap(
         return {}
     pairs = [item for item in items if isinstance(item, Pair)]
     found = sampler_logps([answer for pair in pairs for answer in (pair.chosen, pair.rejected)])
-    [scores] = learner.score([row for pair in pairs for row in rows_of(pair)], reference.members)
+    [scores] = learner.score([row for pair in pairs for row in PAIRS.scored_rows(pair)], reference.members)
     gap = Gap.between(found, scores.token_logps)
     if gap.exceeds(tolerance):
         raise WeightMismatchError(

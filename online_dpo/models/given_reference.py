@@ -7,8 +7,10 @@ from typing import TypeAlias
 from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError, ModelError
-from online_dpo.models import files as model_files
-from online_dpo.models.inspection import ModelInfo, inspect_model, locate, read_adapter
+from online_dpo.models import tokenizer
+from online_dpo.models.adapters import read_adapter
+from online_dpo.models.inspection import ModelInfo, inspect_model
+from online_dpo.models.locating import locate
 from online_dpo.types import Adapter
 
 FIELD = "reference.path"
@@ -56,10 +58,10 @@ def check_same_vocabulary(model: ModelInfo, reference: ModelInfo, label: str) ->
     """
     remedy = "give a model with the tokenizer of model.path, or a LoRA adapter of model.path"
     (ours, ours_known), (theirs, theirs_known) = (
-        model_files.vocabulary(info.folder, label) for info in (model, reference)
+        tokenizer.vocabulary(info.folder, label) for info in (model, reference)
     )
     if not (ours_known and theirs_known):
-        if model_files.vocabulary_digest(model.folder) == model_files.vocabulary_digest(reference.folder):
+        if tokenizer.vocabulary_digest(model.folder) == tokenizer.vocabulary_digest(reference.folder):
             return
         raise ModelError(
             f"{label}, whose vocabulary cannot be compared with that of model.path, since one of them has no "

@@ -11,7 +11,8 @@ from online_dpo.commands.fitting import check_lengths
 from online_dpo.commands.provenance import source_files
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError
-from online_dpo.models.inspection import inspect_model, locate
+from online_dpo.models.inspection import inspect_model
+from online_dpo.models.locating import locate
 
 ALONE: dict[str, Any] = {"model": {"path": "m"}, "pairs": {"source": "pairs.jsonl"}}
 ONLINE: dict[str, Any] = {

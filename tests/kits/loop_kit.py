@@ -17,8 +17,8 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from online_dpo.config.run import RunConfig
-from online_dpo.learner.batching import round_batches
-from online_dpo.learner.items import rows_of, with_reference
+from online_dpo.learner.grouping import round_batches
+from online_dpo.learner.items import kind_of
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -125,7 +125,10 @@ class FakeLearner:
         if not references:
             return list(items)
         return [
-            with_reference(item, [[token_logps(row, w) for w in weights] for row in rows_of(item)]) for item in items
+            kind_of(item).with_reference(
+                item, [[token_logps(row, w) for w in weights] for row in kind_of(item).scored_rows(item)]
+            )
+            for item in items
         ]
 
     def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int:
@@ -146,9 +149,8 @@ class FakeLearner:
         gains = [self.gap(item) for item in batch]
         seed = derive_seed(self.config.run.seed, "dropout", self.round, step)
         self.momentum = 0.5 * self.momentum + self.beta_factor - 0.1 * sum(gains) / len(gains)
-        moves = [
-            uniform("move", i, seed, *(rows_of(item)[0].completion_ids for item in batch)) for i in range(len(BASE))
-        ]
+        answers = [kind_of(item).scored_rows(item)[0].completion_ids for item in batch]
+        moves = [uniform("move", i, seed, *answers) for i in range(len(BASE))]
         self.weights = tuple(w + self.momentum * (m - 0.3) for w, m in zip(self.weights, moves, strict=True))
         self.next_step = step + 1
         return {
@@ -159,7 +161,7 @@ class FakeLearner:
 
     def gap(self, item: Pair | Labelled) -> float:
         """By how much the policy prefers the chosen answer, or what was labelled desirable, to the reference."""
-        logps = [sum(token_logps(row, self.weights)) for row in rows_of(item)]
+        logps = [sum(token_logps(row, self.weights)) for row in kind_of(item).scored_rows(item)]
         if isinstance(item, Pair):
             assert item.chosen_ref_logps is not None and item.rejected_ref_logps is not None
             return logps[0] - item.chosen_ref_logps - (logps[1] - item.rejected_ref_logps)

@@ -11,10 +11,10 @@ from learner_kit import make_pairs
 from torch import Tensor
 
 from online_dpo.config.objective.section import MEMBERS
-from online_dpo.learner.items import with_reference
-from online_dpo.learner.logprobs import TokenLogps
-from online_dpo.learner.objectives import Outcome, PairwiseObjective
-from online_dpo.learner.tensors import pair_batch
+from online_dpo.learner.batches import ObjectiveState, Outcome, PairBatch
+from online_dpo.learner.items import PAIRS
+from online_dpo.learner.logprobs import LogpTensors
+from online_dpo.learner.objectives import PairwiseObjective, StepContext
 from online_dpo.types import Pair
 
 Rows = list[list[float]]
@@ -34,7 +34,7 @@ class Drawn:
 
 
 def draw(count: int = 5, seed: int = 0) -> Drawn:
-    """Different lengths, margins, probabilities and weights; log_ratios of a few nats."""
+    """Different lengths, margins, probabilities and weights; log-ratios of a few nats."""
     rng = random.Random(seed)
     pairs = make_pairs(count, seed=seed)
     pairs = [
@@ -46,12 +46,22 @@ def draw(count: int = 5, seed: int = 0) -> Drawn:
         return [[rng.uniform(low, high) for _ in range(length)] for length in lengths]
 
     policy, reference, collisions = rows(-3.0, -0.1), rows(-3.0, -0.1), rows(-2.5, -0.5)
-    pairs = [with_reference(pair, [[row] for row in reference[2 * i : 2 * i + 2]]) for i, pair in enumerate(pairs)]
+    pairs = [
+        PAIRS.with_reference(pair, [[row] for row in reference[2 * i : 2 * i + 2]]) for i, pair in enumerate(pairs)
+    ]
     return Drawn(pairs, policy, reference, collisions)
 
 
 def leaves(rows: Rows) -> list[Tensor]:
     return [torch.tensor(row, dtype=torch.float64, requires_grad=True) for row in rows]
+
+
+def at(
+    state: ObjectiveState, *, position: float = 0.0, beta_factor: float = 1.0, untrained: Tensor | None = None
+) -> StepContext:
+    """A step's context."""
+    log_ratios = torch.zeros(0, dtype=torch.float64) if untrained is None else untrained
+    return StepContext(position=position, beta_factor=beta_factor, state=state, untrained_log_ratios=log_ratios)
 
 
 def evaluate(drawn: Drawn, section: dict[str, Any]) -> tuple[Outcome, Rows]:
@@ -60,6 +70,6 @@ def evaluate(drawn: Drawn, section: dict[str, Any]) -> tuple[Outcome, Rows]:
     objective.begin_round(drawn.pairs)
     policy = leaves(drawn.policy)
     collisions = tuple(torch.tensor(row, dtype=torch.float64) for row in drawn.collisions)
-    batch = pair_batch(drawn.pairs, TokenLogps(tuple(policy), collisions if objective.with_collision else None))
-    outcome = objective(batch, position=0.0, beta_factor=1.0, state=objective.fresh_state)
+    batch = PairBatch.of(drawn.pairs, LogpTensors(tuple(policy), collisions if objective.with_collision else None))
+    outcome = objective(batch, at(objective.fresh_state))
     return outcome, [g.tolist() for g in torch.autograd.grad(outcome.loss.mean(), policy, materialize_grads=True)]

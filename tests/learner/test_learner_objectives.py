@@ -28,7 +28,7 @@ from torch import Tensor
 from online_dpo.config.objective.pairwise import Objective, PairObjective
 from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import TrainingError
-from online_dpo.learner.items import rows_of
+from online_dpo.learner.items import LABELLED, PAIRS
 from online_dpo.learner.learner import Learner
 from online_dpo.pairing.unpairing import unpair
 from online_dpo.types import Adapter, Labelled, Pair
@@ -194,7 +194,7 @@ def test_a_step_on_pairs_is_that_of_an_independent_computation(tiny, given, othe
     pairs = [replace(pair, weight=0.5 + 0.25 * i if weighted else 1.0) for i, pair in enumerate(make_pairs(6))]
     policy = plain_peft(tiny, given, tmp_path / "policy", dtype=torch.float64, train=True)
     reference = plain_peft(tiny, other, tmp_path / "reference", dtype=torch.float64)
-    rows = [row for pair in pairs for row in rows_of(pair)]
+    rows = [row for pair in pairs for row in PAIRS.scored_rows(pair)]
     p = slow_sums(policy, rows).reshape(-1, 2).T
     with torch.no_grad():
         r = slow_sums(reference, rows).reshape(-1, 2).T
@@ -220,7 +220,7 @@ def test_a_step_on_labelled_answers_is_that_of_an_independent_computation(tiny, 
     adapters = (other, given) if swap else (given, other)
     policy = plain_peft(tiny, adapters[0], tmp_path / "policy", dtype=torch.float64, train=True)
     reference = plain_peft(tiny, adapters[1], tmp_path / "reference", dtype=torch.float64)
-    own, mismatched = ([rows_of(item)[k] for item in items] for k in (0, 1))
+    own, mismatched = ([LABELLED.scored_rows(item)[k] for item in items] for k in (0, 1))
     with torch.no_grad():
         kl = (slow_sums(policy, mismatched) - slow_sums(reference, mismatched)).mean().clamp(min=0.0)
         r = slow_sums(reference, own)
@@ -325,7 +325,7 @@ def test_a_reference_of_several_policies_is_their_mean_log_prob(tiny, given, oth
             assert getattr(c, field) == pytest.approx((getattr(a, field) + getattr(b, field)) / 2)
         tails = {len(a.chosen.token_ids): a.chosen_ref_tail_logps, len(a.rejected.token_ids): a.rejected_ref_tail_logps}
         assert tails[a.shared_length] == 0.0
-    rows = [row for pair in pairs for row in rows_of(pair)]
+    rows = [row for pair in pairs for row in PAIRS.scored_rows(pair)]
     for pair, scored in zip(
         one, zip(*[iter(learner.score(rows, [other])[0].token_logps)] * 2, strict=True), strict=True
     ):

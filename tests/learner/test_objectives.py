@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from objective_kit import Drawn, draw, evaluate
+from objective_kit import Drawn, at, draw, evaluate
 
 from online_dpo.config.objective.section import MEMBERS, SumObjective
 from online_dpo.errors import TrainingError
+from online_dpo.learner.batches import PairBatch
 from online_dpo.learner.losses import RunningMean
 from online_dpo.learner.objectives import PairwiseObjective
-from online_dpo.learner.tensors import PairBatch
 
 BETA, LAMBDA = 0.3, 5.0
 
@@ -181,15 +181,15 @@ def flat_batch(log_ratios: list[tuple[float, float]]) -> PairBatch:
 
 def test_bco_is_shifted_by_the_mean_reward_of_the_batches_so_far_this_one_included():
     objective = PairwiseObjective(MEMBERS["bco_pair"](type="bco_pair", beta=0.5))  # type: ignore[arg-type]
-    first = objective(flat_batch([(3.0, 1.0), (1.0, 1.0)]), position=0.0, beta_factor=1.0, state=objective.fresh_state)
+    first = objective(flat_batch([(3.0, 1.0), (1.0, 1.0)]), at(objective.fresh_state))
     assert first.state == (RunningMean(0.75, 1),)  # 0.5 * (3 + 1 + 1 + 1) / 4
-    second = objective(flat_batch([(2.0, -4.0)]), position=0.0, beta_factor=1.0, state=first.state)
+    second = objective(flat_batch([(2.0, -4.0)]), at(first.state))
     shift = (0.75 - 0.5) / 2  # the mean of 0.75 and 0.5 * (2 - 4) / 2
     assert second.figures == {"bco_shift": pytest.approx(shift)}
     expected = math.log1p(math.exp(-(1.0 - shift))) + math.log1p(math.exp(-2.0 - shift))
     assert second.loss.tolist() == pytest.approx([expected])
     plain = PairwiseObjective(MEMBERS["bco_pair"](type="bco_pair", beta=0.5, shift="none"))  # type: ignore[arg-type]
-    found = plain(flat_batch([(2.0, -4.0)]), position=0.0, beta_factor=1.0, state=plain.fresh_state)
+    found = plain(flat_batch([(2.0, -4.0)]), at(plain.fresh_state))
     assert found.loss.tolist() == pytest.approx([math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-2.0))])
     assert objective.is_coupled and not plain.is_coupled and not found.figures
 
@@ -204,7 +204,7 @@ def test_betas_follow_their_schedules_times_the_round_s_factor():
             }
         )
     )
-    found = objective(flat_batch([(3.0, 1.0)]), position=0.25, beta_factor=2.0, state=objective.fresh_state)
+    found = objective(flat_batch([(3.0, 1.0)]), at(objective.fresh_state, position=0.25, beta_factor=2.0))
     assert found.beta == pytest.approx(0.6)
     assert found.loss.tolist() == pytest.approx([math.log1p(math.exp(-1.2)) + (1 - 0.2 * 2.0)])
 

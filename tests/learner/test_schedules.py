@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from online_dpo.config.learner import LearnerSection
-from online_dpo.learner.batching import pack_by_tokens, round_batches
+from online_dpo.learner.grouping import pack_by_tokens, round_batches
 from online_dpo.learner.schedules import learning_rate, run_position
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from objective_kit import Drawn, Rows, draw, evaluate, leaves
+from objective_kit import Drawn, Rows, at, draw, evaluate, leaves
 from torch import Tensor
 from trl import DPOTrainer, KTOTrainer
 
 from online_dpo.config.objective.section import KTOObjective
-from online_dpo.learner.losses import kl_estimate
+from online_dpo.learner.batches import LabelledBatch
+from online_dpo.learner.logprobs import LogpTensors
 from online_dpo.learner.objectives import LabelledObjective
-from online_dpo.learner.tensors import labelled_batch
 from online_dpo.pairing.unpairing import unpair
 
 BETA = 0.3
@@ -173,7 +173,7 @@ def test_losses_and_gradients_are_those_of_trl_s_kto_trainer(sign):
     section = KTOObjective(type="kto", beta=BETA, **weights)
     log_ratios = torch.stack([row.sum() for row in mismatched]) - torch.tensor(kl_ref, dtype=torch.float64)
     outcome = LabelledObjective(section)(
-        labelled_batch(items, policy), kl=kl_estimate(log_ratios), position=0.0, beta_factor=1.0
+        LabelledBatch.of(items, LogpTensors(tuple(policy), None)), at((), untrained=log_ratios)
     )
     found = torch.autograd.grad(outcome.loss.mean(), policy)
 

@@ -33,8 +33,8 @@ from online_dpo.commands.provenance import check_same_inputs, run_info
 from online_dpo.commands.specs import learner_spec
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError, ModelError
+from online_dpo.learner.frozen_models import ModelSource
 from online_dpo.learner.learner import Learner
-from online_dpo.learner.model_loading import ModelSource
 from online_dpo.loop.evaluation import mean_token_logps
 from online_dpo.models.given_reference import inspect_reference
 from online_dpo.models.inspection import ModelInfo, inspect_model

@@ -12,25 +12,13 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from model_kit import change_json, write_folders
+from model_kit import change_json
 from safetensors.torch import load_file, save_file
 
 from online_dpo.errors import ModelError
-from online_dpo.models.inspection import inspect_model, load_tokenizer, locate
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    write_folders(root)
-    return root
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy of the model's folder that a test may break."""
-    return Path(shutil.copytree(saved / "model", tmp_path / "model"))
-
+from online_dpo.models.inspection import inspect_model
+from online_dpo.models.locating import locate
+from online_dpo.models.tokenizer import load_tokenizer
 
 # ---- inspect_model
 
@@ -214,8 +202,8 @@ def test_tokenizer_loads_or_says_why_not(folder: Path) -> None:
 
 def test_looking_imports_nothing_heavy(saved: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from online_dpo.models import inspection as models\n"
-        f"models.inspect_model(models.locate({str(saved / 'model')!r}, field='f'), field='f')\n"
+        "import sys; from pathlib import Path; from online_dpo.models import inspection, locating\n"
+        f"inspection.inspect_model(locating.locate({str(saved / 'model')!r}, field='f'), field='f')\n"
         "print(sorted({'torch', 'transformers', 'huggingface_hub', 'peft'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ from online_dpo.learner.losses.anchored import (
     nca_pair_loss,
     sppo_hard_loss,
 )
-from online_dpo.learner.losses.coupled import RunningMean, aot_loss, kl_estimate, kto_loss
-from online_dpo.learner.losses.paired import (
+from online_dpo.learner.losses.batchwise import RunningMean, aot_loss, kl_estimate, kto_loss
+from online_dpo.learner.losses.margin import (
     cdpo_loss,
     discopop_loss,
     divergence_score,

@@ -1,6 +1,6 @@
-"""Losses of both log-ratios by themselves: what they do is not settled by the gap alone.
+"""Losses that depend on each of the two log-ratios by itself, and not only on their difference.
 
-Conventions and shared arguments as in `online_dpo.learner.losses.paired`. Rewards are `r = beta * log_ratio`.
+Conventions and shared arguments as in `online_dpo.learner.losses.margin`. Rewards are `r = beta * log_ratio`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from online_dpo.learner.losses.shapes import expect_same_shape
 
 
 def dpop_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float, penalty: float) -> Tensor:
-    """DPO-Positive (arXiv:2402.13228, eq. 3): DPO that minds when the chosen answer becomes less likely.
+    """DPO-Positive (arXiv:2402.13228, eq. 3): DPO with a penalty for making the chosen answer less likely.
 
     `-log sigmoid(beta (g_w - g_l - penalty max(0, -g_w)))`.
 
     Args:
-        penalty: the paper's lambda; nats of gap that each nat below the reference costs.
+        penalty: the paper's lambda: each nat that the chosen answer lies below the reference takes so many nats off
+            the difference of the log-ratios.
     """
     expect_same_shape(chosen_log_ratio=chosen_log_ratio, rejected_log_ratio=rejected_log_ratio)
     sunk = torch.relu(-chosen_log_ratio)
@@ -35,7 +36,7 @@ def nca_pair_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta:
 def sppo_hard_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float) -> Tensor:
     """SPPO with hard labels (arXiv:2405.00675, eq. 4.7): `(g_w - 1/(2 beta))^2 + (g_l + 1/(2 beta))^2`.
 
-    The paper's eta is 1 / beta. With soft labels (the composition's) its gradient is that of the paper's soft form.
+    The paper's eta is 1 / beta. Under `soft_labels` of the objective, the gradient is that of the paper's soft form.
     """
     expect_same_shape(chosen_log_ratio=chosen_log_ratio, rejected_log_ratio=rejected_log_ratio)
     return (chosen_log_ratio - 0.5 / beta).square() + (rejected_log_ratio + 0.5 / beta).square()

@@ -1,7 +1,8 @@
-"""Losses of the gap of two log-ratios, and what turns log-ratios into the scores of other divergences.
+"""Losses that depend only on the difference of two log-ratios, and the scores that other divergences use instead.
 
-All are pure functions `[P] -> [P]`, without model and without reduction; weights, micro-batches and the mean over the
-global batch belong to the learner. Arguments that all of them share:
+All are pure functions `[P] -> [P]` that know no model and reduce nothing: weights, micro-batches and the mean over the
+global batch belong to the learner. `g_w` and `g_l` stand for the log-ratios of the chosen and the rejected answer.
+Arguments that all losses share:
 
 - `chosen_log_ratio`: `[P]` log pi(y_w|x) - log pi_ref(y_w|x), nats, summed over the completion's tokens unless a
   composition says otherwise (`online_dpo.learner.objectives`).
@@ -22,8 +23,8 @@ from torch import Tensor
 from online_dpo.learner.losses.shapes import expect_same_shape
 
 EXPONENT_CAP = 50.0
-"""Nats beyond which an exponential of a log-ratio goes on along its tangent: exp(709) is the end of float64, and
-`0 * inf` a NaN, where the tangent still points the right way."""
+"""Nats beyond which the exponential of a log-ratio is continued by its tangent. Beyond exp(709) float64 has only
+infinity, and `0 * inf` is a NaN; the tangent still has a gradient that points the right way."""
 
 
 def sigmoid_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float) -> Tensor:
@@ -36,8 +37,9 @@ def simpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, *, beta: float) -> Te
     """SimPO (arXiv:2405.14734, eq. 6), its margin gamma aside: DPO's loss of mean log-probs instead of log-ratios.
 
     Args:
-        chosen_logp: `[P]` log pi(y_w|x) / |y_w|, nats per token; there is no reference. The paper's gamma is the
-            composition's target margin, which arrives here taken off half from this and half from the other.
+        chosen_logp: `[P]` log pi(y_w|x) / |y_w|, nats per token; there is no reference. The paper's gamma is
+            `target_margin` of the objective, which has already taken half of it off this one and added half to the
+            other.
         rejected_logp: `[P]` the same for y_l.
         beta: scale of the rewards; the paper's 2 to 2.5 stand beside DPO's 0.1, since these are means over tokens.
     """
@@ -47,29 +49,30 @@ def simpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, *, beta: float) -> Te
 def ipo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float) -> Tensor:
     """IPO (arXiv:2310.12036v2, eq. 17; its tau is beta here): `(g_w - g_l - 1 / (2 beta))^2`, squared nats.
 
-    The log-ratios are sums over tokens, as in the paper. With log-ratios per token it is the form of TRL's
-    `DPOTrainer`.
+    The log-ratios are sums over tokens, as in the paper. Given log-ratios per token, this is the form that TRL's
+    `DPOTrainer` has.
     """
     expect_same_shape(chosen_log_ratio=chosen_log_ratio, rejected_log_ratio=rejected_log_ratio)
     return (chosen_log_ratio - rejected_log_ratio - 1.0 / (2.0 * beta)).square()
 
 
 def hinge_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float) -> Tensor:
-    """SLiC's hinge (arXiv:2305.10425, eq. 1) on log_ratios, as RSO's hinge-norm (arXiv:2309.06657): `max(0, 1 - u)`.
+    """SLiC's hinge (arXiv:2305.10425, eq. 1) on log-ratios, as RSO's hinge-norm (arXiv:2309.06657): `max(0, 1 - u)`.
 
-    Pairs whose gap is at least `1 / beta` nats have no gradient, and at exactly that gap neither.
+    A pair whose difference is `1 / beta` nats or more has no gradient.
     """
     expect_same_shape(chosen_log_ratio=chosen_log_ratio, rejected_log_ratio=rejected_log_ratio)
     return torch.relu(1.0 - beta * (chosen_log_ratio - rejected_log_ratio))
 
 
 def cdpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """Conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023): labels are smoothed.
+    """Conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023): DPO with smoothed preferences.
 
-    `-(1 - eps) log sigmoid(u) - eps log sigmoid(-u)`: least where the policy is as sure as `1 - eps`, not more.
+    `-(1 - eps) log sigmoid(u) - eps log sigmoid(-u)`. It is lowest where the policy prefers the chosen answer with
+    probability `1 - eps`, and rises again beyond that.
 
     Args:
-        label_smoothing: eps, the share of labels that are wrong; below one half.
+        label_smoothing: eps, the share of pairs whose preference is wrong; below one half.
     """
     expect_same_shape(chosen_log_ratio=chosen_log_ratio, rejected_log_ratio=rejected_log_ratio)
     logits = beta * (chosen_log_ratio - rejected_log_ratio)
@@ -77,12 +80,12 @@ def cdpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: flo
 
 
 def robust_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """Robust DPO (arXiv:2403.00409, section 3.1): DPO's loss on clean labels, estimated without bias from noisy ones.
+    """Robust DPO (arXiv:2403.00409, section 3.1): estimates DPO's loss on clean preferences from noisy ones, unbiased.
 
-    `(-(1 - eps) log sigmoid(u) + eps log sigmoid(-u)) / (1 - 2 eps)`. May be negative.
+    `(-(1 - eps) log sigmoid(u) + eps log sigmoid(-u)) / (1 - 2 eps)`. It may be negative.
 
     Args:
-        label_smoothing: eps, the share of labels that are wrong; below one half.
+        label_smoothing: eps, the share of pairs whose preference is wrong; below one half.
     """
     expect_same_shape(chosen_log_ratio=chosen_log_ratio, rejected_log_ratio=rejected_log_ratio)
     logits = beta * (chosen_log_ratio - rejected_log_ratio)

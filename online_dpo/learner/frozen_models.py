@@ -1,4 +1,4 @@
-"""Causal language models as the learner loads them: the policy's base, and a reference of another shape."""
+"""Loads the frozen models of a learner: the policy's base, and a reference that is another model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM
 
-from online_dpo.errors import ModelError
+from online_dpo.errors import ModelError, first_line
 from online_dpo.learner.logprobs import verify_head
 
 
@@ -33,10 +33,9 @@ def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], de
             source.folder, dtype=getattr(torch, dtype), trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{source.field} {source.name} does not load as a causal language model: {first}; give a folder with "
-            f"config.json and safetensors weights, or a hub id"
+            f"{source.field} {source.name} does not load as a causal language model: {first_line(error)}; give a "
+            f"folder with config.json and safetensors weights, or a hub id"
         ) from None
     model = model.to(device).requires_grad_(False).eval()
     verify_head(model)

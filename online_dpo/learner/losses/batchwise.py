@@ -1,7 +1,7 @@
 """Losses that couple the items of a global batch, and the averages that couple them.
 
 Their values need every item of the batch at once, so the learner hands them all of it, whatever its micro-batches
-(DESIGN section 6). Conventions and shared arguments as in `online_dpo.learner.losses.paired`.
+(DESIGN section 6). Conventions and shared arguments as in `online_dpo.learner.losses.margin`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from online_dpo.learner.losses.paired import cdpo_loss
+from online_dpo.learner.losses.margin import cdpo_loss
 from online_dpo.learner.losses.shapes import expect_same_shape
 
 
 def aot_loss(left: Tensor, right: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """AOT (arXiv:2406.05882, section 3): the k-th largest of one side shall exceed the k-th largest of the other.
+    """AOT (arXiv:2406.05882, section 3): each k-th largest on the left should exceed the k-th on the right.
 
-    The logistic loss of the differences of two sorted samples, which is the optimal transport of their violations of
-    first-order stochastic dominance. Value k belongs to the item whose `left` has rank k.
+    Both samples are sorted, and the logistic loss is taken of their differences. This measures, by optimal transport,
+    how far the left sample is from dominating the right one (first-order stochastic dominance). Each loss is returned
+    at the place of the `left` value that it is of.
 
     Args:
-        left: `[P]` the policy's gaps log pi(y_w|x) - log pi(y_l|x); unpaired: the chosen log-ratios.
-        right: `[P]` the reference's gaps; unpaired: the rejected log-ratios.
+        left: `[P]` the policy's log pi(y_w|x) - log pi(y_l|x); in the unpaired form, the chosen log-ratios.
+        right: `[P]` the same under the reference; in the unpaired form, the rejected log-ratios.
         beta: scale of the differences.
         label_smoothing: as in `cdpo_loss`; 0 in the paper.
     """
@@ -66,7 +67,8 @@ def kl_estimate(mismatched_log_ratio: Tensor) -> Tensor:
     """KTO's z: the mean log-ratio of completions under other prompts, not below zero, without gradient.
 
     Args:
-        mismatched_log_ratio: `[M]` log pi(y'|x) - log pi_ref(y'|x) for answers y' to other prompts; none give zero.
+        mismatched_log_ratio: `[M]` log pi(y'|x) - log pi_ref(y'|x) for answers y' to other prompts. Without any, the
+            estimate is zero.
     """
     if mismatched_log_ratio.numel() == 0:
         return mismatched_log_ratio.new_zeros(())
@@ -81,6 +83,6 @@ class RunningMean:
     num_batches: int = 0
 
     def updated(self, value: float) -> RunningMean:
-        """With one batch more."""
+        """The mean with one more batch in it."""
         count = self.num_batches + 1
         return RunningMean(self.mean + (value - self.mean) / count, count)

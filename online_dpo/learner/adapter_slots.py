@@ -22,22 +22,13 @@ from torch import Tensor, nn
 
 from online_dpo.config.learner import LoraSection
 from online_dpo.errors import ModelError
+from online_dpo.models.adapters import check_plain_lora, lora_layers
 from online_dpo.types import Adapter, WeightsRef, derive_seed
 
 POLICY, FROZEN, GIVEN = "default", "frozen", "given"
 
-_UNSUPPORTED = (
-    "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
-    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
-    "monteclora_config",
-)  # fmt: skip
-"""PEFT options beyond plain LoRA: the engine refuses them, or a merged push would be wrong."""
-
-_HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Initialisations that leave the base weights alone; PiSSA and its kin rewrite them whenever the adapter is loaded."""
-
-
 _INIT_CONFIGS = ("eva_config", "corda_config", "lora_ga_config")
+"""Fields of a PEFT config that only say how an adapter was once initialised."""
 
 
 def attach(model: nn.Module, lora: LoraSection | None, adapter: Adapter | None, *, seed: int) -> PeftModel:
@@ -196,30 +187,20 @@ def _new_config(lora: LoraSection) -> LoraConfig:
 
 
 def _parse_config(adapter: Adapter) -> LoraConfig:
-    """The PEFT config of an adapter to continue, as a trainable one."""
+    """The PEFT config of an adapter, as a trainable one.
+
+    Raises:
+        ModelError: it is not a plain LoRA on linear layers.
+    """
+    label = f"the given adapter is version {adapter.version}"
     try:
-        fields = json.loads(adapter.config)
-        kind = fields["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
+        fields = dict(json.loads(adapter.config))
+    except (ValueError, TypeError) as error:
         raise ModelError(
             f"adapter_config.json is not a PEFT config ({error!r}); save the adapter again with PEFT's save_pretrained"
         ) from None
-    unsupported = [name for name in _UNSUPPORTED if fields.get(name)]
-    if fields.get("bias", "none") != "none":
-        unsupported.append("bias")
-    if fields.get("init_lora_weights", True) not in _HARMLESS_INITS:
-        unsupported.append("init_lora_weights")
-    if kind != "LORA" or unsupported:
-        what = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
-        raise ModelError(
-            f"adapter_config.json describes {what}; only plain LoRA can be pushed to the generators: merge the adapter "
-            f"into the model and start a new LoRA"
-        )
-    if any(".lora_embedding_" in name or ".lm_head." in name for name in parse_weights(adapter)):
-        raise ModelError(
-            "the adapter targets embeddings or lm_head, whose pushed copies may go stale in the engine; merge it into "
-            "the model and start a new LoRA on linear layers"
-        )
+    check_plain_lora(fields, label)
+    lora_layers({name: tuple(found.shape) for name, found in parse_weights(adapter).items()}, fields["r"], label)
     # Weights come from the file, so how they were once initialised no longer matters; PEFT would do it all over.
     fields |= {"inference_mode": False, "init_lora_weights": True} | dict.fromkeys(_INIT_CONFIGS, None)
     return LoraConfig.from_peft_type(**{**fields, "loftq_config": {}})

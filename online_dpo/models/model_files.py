@@ -1,4 +1,4 @@
-"""What the single files of a model's folder say: JSON, safetensors headers, a tokenizer's special tokens.
+"""What the single files of a model's folder say: its JSON files and the headers of its safetensors files.
 
 Each function takes `label`, the start of its errors: the config field and the folder, as in `model.path is models/x`.
 """
@@ -14,8 +14,8 @@ from online_dpo.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
 
-_VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
-_TOKENIZER = ("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+_TOKENIZER_FILES = ("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _MIB = 1 << 20
 
@@ -106,12 +106,12 @@ def context_length(config: dict[str, Any]) -> int | None:
 
 def has_vocabulary(folder: Path) -> bool:
     """Whether a tokenizer can be built from this folder at all."""
-    return any(True for pattern in _VOCABULARY for _ in folder.glob(pattern))
+    return any(True for pattern in VOCABULARY_FILES for _ in folder.glob(pattern))
 
 
 def vocabulary_digest(folder: Path) -> str:
     """A sha256 of the vocabulary files."""
-    files = sorted({file for pattern in _VOCABULARY for file in folder.glob(pattern)})
+    files = sorted({file for pattern in VOCABULARY_FILES for file in folder.glob(pattern)})
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
@@ -198,7 +198,7 @@ def fingerprint(folder: Path, weights: tuple[Path, ...]) -> str:
     large model would take minutes, and one that was trained on differs at its ends.
     """
     small = {folder / name for name in ("config.json", "generation_config.json", INDEX)}
-    small |= {file for pattern in (*_VOCABULARY, *_TOKENIZER) for file in folder.glob(pattern)}
+    small |= {file for pattern in (*VOCABULARY_FILES, *_TOKENIZER_FILES) for file in folder.glob(pattern)}
     digest = hashlib.sha256()
     for file in sorted(file for file in small if file.is_file()):
         digest.update(f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())

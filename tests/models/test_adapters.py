@@ -9,30 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from model_kit import change_json, write_folders
+from model_kit import change_json
+from peft import LoraConfig, get_peft_model, preprocess_loraga
+from peft.tuners.lora import LoraGAConfig
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from online_dpo.errors import ModelError
-from online_dpo.models.inspection import inspect_model, read_adapter
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    write_folders(root)
-    return root
+from online_dpo.models.adapters import read_adapter
+from online_dpo.models.inspection import inspect_model
 
 
 @pytest.fixture
 def adapter(saved: Path, tmp_path: Path) -> Path:
     """A copy of the adapter's folder that a test may break."""
     return Path(shutil.copytree(saved / "adapter", tmp_path / "adapter"))
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy of the base model's folder that a test may break."""
-    return Path(shutil.copytree(saved / "model", tmp_path / "model"))
 
 
 def test_an_adapter_travels_without_paths(saved: Path, adapter: Path) -> None:
@@ -65,6 +56,7 @@ def test_an_adapter_travels_without_paths(saved: Path, adapter: Path) -> None:
         ({"rank_pattern": {"q_proj": 4}}, r'which has rank_pattern: \{"q_proj": 4\}'),
         ({"alpha_pattern": {"q_proj": 4}}, "which has alpha_pattern"),
         ({"init_lora_weights": "pissa"}, 'which has init_lora_weights: "pissa"'),
+        ({"init_lora_weights": "lora_ga"}, 'which has init_lora_weights: "lora_ga"'),
         ({"r": 1024}, "whose rank r is 1024; vLLM takes 1 to 512"),
         ({"r": 4}, "which is no LoRA of rank 4"),
     ],
@@ -75,6 +67,29 @@ def test_other_than_plain_lora_is_refused(adapter: Path, changes: dict[str, Any]
     with pytest.raises(ModelError, match=expected) as caught:
         read_adapter(str(adapter), base=None)
     assert str(caught.value).startswith(f"model.adapter is {adapter}, ")
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "mica", "pissa", "olora", "lora_ga"])
+def test_an_initialisation_is_refused_exactly_when_peft_changes_the_base_with_it(
+    saved: Path, tmp_path: Path, init: bool | str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(saved / "model")
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    extra: dict[str, Any] = {"lora_ga_config": LoraGAConfig()} if init == "lora_ga" else {}
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=init, **extra)
+    if init == "lora_ga":
+        ids = torch.arange(16)[None]
+        preprocess_loraga(model, lora, lambda: model(input_ids=ids, labels=ids).loss.backward())
+    peft_model = get_peft_model(model, lora)
+    after = {name.replace(".base_layer", ""): weight for name, weight in peft_model.get_base_model().named_parameters()}
+    is_changed = any(not torch.equal(weight, after[name]) for name, weight in before.items())
+    peft_model.save_pretrained(tmp_path / "made")
+    if is_changed:
+        with pytest.raises(ModelError, match="which has init_lora_weights"):
+            read_adapter(str(tmp_path / "made"), base=None)
+    else:
+        read_adapter(str(tmp_path / "made"), base=None)
+    assert is_changed == (init in ("pissa", "olora", "lora_ga"))
 
 
 @pytest.mark.parametrize(

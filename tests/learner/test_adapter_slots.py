@@ -83,11 +83,14 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tiny, given):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "LORA with use_dora"),
-        ({"init_lora_weights": "pissa"}, "LORA with init_lora_weights"),
-        ({"modules_to_save": ["lm_head"]}, "LORA with modules_to_save"),
-        ({"bias": "all"}, "LORA with bias"),
-        ({"peft_type": "IA3"}, "describes IA3"),
+        ({"use_dora": True}, "version 0, which has use_dora: true; only plain LoRA"),
+        ({"init_lora_weights": "pissa"}, 'which has init_lora_weights: "pissa"'),
+        ({"init_lora_weights": "lora_ga"}, 'which has init_lora_weights: "lora_ga"'),
+        ({"rank_pattern": {"q_proj": 2}}, "which has rank_pattern"),
+        ({"r": 2}, "which is no LoRA of rank 2"),
+        ({"modules_to_save": ["lm_head"]}, "which has modules_to_save"),
+        ({"bias": "all"}, 'which has bias: "all"'),
+        ({"peft_type": "IA3"}, "whose peft_type is IA3"),
     ],
 )
 def test_adapters_beyond_plain_lora_are_refused(tiny, given, change, message):

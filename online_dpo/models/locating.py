@@ -1,0 +1,84 @@
+"""Finds the folder of a model or adapter that a config names: an embedded one, a local one, or one of the hub.
+
+The hub is asked only when its local cache lacks a file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from online_dpo import embedded
+from online_dpo.errors import ModelError, first_line
+from online_dpo.models import model_files, tokenizer
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# No pickled weights; `*.py` because trust_remote_code reads a model's code from its own folder.
+_DOWNLOAD = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
+_DO_NOT_DOWNLOAD = ["*/*", "consolidated*"]  # second copies of the same weights in other layouts
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def locate(path: str, *, field: str, adapter: bool = False) -> Path:
+    """The absolute folder of a model or adapter that a config names.
+
+    Args:
+        path: `embedded:NAME`, a folder, or a hub id `org/name`, which is taken from the local cache where it is
+            complete and downloaded otherwise.
+        field: the config field that holds `path`, for errors.
+        adapter: whether a PEFT adapter is wanted rather than a model.
+
+    Raises:
+        ModelError: there is no such folder, and it cannot be downloaded.
+    """
+    kind = "an adapter" if adapter else "a model"
+    try:
+        folder = embedded.path_of(path)
+    except LookupError as error:
+        raise ModelError(f"{field} is {path}; {error.args[0]}") from None
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise ModelError(f"{field} is {path}, which is a file; give the folder of {kind}")
+    if not HUB_ID.fullmatch(path):
+        raise ModelError(
+            f"{field} is {path}; there is no such folder: give the folder of {kind}, or a hub id of the form org/name"
+        )
+    return _download(path, field, kind, adapter)
+
+
+def _download(repo_id: str, field: str, kind: str, adapter: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(*, local_files_only: bool) -> Path:
+        folder = huggingface_hub.snapshot_download(
+            repo_id, allow_patterns=_DOWNLOAD, ignore_patterns=_DO_NOT_DOWNLOAD, local_files_only=local_files_only
+        )
+        return Path(folder)
+
+    try:
+        cached = snapshot(local_files_only=True)
+    except LocalEntryNotFoundError:
+        cached = None
+    # Another program may have cached the tokenizer alone, or have been stopped between two shards.
+    if cached is not None and _is_complete(cached, adapter):
+        return cached
+    try:
+        return snapshot(local_files_only=False)
+    # Errors of the hub, of HTTP and of the disk have no common base; the cause stays attached.
+    except Exception as error:
+        raise ModelError(
+            f"{field} is {repo_id}; there is no such folder, and {kind} of that id could not be fetched from the hub "
+            f"({first_line(error)}): give an existing folder, or connect, and check the id and your access to it"
+        ) from error
+
+
+def _is_complete(folder: Path, adapter: bool) -> bool:
+    if adapter:
+        return all((folder / name).is_file() for name in ADAPTER_FILES)
+    is_sharded = (folder / model_files.INDEX).is_file()
+    weights = model_files.shard_names(folder, f"the hub's cache is {folder}") if is_sharded else ["model.safetensors"]
+    return tokenizer.has_vocabulary(folder) and all((folder / name).is_file() for name in ("config.json", *weights))

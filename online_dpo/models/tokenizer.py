@@ -1,0 +1,118 @@
+"""A model's tokenizer: what its files say about special tokens and the vocabulary, and the tokenizer itself.
+
+`label` is the start of errors: the config field and the folder, as in `model.path is models/x`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from online_dpo.errors import ModelError, first_line
+from online_dpo.models.model_files import VOCABULARY_FILES, read_json
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a tokenizer can be built from this folder at all."""
+    return any(True for pattern in VOCABULARY_FILES for _ in folder.glob(pattern))
+
+
+def vocabulary_digest(folder: Path) -> str:
+    """A sha256 of the vocabulary files."""
+    files = sorted({file for pattern in VOCABULARY_FILES for file in folder.glob(pattern)})
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def special_token_ids(folder: Path, label: str, *, vocab_size: int | None, generates: bool) -> dict[str, int]:
+    """The ids of the tokenizer's `eos_token` and `pad_token`, read from its files.
+
+    Args:
+        folder: of the model.
+        label: the start of errors.
+        vocab_size: rows of the model's embedding, which ids must be below.
+        generates: False where a missing EOS token does no harm; it is then left out.
+
+    Raises:
+        ModelError: there is no tokenizer, or it lacks one of the tokens.
+    """
+    if not has_vocabulary(folder):
+        raise ModelError(
+            f"{label}, which has no tokenizer files; put the model's tokenizer there (tokenizer.json and "
+            f"tokenizer_config.json, as the tokenizer's save_pretrained writes them)"
+        )
+    tokens: dict[str, str] = {}
+    # The later file wins in Transformers, too.
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        for key, token in (read_json(file, label) if file.is_file() else {}).items():
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str):
+                tokens[key] = content
+    found: dict[str, int] = {}
+    for key in ("eos_token", "pad_token"):
+        if key in tokens:
+            found[key] = _checked_id(folder, label, key, tokens[key], vocab_size)
+        elif key == "pad_token":
+            example = f", for example to the EOS token {tokens['eos_token']!r}" if "eos_token" in tokens else ""
+            raise ModelError(
+                f"{label}, whose tokenizer has no pad token; set pad_token in tokenizer_config.json{example} "
+                f"(padding is masked, so any token of the vocabulary will do)"
+            )
+        elif generates:
+            raise ModelError(
+                f"{label}, whose tokenizer has no EOS token, so that no answer could end; set eos_token in "
+                f"tokenizer_config.json to the token that ends an answer"
+            )
+    return found
+
+
+def _checked_id(folder: Path, label: str, key: str, content: str, vocab_size: int | None) -> int:
+    token_id = vocabulary(folder, label)[0].get(content)
+    if token_id is None or (vocab_size is not None and token_id >= vocab_size):
+        where = (
+            "its vocabulary files" if token_id is None else f"the model's vocabulary of {vocab_size} (id {token_id})"
+        )
+        raise ModelError(
+            f"{label}, whose {key} {content!r} is not in {where}; correct it in tokenizer_config.json, or save the "
+            f"tokenizer that belongs to the model again with save_pretrained"
+        )
+    return token_id
+
+
+def vocabulary(folder: Path, label: str) -> tuple[dict[str, int], bool]:
+    """Token -> id, from whichever files name them, and whether these are all tokens: sentencepiece's own are not read.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    if (folder / "tokenizer.json").is_file():
+        fast = read_json(folder / "tokenizer.json", label)
+        tokens = fast.get("model", {}).get("vocab", {})
+        if isinstance(tokens, list):  # Unigram models: [piece, score] in the order of ids
+            tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
+        return {**tokens, **{token["content"]: token["id"] for token in fast.get("added_tokens", [])}}, True
+    found: dict[str, int] = {}
+    for file in (folder / "vocab.json", folder / "added_tokens.json"):
+        found |= {token: int(index) for token, index in (read_json(file, label) if file.is_file() else {}).items()}
+    if (folder / "tokenizer_config.json").is_file():
+        decoder = read_json(folder / "tokenizer_config.json", label).get("added_tokens_decoder", {})
+        found |= {token["content"]: int(index) for index, token in decoder.items() if "content" in token}
+    return found, (folder / "vocab.json").is_file()
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The Transformers tokenizer of a model's folder. Imports torch.
+
+    Raises:
+        ModelError: Transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    # Broken files and remote code raise anything; the cause stays attached.
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded ({first_line(error)}); save it again with save_pretrained, "
+            f"or set trust_remote_code to true beside its path if it comes with code that you trust"
+        ) from error
