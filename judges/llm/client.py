@@ -10,15 +10,16 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from judges.llm.budget import Purse, Spend
-from judges.llm.chat import CallFailed, ChatReply, ChatRequest
+from judges.calling import Sleep
+from judges.chat import CallFailed, ChatReply, ChatRequest
+from judges.llm.budget import BudgetAccount, Spend
 from judges.llm.key import Key
 from judges.llm.replies import Malformed, read_reply
 from judges.protocol import StopJudging, count
@@ -34,8 +35,6 @@ PASSING = {408, 409, 425, 429}
 """Statuses under 500 that may be gone at the next try."""
 
 FATAL = {401: "refused the key", 402: "wants to be paid", 403: "refused the key", 404: "knows no such model or path"}
-
-Sleep = Callable[[float], Awaitable[None]]
 
 
 class _Passing(Exception):
@@ -60,7 +59,7 @@ class EndpointChat:
         *,
         field: str,
         key: Key,
-        purse: Purse,
+        account: BudgetAccount,
         concurrency: int,
         timeout_s: float,
         retries: int,
@@ -72,13 +71,13 @@ class EndpointChat:
             endpoint: where, and which model.
             field: its section, for messages.
             key: read already.
-            purse: the budget.
+            account: of the budget.
             concurrency: requests in flight.
             timeout_s: of one try.
             retries: after a try that failed.
             sleep: waits between tries, in seconds.
         """
-        self._endpoint, self._field, self._key, self._purse = endpoint, field, key, purse
+        self._endpoint, self._field, self._key, self._account = endpoint, field, key, account
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout_s, self._sleep = timeout_s, sleep
         self._resume_at = 0.0  # on time.monotonic(): a server that said Retry-After is left alone by all requests
@@ -108,7 +107,7 @@ class EndpointChat:
         if self._fatal is not None:
             raise StopJudging(self._fatal)
         worst = [_worst(request) for request in requests]
-        await self._purse.reserve(worst)
+        await self._account.reserve(worst)
         replies = await asyncio.gather(*(self._ask_one(r, w) for r, w in zip(requests, worst, strict=True)))
         if self._fatal is not None:
             raise StopJudging(self._fatal)
@@ -122,14 +121,14 @@ class EndpointChat:
         async def attempt() -> ChatReply:
             nonlocal spent, is_reserved
             if not is_reserved:
-                is_reserved = await self._purse.reserve_again(worst)
+                is_reserved = await self._account.reserve_again(worst)
                 if not is_reserved:
                     raise _Final("the budget leaves nothing for another try")
             try:
                 reply, spent = await self._try(request, worst)
             except _Passing as error:
                 if error.charged:
-                    await self._purse.settle(worst, worst)
+                    await self._account.settle(worst, worst)
                     is_reserved = False
                 raise
             return reply
@@ -149,7 +148,7 @@ class EndpointChat:
             return CallFailed(self._clean(str(error)))
         finally:
             if is_reserved:
-                await self._purse.settle(worst, spent)
+                await self._account.settle(worst, spent)
 
     async def _try(self, request: ChatRequest, worst: Spend) -> tuple[ChatReply, Spend]:
         async with self._slots:

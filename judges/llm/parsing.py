@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from judges.llm.chat import CallFailed, ChatReply
+from judges.chat import CallFailed, ChatReply
 from judges.protocol import Abstain
-from online_dpo.types import FAILURE
 
 LABELS: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
 """What may win, and the probability that the answer presented first is the better one."""
@@ -68,7 +67,7 @@ def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> 
     if isinstance(reply, CallFailed) or reply.refused:
         return _why_silent(reply)
     if not reply.first_logprobs:
-        return Abstain(f"{FAILURE}the endpoint reports no log-probs, which verdict: token needs")
+        return Abstain("the endpoint reports no log-probs, which verdict: token needs", kind="failed")
     values = GRADES if form == "pointwise" else {"A": 1.0, "B": 0.0}
     mass = dict.fromkeys(values, 0.0)
     for token, logprob in reply.first_logprobs:
@@ -85,7 +84,9 @@ def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> 
 
 
 def _why_silent(reply: ChatReply | CallFailed) -> Abstain:
-    return Abstain(f"{FAILURE}{reply.reason}" if isinstance(reply, CallFailed) else "refused by the model")
+    if isinstance(reply, CallFailed):
+        return Abstain(reply.reason, kind="failed")
+    return Abstain("refused by the model")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

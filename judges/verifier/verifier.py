@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from judges.calling import Caller
+from judges.hosting import Hosting
 from judges.protocol import Limits, Question, count
+from judges.spec import JudgeSpec
 from judges.threads import in_thread
 from judges.verifier.expressions import MAX_LENGTH, Answer, plain_symbols, read_answer, same_answer
 from online_dpo.config.judges.hosted import VerifierJudge
@@ -31,6 +34,11 @@ _NUMBER = re.compile(rf"(?<![\w.])(-?)(?:\\?[$€£]\s?)?(-?)((?:{_DIGITS})(?:[e
 _IN_DOLLARS = re.compile(r"\s*(?:\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])")
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}")
 _SENTENCE_END = re.compile(r"[.;]\s|\s[a-zA-Z]{2,}|\*\*")
+
+
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Verifier:
+    """Build the judge that a spec describes."""
+    return Verifier(spec.section, field=spec.field)
 
 
 class Verifier:
@@ -61,7 +69,7 @@ class Verifier:
         expected = self._read(self._final(reference, self._reference_pattern))
         if expected is None:
             reason = f"no {self._section.method} answer in {self._section.answer} ({reference[:60]!r})"
-            return [question.abstain(i, reason) for i in range(len(question.completions))], 0
+            return question.abstain_from_all(reason), 0
         verdicts, num_unreadable = [], 0
         for i, text in enumerate(question.completions):
             answer = self._read(self._final(text, self._pattern))

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from online_dpo.statistics.judges import is_large
+from online_dpo.statistics.judge_warnings import is_large
 
 COLUMNS = (
     "round",

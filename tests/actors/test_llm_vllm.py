@@ -193,7 +193,7 @@ def test_a_real_server_refuses_in_its_own_words(serving: Serving, monkeypatch: p
     ):
         trial(endpoint={"model": "large"})
     [verdicts], _ = ask(build_llm(serving.section(), "judge"), question("word " * 5000, "x"))
-    assert all(str(v.reason).startswith("failed: status 400: ") and "4096" in str(v.reason) for v in verdicts)
+    assert all(str(v.explanation).startswith("failed: status 400: ") and "4096" in str(v.explanation) for v in verdicts)
     monkeypatch.setenv("LOOPBACK_KEY", "another-key")
     with pytest.raises(StopJudging, match=r"refused the key \(status 401: Unauthorized"):
         trial()
@@ -233,7 +233,7 @@ def test_an_engine_of_the_judges_own_says_the_same(serving: Serving, ray_local: 
     assert {(v.first, v.second): v.probability for v in found.verdicts if v.prompt_id == "p"} == pytest.approx(
         {(v.first, v.second): v.probability for v in expected}, abs=1e-4
     )
-    long = [v.reason for v in found.verdicts if v.prompt_id == "q"]
+    long = [v.explanation for v in found.verdicts if v.prompt_id == "q"]
     assert len(long) == 2 and all(str(reason).startswith("failed: the question has ") for reason in long)
     found = judged()
     assert found.counters["num_judge_votes_unreadable"] == 2, "the two that are too long; all others are readable"

@@ -15,8 +15,8 @@ from injections import INJECTIONS
 from judge_servers import Answer, completion, material, serve, verdict
 from llm_kit import ask, question, section
 
+from judges.chat import ChatReply
 from judges.llm.building import build_llm
-from judges.llm.chat import ChatReply
 from judges.llm.parsing import read_json, read_token
 from judges.llm.prompts import Task, build_messages, make_key, neutralise
 from judges.protocol import Abstain

@@ -13,7 +13,7 @@ import pytest
 from judge_servers import KEY, Answer, completion, longer_wins, material, serve, verdict
 from llm_kit import ask, brief, question, section
 
-from judges.hosting import Hosting, hosted
+from judges.hosting import Hosting
 from judges.llm.building import build_llm
 from judges.llm.key import Key, read_key
 from judges.protocol import StopJudging, collect_counts
@@ -80,13 +80,16 @@ def test_a_budget_is_never_exceeded_and_ends_between_two_questions(
 
 def test_what_was_spent_before_counts_and_a_larger_budget_goes_on() -> None:
     before = {"num_judge_charged_calls": 12, "num_judge_charged_calls[judges.x]": 40}
-    with serve(honest) as server, hosted(Hosting(counted=before)):
-        done, _, _ = ask_all(build_llm(section(server, budget={"calls": 20}), "judge"))
+    hosting = Hosting(counted=before)
+    with serve(honest) as server:
+        done, _, _ = ask_all(build_llm(section(server, budget={"calls": 20}), "judge", hosting=hosting))
         assert sum(done) == 1
-        done, _, message = ask_all(build_llm(section(server, budget={"calls": 50}), "judge.judges.x"))
+        done, _, message = ask_all(build_llm(section(server, budget={"calls": 50}), "judge.judges.x", hosting=hosting))
         assert sum(done) == 1
         assert "judge.judges.x.budget.calls is 50, of which 46 are spent" in message
-        done, counts, message = ask_all(build_llm(section(server, budget={"calls": 90}), "judge.judges.x"))
+        done, counts, message = ask_all(
+            build_llm(section(server, budget={"calls": 90}), "judge.judges.x", hosting=hosting)
+        )
     assert all(done) and not message
     assert counts["num_judge_charged_calls"] == counts["num_judge_charged_calls[judges.x]"] == 48
 

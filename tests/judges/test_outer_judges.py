@@ -150,7 +150,7 @@ def test_the_order_of_completions_never_changes_who_is_chosen(
         def __init__(self, scores: tuple[float | None, ...]) -> None:
             self.scores = scores
 
-        async def ask(self, questions: list[Question]) -> list[list[Verdict]]:
+        async def ask(self, questions: list[Question], measured: Any) -> list[list[Verdict]]:
             return [self.answer(q) for q in questions]
 
         def answer(self, q: Question) -> list[Verdict]:
