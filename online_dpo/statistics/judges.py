@@ -23,7 +23,7 @@ from online_dpo.statistics.comparisons import (
     side_of,
     wins_by_prompt,
 )
-from online_dpo.types import NUM_RANKINGS, Completion, MemberAgreement, Verdict, derive_seed, group_by_prompt
+from online_dpo.types import NUM_RANKINGS, Completion, MemberAgreement, Verdict, group_by_prompt
 
 MAX_REASONS, REASON_WIDTH = 8, 80
 OTHER = "other reasons"
@@ -157,13 +157,6 @@ def repeat_agreement(
         if verdict.score is not None and verdict.prompt_id in scores:
             same.append(math.isclose(verdict.score, scores[verdict.prompt_id], rel_tol=1e-6, abs_tol=1e-9))
     return share_of(same), len(same)
-
-
-def asked_again(share: float, prompt_ids: Sequence[str], seed: int, round_index: int, judge: str) -> frozenset[str]:
-    """The prompts that a judge is asked about a second time: each by a chance of its own."""
-    return frozenset(
-        name for name in prompt_ids if derive_seed(seed, "again", judge, round_index, name) < share * 2.0**63
-    )
 
 
 def _of_comparisons(

@@ -9,7 +9,7 @@ import pytest
 from verdict_kit import answers
 
 from online_dpo.statistics.judge_warnings import warnings
-from online_dpo.statistics.judges import Bias, asked_again, group_reasons, kind_of, report
+from online_dpo.statistics.judges import Bias, group_reasons, kind_of, report
 from online_dpo.types import MemberAgreement, Verdict
 
 
@@ -80,11 +80,3 @@ def test_single_completions_have_scores_that_repeat_or_not() -> None:
     found = report(completions, said(1.0, 2.0, None), {}, said(1.0 + 1e-9, 2.1, 3.0))
     assert (found["repeat_agreement"], found["num_repeated"]) == (0.5, 2)
     assert not {"num_comparisons", "first_wins", "num_labelled"} & found.keys()
-
-
-def test_prompts_are_drawn_for_a_repeat_by_share() -> None:
-    names = [f"prompt {i}" for i in range(2000)]
-    few, many = (asked_again(share, names, 1, 3, "reward") for share in (0.1, 0.3))
-    assert few < many and 150 < len(few) < 250 and 520 < len(many) < 680
-    assert few != asked_again(0.1, names, 1, 4, "reward") and few != asked_again(0.1, names, 2, 3, "reward")
-    assert asked_again(0.0, names, 1, 3, "reward") == frozenset() and len(asked_again(1.0, names, 1, 3, "x")) == 2000
