@@ -45,12 +45,12 @@ class Measurements:
         self.latencies_s.setdefault(label, []).append(seconds)
 
     def add_agreement(self, place: str, found: MemberAgreement) -> None:
-        """The members of the ensemble at this place in the config agree so far about some more questions."""
+        """An ensemble has measured how far its members agree about a question; `place` is its field in the config."""
         self.agreement[place] = self.agreement.get(place, MemberAgreement()).plus(found)
 
 
-class CompositeJudge(Protocol):
-    """A judge that asks others. It hands `measured` on to their callers."""
+class AsksOthers(Protocol):
+    """A judge that is made of others, and hands `measured` on to their callers."""
 
     async def judge(
         self, questions: Sequence[Question], measured: Measurements | None = None
@@ -67,7 +67,7 @@ class Caller:
 
     def __init__(
         self,
-        judge: Judge | CompositeJudge,
+        judge: Judge | AsksOthers,
         section: Any,
         *,
         label: str,
@@ -103,13 +103,13 @@ class Caller:
         """Ask everything.
 
         Args:
-            questions: the same kind of answer is wanted to all: a first one, or another one.
-            measured: where the seconds of calls and the agreement of members are added; None = nowhere.
+            questions: either all or none of them are asked again.
+            measured: gets the seconds of calls and the agreement of members; None = they are not kept.
 
         Returns:
-            The verdicts on each question, in order. A question whose call failed has an abstention of the kind
-            "failed" for each completion, and one that the judge stopped before has abstentions of the kind "unasked";
-            a judge that asks others hands those on for the whole question.
+            The verdicts on each question, in order. Where a call failed, each completion of the question has an
+            abstention of the kind "failed"; where the judge stopped before it was asked, of the kind "unasked", which
+            a judge made of others hands on for the whole question.
         """
         answers = await asyncio.gather(*(self.ask_batch(batch, measured) for batch in self.batches(questions)))
         return [verdicts for answer in answers for verdicts in answer]
@@ -161,7 +161,7 @@ class Caller:
         A blocking judge's thread cannot be killed: after a timeout it runs on beside the next call, unobserved.
         """
         if self._rules is None:
-            return check_verdicts(batch, await cast(CompositeJudge, self.judge).judge(batch, measured))
+            return check_verdicts(batch, await cast(AsksOthers, self.judge).judge(batch, measured))
         timeout_s = None if self._limits.own_retries else self._rules.timeout_s
         async with self._slots:
             count("num_judge_calls")

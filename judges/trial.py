@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from judges.calling import Caller, CompositeJudge
+from judges.calling import AsksOthers, Caller
 from judges.protocol import Judge, Question, StopJudging, check_verdicts, limits_of
 from online_dpo.config.pairing import PairingSection, explain_no_scores
 from online_dpo.errors import JudgeError
@@ -48,7 +48,7 @@ async def try_judges(
 
 
 async def try_judge(
-    judge: Judge | CompositeJudge,
+    judge: Judge | AsksOthers,
     *,
     field: str,
     chat: bool,

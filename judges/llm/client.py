@@ -20,8 +20,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from judges.calling import Sleep
 from judges.chat import CallFailed, ChatReply, ChatRequest
 from judges.llm.budget import BudgetAccount, Spend
+from judges.llm.http_replies import Malformed, read_reply
 from judges.llm.key import Key
-from judges.llm.replies import Malformed, read_reply
 from judges.protocol import StopJudging, count
 from online_dpo.config.judges.llm import Endpoint
 

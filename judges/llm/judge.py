@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from judges.chat import Chat, ChatRequest
-from judges.llm.parsing import read_json, read_token
-from judges.llm.prompts import Task, build_messages, make_key
+from judges.llm.prompts import ReplyFormat, build_messages, make_key
+from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain, Limits, Question, count
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.types import Abstention, Verdict, derive_seed
@@ -41,7 +41,7 @@ class ChatJudge:
         self.limits = limits
         self._section = section
         self._chat = chat
-        self._task = Task(form=section.form, as_json=section.verdict == "json", key=make_key(section.seed))
+        self._format = ReplyFormat(form=section.form, as_json=section.verdict == "json", key=make_key(section.seed))
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
         asked = [one for index, question in enumerate(questions) for one in self._vote_requests(index, question)]
@@ -49,7 +49,7 @@ class ChatJudge:
         votes: dict[tuple[int, Subject, int], list[Vote]] = {}
         for one, reply in zip(asked, replies, strict=True):
             if self._section.verdict == "json":
-                vote = read_json(reply, self._task.key, form=self._section.form)
+                vote = read_json(reply, self._format.key, form=self._section.form)
             else:
                 vote = read_token(reply, form=self._section.form, min_mass=self._section.min_mass)
             count("num_judge_votes")
@@ -67,7 +67,7 @@ class ChatJudge:
             texts = tuple(question.completions[i] for i in subject)
             for p, principle in enumerate(section.principles):
                 messages = build_messages(
-                    self._task, principle=principle, prompt=question.prompt, answers=texts, seed=section.seed
+                    self._format, principle=principle, prompt=question.prompt, answers=texts, seed=section.seed
                 )
                 for vote in range(section.votes):
                     yield _VoteRequest(index, subject, p, self._request(messages, vote, again=question.again))
@@ -94,7 +94,7 @@ class ChatJudge:
         seed = derive_seed(section.seed, purpose, vote, json.dumps(messages)) >> 32
         return ChatRequest(
             messages=tuple(messages),
-            schema=self._task.schema,
+            schema=self._format.schema,
             max_tokens=section.max_tokens if as_json else 1,
             temperature=section.temperature,
             seed=seed if section.temperature > 0.0 else None,

@@ -129,7 +129,7 @@ class Verifier:
                 plain = text.strip().rstrip(".").strip()
                 return plain or None
             case "numeric":
-                return read_number(text)
+                return read_stated_number(text)
         return _read_symbolic(text)
 
     def _same(self, answer: Any, expected: Any) -> bool:
@@ -160,7 +160,7 @@ def final_answer(text: str) -> str | None:
     return max(found)[1] if found else None
 
 
-def read_number(text: str) -> float | None:
+def read_stated_number(text: str) -> float | None:
     """The number that an answer states: what follows its last `=`, else its value as an expression, else its first."""
     stated = plain_symbols(text).rpartition("=")[2]
     if any(sign in stated.replace("\\$", "").replace("\\%", "") for sign in "\\/^"):

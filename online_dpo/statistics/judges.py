@@ -99,7 +99,7 @@ def report(
     return {**figures, **({"ensembles": ensembles} if ensembles else {}), "counters": dict(counters)}
 
 
-def labelled_prompts(comparisons: Comparisons) -> set[str]:
+def covered_prompts(comparisons: Comparisons) -> set[str]:
     """The prompts of which the judge compared at least two completions, a tie included."""
     return {name for (name, _, _), preference in comparisons.items() if preference is not None}
 
@@ -168,7 +168,7 @@ def _of_comparisons(
     length_bias = Bias.of(longer)
     consistency, num_both_ways = order_consistency(verdicts)
     figures: dict[str, Any] = {
-        "num_labelled": len(labelled_prompts(comparisons)),
+        "num_covered": len(covered_prompts(comparisons)),
         "num_comparisons": len(comparisons),
         "num_decided": num_decided,
         "num_tied": sum(preference is not None for preference in comparisons.values()) - num_decided,

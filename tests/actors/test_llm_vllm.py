@@ -28,7 +28,7 @@ from verdict_kit import answers, shard_of
 
 from judges.llm.building import build_llm
 from judges.llm.judge import ChatJudge
-from judges.llm.prompts import Task, build_messages
+from judges.llm.prompts import ReplyFormat, build_messages
 from judges.protocol import StopJudging
 from judges.trial import try_judge
 from online_dpo.config.judges.llm import LlmJudge
@@ -64,7 +64,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     a, b = (tokenizer.convert_tokens_to_ids(letter) for letter in "AB")
     # Both letters point to where the model is after a question of ours: together they are then likely.
-    task = Task(form="pairwise", as_json=False, key="")
+    task = ReplyFormat(form="pairwise", as_json=False, key="")
     messages = [dict(m) for m in build_messages(task, principle="P", prompt="Say it.", answers=TEXTS[:2], seed=0)]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids

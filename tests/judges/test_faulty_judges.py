@@ -113,7 +113,7 @@ def test_a_judge_without_a_fault_is_not_accused(tmp_path: Path) -> None:
         run, summary = play(tmp_path / f"{number}", judge)
         assert summary["warnings"] == [] and share_wrong(run) == 0.0
         found = summary["judges"]["reward"]
-        assert (found["num_labelled"], found["abstention_rate"]) == (NUM_PROMPTS, 0.0)
+        assert (found["num_covered"], found["abstention_rate"]) == (NUM_PROMPTS, 0.0)
         assert found.get("order_consistency", 1.0) == 1.0
     assert found["ensembles"] == {"judge": {"alpha": 1.0}}
 

@@ -13,7 +13,7 @@ from llm_kit import ask, brief, question, section
 
 from judges.chat import ChatReply
 from judges.llm.building import build_llm
-from judges.llm.parsing import read_json, read_token
+from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain
 from judges.trial import try_judge
 from online_dpo.errors import JudgeError

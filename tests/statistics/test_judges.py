@@ -45,7 +45,7 @@ def test_orders_places_and_lengths_by_hand() -> None:
     assert found["first_wins_z"] == pytest.approx((3 - 2) / math.sqrt(3**2 + 2**2))
     # Decided are (0, 1), where the shorter wins, and (1, 2), where the longer one does by 0.6.
     assert (found["num_comparisons"], found["num_decided"], found["num_unequal"]) == (4, 2, 2)
-    assert (found["longer_wins"], found["num_labelled"], found["num_prompts"]) == (0.5, 1, 2)
+    assert (found["longer_wins"], found["num_covered"], found["num_prompts"]) == (0.5, 1, 2)
     assert (found["num_abstained"], found["abstention_rate"]) == (4, 0.5)
     assert found["reasons"] == {"orders disagree": 4}
     assert found["counters"] == {"num_judge_calls": 8} and found["ensembles"] == {"judge": {"alpha": None}}
@@ -79,4 +79,4 @@ def test_single_completions_have_scores_that_repeat_or_not() -> None:
 
     found = report(completions, said(1.0, 2.0, None), {}, said(1.0 + 1e-9, 2.1, 3.0))
     assert (found["repeat_agreement"], found["num_repeated"]) == (0.5, 2)
-    assert not {"num_comparisons", "first_wins", "num_labelled"} & found.keys()
+    assert not {"num_comparisons", "first_wins", "num_covered"} & found.keys()
