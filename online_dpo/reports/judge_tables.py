@@ -14,7 +14,7 @@ COLUMNS = (
     "judge",
     "verdicts",
     "abstains",
-    "labelled",
+    "covered",
     "orders\nagree",
     "repeats\nagree",
     "first\nwins",
