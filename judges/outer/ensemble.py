@@ -20,6 +20,10 @@ from online_dpo.pairing.opinions import Opinion
 from online_dpo.statistics.agreement import measure_agreement
 from online_dpo.types import MemberAgreement, Verdict
 
+ROUNDING = 1e-12
+"""A mean probability this near to one half is a tie: opposite opinions may leave a trace of rounding, which must not
+choose the completion that happens to stand first."""
+
 MemberVerdicts = Mapping[str, Sequence[Verdict]]
 """Name of a member -> its verdicts on one question."""
 
@@ -94,7 +98,7 @@ class Ensemble:
             value, spread = self._aggregate(votes)
         else:
             value, spread = self._aggregate({name: p.probability - 0.5 for name, p in found.items()}, signed=True)
-            value += 0.5
+            value = 0.5 + (value if abs(value) > ROUNDING else 0.0)
         value = min(max(value, 0.0), 1.0)
         return Verdict(prompt_id=question.prompt_id, first=i, second=j, probability=value, uncertainty=spread)
 
