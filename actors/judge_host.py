@@ -66,7 +66,7 @@ class JudgeHost:
         Args:
             shard: the prompts.
             completions: of some or all of them.
-            again: ask for another answer to what was answered before: past caches, and with other seeds.
+            again: ask for another, independent answer, without caches and with other seeds.
 
         Returns:
             Verdicts about sample indices, in prompt order. A question whose call failed has an abstention for each

@@ -197,7 +197,7 @@ def _count_all(counts: Mapping[str, int]) -> None:
 
 
 def _is_worth_a_retry(error: BaseException) -> bool:
-    """A broken contract is a bug in the judge, which asking again would not mend."""
+    """A broken contract is a bug in the judge, which asking again would not remove."""
     return isinstance(error, Exception) and not isinstance(error, JudgeError)
 
 

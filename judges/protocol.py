@@ -1,4 +1,4 @@
-"""The one thing every judge is: an async method from a batch of questions to verdicts, which may abstain.
+"""What every judge is: an object with an async method that takes a batch of questions and returns verdicts.
 
     class Longer:
         async def judge(self, questions):
@@ -50,7 +50,7 @@ class Question:
     prompt: PromptContent  # text for plain prompts, messages for chat prompts
     completions: tuple[str, ...]  # [K]
     metadata: Mapping[str, Any] = field(default_factory=dict)  # further columns of the prompt's source
-    # It was answered before, and another, independent answer is wanted: no cache may answer, and seeds must differ.
+    # The question was answered before, and another, independent answer is wanted: from no cache, and by other seeds.
     again: bool = False
 
     def score(self, position: int, value: object) -> Verdict:

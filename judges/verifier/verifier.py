@@ -42,7 +42,7 @@ def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Ver
 
 
 class Verifier:
-    """Compares with a column of the prompts' source; abstains where that is empty, and fails where it is missing."""
+    """Compares answers with a column of the prompts' source. Abstains where it is empty, fails where it is missing."""
 
     limits = Limits(calls_in_flight=1)  # plain computing: more threads would only wait for each other
 
@@ -96,7 +96,7 @@ class Verifier:
         except re.error as error:
             raise JudgeError(
                 f"{self._field}.answer is {self._section.answer}, which holds {reference[:60]!r}, no regular "
-                f"expression ({error}); mend it"
+                f"expression ({error}); fix it"
             ) from None
         found = text if self._pattern is None else self._final(text, self._pattern)
         return found is not None and expected.search(found) is not None
@@ -187,7 +187,7 @@ def _read_symbolic(text: str) -> tuple[str, Answer | None] | None:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """From behind an opening brace to its closing one; None where it is missing or far away."""
+    """The text from an opening brace to its closing one; None where that is missing or far away."""
     depth = 1
     for i in range(start, min(len(text), start + MAX_LENGTH)):
         depth += (text[i] == "{") - (text[i] == "}")

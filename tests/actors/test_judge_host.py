@@ -212,7 +212,7 @@ def test_a_broken_contract_fails_its_question_only_and_is_never_a_label(case: st
     assert all(str(v.explanation).startswith(reason) for v in judged.verdicts[2:])
     assert judged.counters["num_judge_failures"] == 1
     if "JudgeError" in reason:
-        assert judged.counters["num_judge_retries"] == 0, "asking again does not mend a broken contract"
+        assert judged.counters["num_judge_retries"] == 0, "asking again does not repair a broken contract"
     result = build_pairs(
         shard.prompts,
         given,

@@ -15,7 +15,7 @@ from llm_kit import ask, brief, question, section
 
 from judges.hosting import Hosting
 from judges.llm.building import build_llm
-from judges.llm.key import Key, read_key
+from judges.llm.key import ApiKey, read_key
 from judges.protocol import StopJudging, collect_counts
 from judges.trial import try_judge
 from online_dpo.config.judges.llm import Endpoint
@@ -197,7 +197,7 @@ def test_only_the_request_holds_the_key(
     for text in (*written, out, err, caplog.text, *(str(vars(record)) for record in caplog.records)):
         assert KEY not in text
     with pytest.raises(TypeError, match="does not travel"):
-        pickle.dumps(Key(KEY))
+        pickle.dumps(ApiKey(KEY))
 
 
 def test_a_key_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_a_key_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_server_that_spells_its_key_with_escapes_is_seen_through() -> None:
-    key = Key('ab"cd\\efgh')
+    key = ApiKey('ab"cd\\efgh')
     assert key.hide(r'{"error": "ab\"cd\\efgh"}') == '{"error": "[key]"}'
 
 
