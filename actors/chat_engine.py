@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
-from judges.llm.chat import CallFailed, ChatReply, ChatRequest, EngineWish
+from judges.chat import CallFailed, ChatEngineRequest, ChatReply, ChatRequest
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
 from online_dpo.models.inspection import inspect_model
@@ -30,37 +30,37 @@ def prepare_process(kv_cache_gib: int) -> bool:
     return on_gpu
 
 
-class JudgeEngine:
+class VllmChat:
     """`Chat`. The requests of one call are alone in the engine, so replies do not depend on what else is judged."""
 
-    def __init__(self, wish: EngineWish) -> None:
+    def __init__(self, engine: ChatEngineRequest) -> None:
         """Load the model.
 
         Raises:
             ModelError: its folder is missing or incomplete.
             JudgeError: it has no chat template.
         """
-        on_gpu = prepare_process(wish.kv_cache_gib)
+        on_gpu = prepare_process(engine.kv_cache_gib)
         from vllm import LLM
 
-        field = f"{wish.label}.path"
-        folder = locate(wish.path, field=field)
+        field = f"{engine.label}.path"
+        folder = locate(engine.path, field=field)
         info = inspect_model(folder, field=field)
-        self._tokenizer = load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
+        self._tokenizer = load_tokenizer(folder, trust_remote_code=engine.trust_remote_code)
         if self._tokenizer.chat_template is None:
-            raise JudgeError(f"{field} {wish.path} has no chat template; choose a chat model")
+            raise JudgeError(f"{field} {engine.path} has no chat template; choose a chat model")
         options: dict[str, Any] = {}
         if not on_gpu:
             # vLLM 0.32 on CPU dies of a request with a seed whose prompt is taken in in pieces.
-            longest = wish.max_model_len or info.max_model_len or 0
+            longest = engine.max_model_len or info.max_model_len or 0
             options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, longest)}
         self._llm: Any = LLM(
             model=str(folder),
-            dtype=cast(Any, wish.dtype),
-            trust_remote_code=wish.trust_remote_code,
-            max_model_len=wish.max_model_len,
+            dtype=cast(Any, engine.dtype),
+            trust_remote_code=engine.trust_remote_code,
+            max_model_len=engine.max_model_len,
             max_num_seqs=MAX_NUM_SEQS,
-            gpu_memory_utilization=wish.gpu_memory_utilization,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
             enforce_eager=not on_gpu,
             seed=0,  # requests have seeds of their own
             generation_config="vllm",  # nothing of the model's own may leak into sampling

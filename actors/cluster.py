@@ -14,7 +14,7 @@ from actors.judge_host import JudgeHost
 from actors.learner_host import LearnerHost
 from actors.session import has_gpus
 from actors.supervision import RayTask, Supervised, first_done
-from judges.registry import JudgeSpec
+from judges.spec import JudgeSpec
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import JudgeError, ModelError, UserError
 from online_dpo.learner.learner import LearnerSpec

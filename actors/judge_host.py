@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from judges.calling import Caller, Sleep
-from judges.hosting import Hosting, Scorer, ScorerWish, hosted
-from judges.llm.chat import Chat, EngineWish
-from judges.protocol import Question, asking_again, collect_counts, collect_latencies
-from judges.registry import JudgeSpec, build_caller
+from judges.calling import Caller, Measurements, Sleep
+from judges.chat import Chat, ChatEngineRequest
+from judges.hosting import Hosting, Scorer, ScorerRequest
+from judges.protocol import Question, collect_counts
+from judges.registry import build_caller
+from judges.spec import JudgeSpec
 from judges.trial import try_judges
 from online_dpo.config.pairing import PairingSection
-from online_dpo.types import STOPPED, Completion, Judged, Shard, Verdict, group_by_prompt
+from online_dpo.types import Completion, Judged, Shard, Verdict, group_by_prompt
 
 
 class JudgeHost:
@@ -65,12 +66,12 @@ class JudgeHost:
         Args:
             shard: the prompts.
             completions: of some or all of them.
-            again: ask for another answer to what was answered before: past caches, and with other seeds.
+            again: ask for another, independent answer, without caches and with other seeds.
 
         Returns:
-            Verdicts about sample indices, in prompt order; for a question that failed one abstention per completion,
-            whose reason begins with `failed: `; none at all for one that was not asked because the judge stopped.
-            Counters of calls, retries, timeouts and failed questions, and what the judge counted itself.
+            Verdicts about sample indices, in prompt order. A question whose call failed has an abstention for each
+            completion; one that was not asked, because the judge stopped, has nothing. Counters of calls, retries,
+            timeouts and failed questions, and what the judge counted itself.
 
         Raises:
             ValueError: a completion answers no prompt of the shard.
@@ -87,55 +88,54 @@ class JudgeHost:
                 prompt=prompt.content,
                 completions=tuple(c.text for c in groups[prompt.prompt_id]),
                 metadata=prompt.metadata,
+                again=again,
             )
             for prompt in shard.prompts
             if prompt.prompt_id in groups
         ]
         counts = dict.fromkeys(("num_judge_calls", "num_judge_retries", "num_judge_timeouts", "num_judge_failures"), 0)
-        with collect_counts() as found, collect_latencies() as latencies, asking_again(again):
-            answers = await caller.ask(questions)
+        measured = Measurements()
+        with collect_counts() as found:
+            answers = await caller.ask(questions, measured)
         counts |= found
         counts["num_judge_failures"] += sum(any(verdict.failed for verdict in answer) for answer in answers)
         verdicts: list[Verdict] = []
         stopped: str | None = None
         for question, answer in zip(questions, answers, strict=True):
-            stops = [str(verdict.reason) for verdict in answer if verdict.stopped]
-            if stops:
-                stopped = stopped or stops[0].removeprefix(STOPPED)
+            unasked = [str(verdict.reason) for verdict in answer if verdict.unasked]
+            if unasked:
+                stopped = stopped or unasked[0]
                 continue
             samples = [c.sample_index for c in groups[question.prompt_id]]
             verdicts.extend(_rename(verdict, samples) for verdict in answer)
-        return Judged(verdicts=tuple(verdicts), counters=counts, stopped=stopped, latencies_s=latencies)
-
-    def latencies_s(self) -> dict[str, list[float]]:
-        """Each judge that answers by itself -> seconds of its last calls. No counter: seconds never repeat."""
-        return {caller.label: list(caller.latencies_s) for caller in self._ready().leaves()}
-
-    def forget_latencies(self) -> None:
-        """Start anew, such as after the trial."""
-        for caller in self._ready().leaves():
-            caller.latencies_s.clear()
+        return Judged(
+            verdicts=tuple(verdicts),
+            counters=counts,
+            agreement=measured.agreement,
+            stopped=stopped,
+            latencies_s=measured.latencies_s,
+        )
 
     def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._caller is None:
-            with hosted(Hosting(engine=_provide_engine, scorer=_provide_scorer, counted=self._counted)):
-                self._caller = build_caller(self._spec, sleep=self._sleep)
+            hosting = Hosting(engine=_start_chat_engine, scorer=_start_scorer, counted=self._counted)
+            self._caller = build_caller(self._spec, hosting=hosting, sleep=self._sleep)
             if self._threads is not None and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)
         return self._caller
 
 
-def _provide_engine(wish: EngineWish) -> Chat:
-    from actors.chat_engine import JudgeEngine  # vllm
+def _start_chat_engine(request: ChatEngineRequest) -> Chat:
+    from actors.chat_engine import VllmChat  # vllm
 
-    return JudgeEngine(wish)
+    return VllmChat(request)
 
 
-def _provide_scorer(wish: ScorerWish) -> Scorer:
-    from actors.scoring_engine import ScoringEngine  # vllm
+def _start_scorer(request: ScorerRequest) -> Scorer:
+    from actors.scoring_engine import VllmScorer  # vllm
 
-    return ScoringEngine(wish)
+    return VllmScorer(request)
 
 
 def _rename(verdict: Verdict, samples: Sequence[int]) -> Verdict:

@@ -6,41 +6,41 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from actors.chat_engine import prepare_process
-from judges.hosting import ScorerWish
+from judges.hosting import ScorerRequest
 from online_dpo.errors import JudgeError
 
 
-class ScoringEngine:
+class VllmScorer:
     """`Scorer`. The sequences of one call are alone in the engine, which keeps nothing of calls before."""
 
-    def __init__(self, wish: ScorerWish) -> None:
+    def __init__(self, engine: ScorerRequest) -> None:
         """Load the model.
 
         Raises:
             JudgeError: vLLM knows no such model, or it has no classification head.
         """
-        on_gpu = prepare_process(wish.kv_cache_gib)
+        on_gpu = prepare_process(engine.kv_cache_gib)
         from vllm import LLM, PoolingParams
 
         try:
             self._llm: Any = LLM(
-                model=wish.path,
+                model=engine.path,
                 runner="pooling",
                 convert="classify",
-                dtype=cast(Any, wish.dtype),
-                trust_remote_code=wish.trust_remote_code,
-                max_model_len=wish.max_tokens,
-                max_num_batched_tokens=max(wish.batch_tokens, wish.max_tokens),
+                dtype=cast(Any, engine.dtype),
+                trust_remote_code=engine.trust_remote_code,
+                max_model_len=engine.max_tokens,
+                max_num_batched_tokens=max(engine.batch_tokens, engine.max_tokens),
                 # A sequence whose start is already there has other float error than one that is not.
                 enable_prefix_caching=False,
                 enable_chunked_prefill=False,
-                gpu_memory_utilization=wish.gpu_memory_utilization,
+                gpu_memory_utilization=engine.gpu_memory_utilization,
                 enforce_eager=not on_gpu,
                 disable_log_stats=True,
             )
         except ValueError as error:  # pydantic's is one too
             reason = " ".join(str(error).split())
-            raise JudgeError(f"{wish.label} cannot be loaded by vLLM's pooling runner: {reason}") from None
+            raise JudgeError(f"{engine.label} cannot be loaded by vLLM's pooling runner: {reason}") from None
         pooler: Any = self._llm.llm_engine.model_config.pooler_config
         self.reads_last_token = pooler.seq_pooling_type == "LAST"
         # Logits, not the probabilities that vLLM would make of them.

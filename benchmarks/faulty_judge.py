@@ -82,7 +82,8 @@ def measure(rows: list[Any], judge: dict[str, Any]) -> dict[str, Any]:
     from judges.registry import make_spec
     from online_dpo.config.loading import load_judges
     from online_dpo.statistics.comparisons import against_gold
-    from online_dpo.statistics.judges import report, warnings
+    from online_dpo.statistics.judge_warnings import warnings
+    from online_dpo.statistics.judges import report
     from online_dpo.types import Shard
 
     loaded = load_judges({"judge": judge}).judge
@@ -90,9 +91,12 @@ def measure(rows: list[Any], judge: dict[str, Any]) -> dict[str, Any]:
     shard = Shard(index=0, prompts=tuple(row.prompt for row in rows))
     completions = [c for row in rows for c in row.completions]
     judged = asyncio.run(host.judge_shard(shard, completions))
-    gold, found = against_gold(rows, judged.verdicts), report(completions, judged.verdicts, judged.counters)
+    gold, found = (
+        against_gold(rows, judged.verdicts),
+        report(completions, judged.verdicts, judged.counters, agreement=judged.agreement),
+    )
     warned = " ".join(warnings("judge", found))
-    words = {"place": " place: ", "length": " completion: it wins ", "wavers": " wavers: "}
+    words = {"place": " place: ", "length": " completion: it wins ", "inconsistent": " is inconsistent: "}
     return {
         "wrong": 1.0 - gold["accuracy"],
         "pairs": found["num_decided"] / len(rows),

@@ -1,6 +1,6 @@
 """How one judge is called: batches, concurrency, timeouts, retries. For a host's judge and for those inside another.
 
-Whatever goes wrong inside a judge ends as a counted abstention, never as a label and never as a dead host.
+Whatever goes wrong inside a judge ends as a counted abstention, never as an opinion and never as a dead host.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -23,17 +23,40 @@ from judges.protocol import (
     collect_counts,
     count,
     limits_of,
-    note_latency,
 )
 from online_dpo.config.judges.hosted import HostedJudge
 from online_dpo.errors import JudgeError
-from online_dpo.types import FAILURE, STOPPED, Verdict
+from online_dpo.types import MemberAgreement, Verdict
 
 log = logging.getLogger(__name__)
 
-LATENCIES_KEPT = 10_000
-Outcome = list[Verdict] | Exception
 Sleep = Callable[[float], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Measurements:
+    """What is measured while questions are asked, beside the verdicts. Filled in by the callers that it is given to."""
+
+    latencies_s: dict[str, list[float]] = field(default_factory=dict)  # judge -> seconds of each answered call
+    agreement: dict[str, MemberAgreement] = field(default_factory=dict)  # by the config field of each ensemble
+
+    def add_latency(self, label: str, seconds: float) -> None:
+        """A judge has answered a call after so many seconds."""
+        self.latencies_s.setdefault(label, []).append(seconds)
+
+    def add_agreement(self, place: str, found: MemberAgreement) -> None:
+        """An ensemble has measured how far its members agree about a question; `place` is its field in the config."""
+        self.agreement[place] = self.agreement.get(place, MemberAgreement()).plus(found)
+
+
+class AsksOthers(Protocol):
+    """A judge that is made of others, and hands `measured` on to their callers."""
+
+    async def judge(
+        self, questions: Sequence[Question], measured: Measurements | None = None
+    ) -> Sequence[Sequence[Verdict]]:
+        """As `Judge.judge`."""
+        ...
 
 
 class Caller:
@@ -43,7 +66,13 @@ class Caller:
     """
 
     def __init__(
-        self, judge: Judge, section: Any, *, label: str, inner: tuple[Caller, ...] = (), sleep: Sleep = asyncio.sleep
+        self,
+        judge: Judge | AsksOthers,
+        section: Any,
+        *,
+        label: str,
+        inner: tuple[Caller, ...] = (),
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         """Calls nothing yet.
 
@@ -51,12 +80,11 @@ class Caller:
             judge: whom to ask.
             section: its part of the config.
             label: the judge in messages.
-            inner: those that it asks in turn.
+            inner: the callers of the judges that it asks in turn.
             sleep: waits between retries, in seconds.
         """
         self.judge, self.label, self.inner = judge, label, inner
         self.trial_timeout_s: float = section.timeout_s
-        self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)  # of the last calls that were answered
         self._sleep = sleep
         self._rules = section if isinstance(section, HostedJudge) else None
         self._limits = limits = limits_of(judge) if self._rules is not None else Limits()
@@ -65,53 +93,54 @@ class Caller:
             self._slots = asyncio.Semaphore(calls)
             self._batch_size = min(self._rules.batch_size, limits.questions_per_call or self._rules.batch_size)
 
-    def leaves(self) -> Iterator[Caller]:
-        """Those that answer by themselves: this one, or those inside it."""
-        if self._rules is not None:
-            yield self
-        for inner in self.inner:
-            yield from inner.leaves()
-
     def batches(self, questions: Sequence[Question]) -> list[Sequence[Question]]:
         """The questions as the judge gets them, call by call."""
         if self._rules is None:
             return [questions] if questions else []
         return [questions[i : i + self._batch_size] for i in range(0, len(questions), self._batch_size)]
 
-    async def ask(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        """All questions, in order; for one that failed an abstention per completion that begins with `failed: `.
+    async def ask(self, questions: Sequence[Question], measured: Measurements | None = None) -> list[list[Verdict]]:
+        """Ask everything.
 
-        For one that was not asked because the judge stopped it begins with `stopped: `; an outer judge hands that on
-        for the whole question.
+        Args:
+            questions: either all or none of them are asked again.
+            measured: gets the seconds of calls and the agreement of members; None = they are not kept.
+
+        Returns:
+            The verdicts on each question, in order. Where a call failed, each completion of the question has an
+            abstention of the kind "failed"; where the judge stopped before it was asked, of the kind "unasked", which
+            a judge made of others hands on for the whole question.
         """
-        answers = await asyncio.gather(*(self.ask_batch(batch) for batch in self.batches(questions)))
+        answers = await asyncio.gather(*(self.ask_batch(batch, measured) for batch in self.batches(questions)))
         return [verdicts for answer in answers for verdicts in answer]
 
-    async def ask_batch(self, batch: Sequence[Question]) -> list[list[Verdict]]:
+    async def ask_batch(self, batch: Sequence[Question], measured: Measurements | None = None) -> list[list[Verdict]]:
         """As `ask`, for one of `batches`. A batch that keeps failing is asked question by question, once."""
         return [
-            _failure(question, outcome) if isinstance(outcome, Exception) else outcome
-            for question, outcome in zip(batch, await self._outcomes(batch), strict=True)
+            _explain(question, outcome) if isinstance(outcome, Exception) else outcome
+            for question, outcome in zip(batch, await self._outcomes(batch, measured), strict=True)
         ]
 
-    async def _outcomes(self, batch: Sequence[Question]) -> list[Outcome]:
+    async def _outcomes(
+        self, batch: Sequence[Question], measured: Measurements | None
+    ) -> list[list[Verdict] | Exception]:
         try:
-            return list(await self._ask_with_retries(batch))
+            return list(await self._ask_with_retries(batch, measured))
         except Exception as error:
             if len(batch) == 1 or isinstance(error, StopJudging):
                 return [error] * len(batch)
             log.warning("%s: a batch of %d failed, asking one by one: %s", self.label, len(batch), error)
-        return list(await asyncio.gather(*(self._ask_alone(question) for question in batch)))
+        return list(await asyncio.gather(*(self._ask_alone(question, measured) for question in batch)))
 
-    async def _ask_alone(self, question: Question) -> Outcome:
+    async def _ask_alone(self, question: Question, measured: Measurements | None) -> list[Verdict] | Exception:
         try:
-            return (await self._ask([question]))[0]
+            return (await self._ask([question], measured))[0]
         except Exception as error:
             return error
 
-    async def _ask_with_retries(self, batch: Sequence[Question]) -> list[list[Verdict]]:
+    async def _ask_with_retries(self, batch: Sequence[Question], measured: Measurements | None) -> list[list[Verdict]]:
         if self._rules is None:
-            return await self._ask(batch)
+            return await self._ask(batch, measured)
 
         def before_sleep(_: RetryCallState) -> None:
             count("num_judge_retries")
@@ -124,22 +153,22 @@ class Caller:
             before_sleep=before_sleep,
             reraise=True,
         )
-        return await retrying(self._ask, batch)
+        return await retrying(self._ask, batch, measured)
 
-    async def _ask(self, batch: Sequence[Question]) -> list[list[Verdict]]:
+    async def _ask(self, batch: Sequence[Question], measured: Measurements | None) -> list[list[Verdict]]:
         """One call, within its slot and its time.
 
         A blocking judge's thread cannot be killed: after a timeout it runs on beside the next call, unobserved.
         """
         if self._rules is None:
-            return check_verdicts(batch, await self.judge.judge(batch))
+            return check_verdicts(batch, await cast(AsksOthers, self.judge).judge(batch, measured))
         timeout_s = None if self._limits.own_retries else self._rules.timeout_s
         async with self._slots:
             count("num_judge_calls")
             limit, started = asyncio.timeout(timeout_s), time.perf_counter()
             try:
                 async with limit:
-                    with collect_counts() as own:  # outside of it this call's counts are those of the shard
+                    with collect_counts() as own:  # what it counts reaches the shard's counts only if it succeeds
                         verdicts = check_verdicts(batch, await self.judge.judge(batch))
             except TimeoutError:
                 if limit.expired():
@@ -147,8 +176,7 @@ class Caller:
                     raise TimeoutError(f"no answer within {timeout_s:g} s") from None
                 raise
             except StopJudging:
-                for event, amount in own.items():  # some of it may have been paid for
-                    count(event, amount)
+                _count_all(own)  # some of it may have been paid for
                 raise
             except SystemExit as error:  # would end the host
                 raise RuntimeError(f"called sys.exit({error.code})") from error
@@ -157,22 +185,26 @@ class Caller:
                 if task is not None and task.cancelling():
                     raise  # somebody cancelled the host's task, not the judge its own
                 raise RuntimeError("cancelled its own call") from error
-        seconds = time.perf_counter() - started
-        self.latencies_s.append(seconds)
-        note_latency(self.label, seconds)
-        for event, amount in own.items():
-            count(event, amount)
+        if measured is not None:
+            measured.add_latency(self.label, time.perf_counter() - started)
+        _count_all(own)
         return verdicts
 
 
+def _count_all(counts: Mapping[str, int]) -> None:
+    for event, amount in counts.items():
+        count(event, amount)
+
+
 def _is_worth_a_retry(error: BaseException) -> bool:
-    """A broken contract is a bug of the judge's; asking again costs much and mends little."""
+    """A broken contract is a bug in the judge, which asking again would not remove."""
     return isinstance(error, Exception) and not isinstance(error, JudgeError)
 
 
-def _failure(question: Question, error: Exception) -> list[Verdict]:
+def _explain(question: Question, error: Exception) -> list[Verdict]:
+    """The abstentions that stand for a question without an answer."""
+    if isinstance(error, StopJudging):
+        return question.abstain_from_all(str(error), kind="unasked")
     message = " ".join(str(error).split())
     message = message if len(message) <= 200 else f"{message[:197]}..."
-    stopped = isinstance(error, StopJudging)
-    reason = f"{STOPPED}{error}" if stopped else f"{FAILURE}{type(error).__name__}: {message}"
-    return [question.abstain(i, reason) for i in range(len(question.completions))]
+    return question.abstain_from_all(f"{type(error).__name__}: {message}", kind="failed")

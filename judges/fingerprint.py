@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-import online_dpo
-from judges.registry import JudgeSpec
+from judges.spec import JudgeSpec
 from judges.user.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
+from online_dpo import __version__
 from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import OuterJudge
@@ -28,7 +28,7 @@ def fingerprint(spec: JudgeSpec, *, version: str = "") -> str:
 
     What a package imports is not seen, nor what an endpoint's model name stands for: `version` is for that.
     """
-    described = [online_dpo.__version__, version, _describe(spec)]
+    described = [__version__, version, _describe(spec)]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,14 +1,12 @@
-"""What the place where a judge lives offers it while it is built: engines, and what was spent before."""
+"""What the place where a judge lives offers the judge: engines for its models, and what was counted before."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
-from judges.llm.chat import Chat, EngineWish
+from judges.chat import Chat, ChatEngineRequest
 from online_dpo.errors import JudgeError
 
 
@@ -18,13 +16,13 @@ class Scorer(Protocol):
     reads_last_token: bool  # the logits are read at the very last token of a sequence
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """A logit for each label, of each sequence of token ids, in order. Not to be called from two threads."""
+        """One logit per label for each sequence of token ids, in order. Not to be called from two threads at once."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScorerWish:
-    """An engine that a reward model runs in, for its host to provide as a `Scorer`."""
+class ScorerRequest:
+    """The engine that a reward model asks its host for; the host returns a `Scorer`."""
 
     path: str
     dtype: str
@@ -36,37 +34,23 @@ class ScorerWish:
     label: str  # the judge's field, for messages
 
 
-def _no_engine(wish: EngineWish | ScorerWish) -> NoReturn:
-    raise NeedsEngine(f"{wish.label} needs a vLLM engine, which only a run starts")
-
-
 class NeedsEngine(JudgeError):
-    """A judge is built where no engine can be had, such as in `online-dpo validate`."""
+    """A judge is built where there are no engines, such as in `online-dpo validate`."""
+
+
+def _no_engine(request: ChatEngineRequest | ScorerRequest) -> NoReturn:
+    raise NeedsEngine(f"{request.label} needs a vLLM engine, which only a run starts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosting:
-    """Read by the builders of judges, also of those inside other judges."""
+    """Given to the builder of every judge, also of those inside other judges."""
 
-    engine: Callable[[EngineWish], Chat] = _no_engine
-    scorer: Callable[[ScorerWish], Scorer] = _no_engine
+    engine: Callable[[ChatEngineRequest], Chat] = _no_engine
+    scorer: Callable[[ScorerRequest], Scorer] = _no_engine
     # What judges counted in this run before this process began: name of a count -> its sum.
     counted: Mapping[str, float] = field(default_factory=dict)
 
 
-_HOSTING: ContextVar[Hosting | None] = ContextVar("hosting of the judge being built", default=None)
-
-
-def hosting() -> Hosting:
-    """Of the judge that is being built; nothing at all outside `hosted`."""
-    return _HOSTING.get() or Hosting()
-
-
-@contextlib.contextmanager
-def hosted(offer: Hosting) -> Iterator[None]:
-    """Judges built inside this block are offered this."""
-    token = _HOSTING.set(offer)
-    try:
-        yield
-    finally:
-        _HOSTING.reset(token)
+NO_HOSTING = Hosting()
+"""No engine, and nothing counted before."""

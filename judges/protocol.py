@@ -1,4 +1,4 @@
-"""The one thing every judge is: an async method from a batch of questions to verdicts, which may abstain.
+"""What every judge is: an object with an async method that takes a batch of questions and returns verdicts.
 
     class Longer:
         async def judge(self, questions):
@@ -18,23 +18,27 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from online_dpo.errors import JudgeError
-from online_dpo.types import PromptContent, Verdict
+from online_dpo.types import Abstention, PromptContent, Verdict
 
 ABSTAIN_HINT = 'return Abstain("why") to abstain'
 
 
 @dataclass(frozen=True, slots=True)
 class Abstain:
-    """What a judge returns instead of a score, probability or ranking when it cannot tell; counted, never a label."""
+    """What a judge returns in place of a score, a probability or a ranking when it cannot tell.
+
+    It is counted and never trained on. `kind` is for the judges of this package, which can tell why they abstain.
+    """
 
     reason: str = "no reason given"
+    kind: Abstention = field(default="abstained", kw_only=True)
 
 
 class StopJudging(JudgeError):
-    """Raised by a judge that may or can answer nothing more, such as at the end of a budget.
+    """Raised by a judge that can answer nothing more, such as at the end of its budget.
 
-    The questions of this call are then no failures: they stay unasked, what was answered before is committed, the run
-    stops with this message, and its continuation asks what is missing.
+    The questions of this call do not count as failures but as not asked. What was answered before is committed, the
+    run stops with this message, and its continuation asks the questions that are missing.
     """
 
 
@@ -46,6 +50,8 @@ class Question:
     prompt: PromptContent  # text for plain prompts, messages for chat prompts
     completions: tuple[str, ...]  # [K]
     metadata: Mapping[str, Any] = field(default_factory=dict)  # further columns of the prompt's source
+    # The question was answered before, and another, independent answer is wanted: from no cache, and by other seeds.
+    again: bool = False
 
     def score(self, position: int, value: object) -> Verdict:
         """A score of one completion; higher is better.
@@ -54,7 +60,7 @@ class Question:
             JudgeError: `value` is neither a finite number nor an `Abstain`.
         """
         if isinstance(value, Abstain):
-            return self.abstain(position, value.reason)
+            return self.abstain(position, value.reason, kind=value.kind)
         number = read_number(value)
         if number is None:
             raise JudgeError(
@@ -70,7 +76,7 @@ class Question:
             JudgeError: `value` is none of these, outside [0, 1], or not an `Abstain`.
         """
         if isinstance(value, Abstain):
-            return self.abstain(first, value.reason, second=second)
+            return self.abstain(first, value.reason, second=second, kind=value.kind)
         named = {"a": 1.0, "b": 0.0, "tie": 0.5}
         number = named.get(value) if isinstance(value, str) else read_number(value)
         if number is None or not 0.0 <= number <= 1.0:
@@ -90,7 +96,7 @@ class Question:
             JudgeError: a position is missing, repeated or unknown.
         """
         if isinstance(value, Abstain):
-            return [self.abstain(i, value.reason) for i in range(len(self.completions))]
+            return self.abstain_from_all(value.reason, kind=value.kind)
         order = as_list(value)
         count = len(self.completions)
         numbers = None if order is None else [read_number(item) for item in order]
@@ -102,9 +108,15 @@ class Question:
         places = {int(n): place for place, n in enumerate(numbers) if n is not None}
         return [self.score(i, float(count - 1 - places[i])) for i in range(count)]
 
-    def abstain(self, position: int, reason: str, *, second: int | None = None) -> Verdict:
+    def abstain(
+        self, position: int, reason: str, *, second: int | None = None, kind: Abstention = "abstained"
+    ) -> Verdict:
         """No opinion about a completion, or about the pair (`position`, `second`)."""
-        return Verdict(prompt_id=self.prompt_id, first=position, second=second, reason=reason)
+        return Verdict(prompt_id=self.prompt_id, first=position, second=second, reason=reason, abstention=kind)
+
+    def abstain_from_all(self, reason: str, *, kind: Abstention = "abstained") -> list[Verdict]:
+        """No opinion about any of the completions."""
+        return [self.abstain(i, reason, kind=kind) for i in range(len(self.completions))]
 
 
 @runtime_checkable
@@ -126,7 +138,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a judge asks of its host, below the config's `batch_size` and `concurrency`. None = no wish."""
+    """Limits that a judge sets on its calls, below the config's `batch_size` and `concurrency`. None = no limit."""
 
     questions_per_call: int | None = None
     calls_in_flight: int | None = None
@@ -134,16 +146,18 @@ class Limits:
 
 
 def limits_of(judge: Judge) -> Limits:
-    """The judge's `limits`, or none."""
+    """The judge's `limits`; no limits where it sets none."""
     limits = getattr(judge, "limits", None)
-    return limits if isinstance(limits, Limits) else Limits()  # a user's class may have a `limits` of its own
+    # A user's class may have a `limits` of another type.
+    return limits if isinstance(limits, Limits) else Limits()
 
 
+# The only context variable of this package: users' code calls `count` from anywhere, with nothing to pass it through.
 _COUNTS: ContextVar[Counter[str] | None] = ContextVar("counts of the current judge call", default=None)
 
 
 def count(event: str, amount: int = 1) -> None:
-    """Add to a counter of the shard being judged. Counts of a call that fails are dropped with its verdicts."""
+    """Add to a counter of the shard that is being judged. What a failed call counted is dropped with its verdicts."""
     counts = _COUNTS.get()
     if counts is not None:
         counts[event] += amount
@@ -158,43 +172,6 @@ def collect_counts() -> Iterator[Counter[str]]:
         yield counts
     finally:
         _COUNTS.reset(token)
-
-
-_LATENCIES: ContextVar[dict[str, list[float]] | None] = ContextVar("seconds of the calls of a shard", default=None)
-_AGAIN: ContextVar[bool] = ContextVar("whether questions are asked again, to see whether the answers repeat")
-
-
-@contextlib.contextmanager
-def collect_latencies() -> Iterator[dict[str, list[float]]]:
-    """Collect what `note_latency` is told inside this block: judge -> seconds of each answered call."""
-    found: dict[str, list[float]] = {}
-    token = _LATENCIES.set(found)
-    try:
-        yield found
-    finally:
-        _LATENCIES.reset(token)
-
-
-def note_latency(label: str, seconds: float) -> None:
-    """An answered call of a judge's took so long."""
-    found = _LATENCIES.get()
-    if found is not None:
-        found.setdefault(label, []).append(seconds)
-
-
-@contextlib.contextmanager
-def asking_again(again: bool = True) -> Iterator[None]:
-    """Questions in this block were answered before; what is wanted is another, independent answer."""
-    token = _AGAIN.set(again)
-    try:
-        yield
-    finally:
-        _AGAIN.reset(token)
-
-
-def asked_again() -> bool:
-    """Whether a remembered answer is of no use: no cache may answer, and seeds must be others."""
-    return _AGAIN.get(False)
 
 
 def check_verdicts(questions: Sequence[Question], answer: object) -> list[list[Verdict]]:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from judges.calling import Caller
+from judges.calling import AsksOthers, Caller
 from judges.protocol import Judge, Question, StopJudging, check_verdicts, limits_of
 from online_dpo.config.pairing import PairingSection, explain_no_scores
 from online_dpo.errors import JudgeError
@@ -48,7 +48,7 @@ async def try_judges(
 
 
 async def try_judge(
-    judge: Judge,
+    judge: Judge | AsksOthers,
     *,
     field: str,
     chat: bool,
@@ -74,7 +74,7 @@ async def try_judge(
         async with limit:
             verdicts = check_verdicts([question], await judge.judge([question]))[0]
         if all(verdict.failed for verdict in verdicts):
-            raise JudgeError(str(verdicts[0].reason))
+            raise JudgeError(str(verdicts[0].explanation))
         return verdicts
     except StopJudging:
         raise

@@ -9,30 +9,22 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Message: TypeAlias = dict[str, str]
 PromptContent: TypeAlias = str | list[Message]
 """What a judge sees of a prompt: text for plain prompts, chat messages for chat prompts."""
 
-FAILURE = "failed: "
-"""How the reason of an abstention begins that stands for a judge call that went wrong."""
-
-STOPPED = "stopped: "
-"""How the reason of an abstention begins that stands for a question that was not asked; none is ever committed."""
-
-CONFLICT = "orders disagree"
-"""How the reason of an abstention begins where a judge prefers the same place in both orders of presentation."""
-
-FIRST_PLACE, SECOND_PLACE = (f"{CONFLICT}: the {place} place wins both" for place in ("first", "second"))
-"""Such reasons in full."""
+Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place"]
+"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; or it was asked in
+both orders, and what was shown first (or second) won both times."""
 
 REWARD = "reward"
 """The training judge's name, beside the names of the evaluation's judges."""
 
-RANKINGS = "num_judge_rankings"
-"""Counter of questions whose completions a judge saw side by side, although it then scores each of them."""
+NUM_RANKINGS = "num_judge_rankings"
+"""The counter of questions whose completions a judge saw side by side, although it then scores each of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +91,8 @@ class Verdict:
     """What a judge says about completion `first`, or about the pair (`first`, `second`) of one prompt.
 
     Exactly one of `score` (about one completion, finite), `probability` (that `first` beats `second`, in [0, 1],
-    one half is a tie) and `reason` (an abstention) is set. Indices are sample indices.
+    one half is a tie) and `reason` (an abstention) is set. Indices are sample indices. The kind of an abstention is in
+    `abstention`, "abstained" unless it is given; nothing is read out of the text of a reason.
 
     `uncertainty` is how far several judges disagree: the standard deviation of their scores or probabilities, in the
     same unit. None = one opinion only.
@@ -111,11 +104,16 @@ class Verdict:
     score: float | None = None
     probability: float | None = None
     reason: str | None = None
+    abstention: Abstention | None = None
     uncertainty: float | None = None
 
     def __post_init__(self) -> None:
+        if self.reason is not None and self.abstention is None:
+            object.__setattr__(self, "abstention", "abstained")
         if [self.score, self.probability, self.reason].count(None) != 2:
             raise ValueError(f"verdict on {self.prompt_id}: exactly one of score, probability and reason must be set")
+        if self.abstention not in ((None,) if self.reason is None else get_args(Abstention)):
+            raise ValueError(f"verdict on {self.prompt_id}: {self.abstention!r} is no kind of abstention here")
         if self.score is not None and (self.second is not None or not math.isfinite(self.score)):
             raise ValueError(f"verdict on {self.prompt_id}/{self.first}: a score is finite and about one completion")
         if self.probability is not None and (self.second is None or not 0.0 <= self.probability <= 1.0):
@@ -128,12 +126,17 @@ class Verdict:
     @property
     def failed(self) -> bool:
         """Whether this abstention stands for a judge call that went wrong."""
-        return self.reason is not None and self.reason.startswith(FAILURE)
+        return self.abstention == "failed"
 
     @property
-    def stopped(self) -> bool:
-        """Whether this abstention stands for a question that was not asked, because the judge stopped before."""
-        return self.reason is not None and self.reason.startswith(STOPPED)
+    def unasked(self) -> bool:
+        """Whether the judge stopped before it was asked this; such an abstention is never committed."""
+        return self.abstention == "unasked"
+
+    @property
+    def explanation(self) -> str | None:
+        """The reason as people read it: that of a failed call begins with `failed: `."""
+        return f"failed: {self.reason}" if self.failed else self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""What a judge may still spend. The budget is never exceeded: whatever is asked is reserved at its worst case first."""
+"""What a judge may still spend.
+
+The budget is never exceeded: the worst case of a request is reserved before the request is made.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,13 @@ class Spend:
         return Spend(self.calls - other.calls, self.prompt - other.prompt, self.completion - other.completion)
 
 
-class Purse:
-    """The budget of one judge while it is spent. One event loop."""
+class BudgetAccount:
+    """What one judge has spent of its budget, and what it has reserved. One event loop."""
 
     def __init__(
         self, budget: Budget, prices: Prices | None, *, field: str, counted: Mapping[str, float], scope: str = ""
     ) -> None:
-        """Open it.
+        """Open the account.
 
         Args:
             budget: its limits.
@@ -54,10 +57,10 @@ class Purse:
         self._changed = asyncio.Condition()
 
     async def reserve(self, worst: Sequence[Spend]) -> None:
-        """Set the worst case of some requests aside; waits while requests under way may still give some back.
+        """Set the worst case of some requests aside. Waits while requests under way may still cost less than reserved.
 
         Raises:
-            StopJudging: what is left would not do. Nothing can be reserved from then on.
+            StopJudging: what is left is not enough. Nothing can be reserved from then on.
         """
         wanted = sum(worst, Spend())
         async with self._changed:

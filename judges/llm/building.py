@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
-from judges.hosting import hosting
-from judges.llm.budget import Purse
-from judges.llm.chat import Chat, EngineWish
-from judges.llm.client import EndpointChat, Sleep
+from judges.calling import Caller, Sleep
+from judges.chat import Chat, ChatEngineRequest
+from judges.hosting import NO_HOSTING, Hosting
+from judges.llm.budget import BudgetAccount
+from judges.llm.client import EndpointChat
 from judges.llm.judge import ChatJudge
 from judges.llm.key import read_key
 from judges.protocol import Limits
+from judges.spec import JudgeSpec
 from online_dpo.config.judges.llm import LlmJudge
 
 
-def build_llm(section: LlmJudge, field: str, *, sleep: Sleep = asyncio.sleep) -> ChatJudge:
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> ChatJudge:
+    """Build the judge that a spec describes."""
+    return build_llm(spec.section, spec.field, hosting=hosting)
+
+
+def build_llm(
+    section: LlmJudge, field: str, *, hosting: Hosting = NO_HOSTING, sleep: Sleep = asyncio.sleep
+) -> ChatJudge:
     """Build the judge where it will live.
 
     Args:
         section: the judge's part of the config.
         field: the name of that part.
+        hosting: gives the engine, and what was spent before.
         sleep: waits between two tries of a request, in seconds.
 
     Raises:
@@ -28,20 +39,20 @@ def build_llm(section: LlmJudge, field: str, *, sleep: Sleep = asyncio.sleep) ->
     if section.endpoint is None:
         # One call at a time: what shares a batch of the engine must not depend on what else is being judged.
         # A call goes through or fails at once, and how long it takes depends on the batch: no limit of time fits.
-        return ChatJudge(section, _engine(section, field), limits=Limits(calls_in_flight=1, own_retries=True))
+        return ChatJudge(section, _engine(section, field, hosting), limits=Limits(calls_in_flight=1, own_retries=True))
     place = f"{field}.endpoint"
-    purse = Purse(
+    account = BudgetAccount(
         section.budget,
         section.endpoint.prices,
         field=f"{field}.budget",
-        counted=hosting().counted,
+        counted=hosting.counted,
         scope=_scope(field),
     )
     chat = EndpointChat(
         section.endpoint,
         field=place,
         key=read_key(section.endpoint, place),
-        purse=purse,
+        account=account,
         concurrency=section.concurrency,
         timeout_s=section.timeout_s,
         retries=section.retries,
@@ -51,10 +62,10 @@ def build_llm(section: LlmJudge, field: str, *, sleep: Sleep = asyncio.sleep) ->
     return ChatJudge(section, chat, limits=Limits(questions_per_call=1, own_retries=True))
 
 
-def _engine(section: LlmJudge, field: str) -> Chat:
+def _engine(section: LlmJudge, field: str, hosting: Hosting) -> Chat:
     assert section.engine is not None
     engine = section.engine
-    wish = EngineWish(
+    request = ChatEngineRequest(
         path=engine.path,
         dtype=engine.dtype,
         max_model_len=engine.max_model_len,
@@ -63,7 +74,7 @@ def _engine(section: LlmJudge, field: str) -> Chat:
         trust_remote_code=engine.trust_remote_code,
         label=f"{field}.engine",
     )
-    return hosting().engine(wish)
+    return hosting.engine(request)
 
 
 def _scope(field: str) -> str:

@@ -1,7 +1,7 @@
 """A chat model behind an OpenAI-compatible endpoint.
 
-Every wait has an end: a request has `timeout_s` from its first byte to its last, is made at most `1 + retries` times,
-and between two tries lie at most `max_wait_s`.
+Every wait has an end: a request may take `timeout_s` from its first byte to its last, it is made at most `1 + retries`
+times, and the wait between two tries is at most `max_wait_s`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,35 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from judges.llm.budget import Purse, Spend
-from judges.llm.chat import CallFailed, ChatReply, ChatRequest
-from judges.llm.key import Key
-from judges.llm.replies import Malformed, read_reply
+from judges.calling import Sleep
+from judges.chat import CallFailed, ChatReply, ChatRequest
+from judges.llm.budget import BudgetAccount, Spend
+from judges.llm.http_replies import Malformed, read_reply
+from judges.llm.key import ApiKey
 from judges.protocol import StopJudging, count
 from online_dpo.config.judges.llm import Endpoint
 
 MAX_REPLY_BYTES = 1 << 20
-"""Of a whole HTTP answer; a verdict with 20 log-probs has a few thousand bytes."""
+"""The largest HTTP answer that is read; a verdict with 20 log-probs has a few thousand bytes."""
 
 TEMPLATE_TOKENS = 64
-"""What chat templates add to a request at worst, beside a token for every byte of its messages."""
+"""At most so many tokens are added to a request by a chat template; each byte of its messages is at most one more."""
 
-PASSING = {408, 409, 425, 429}
-"""Statuses under 500 that may be gone at the next try."""
+RETRIED = {408, 409, 425, 429}
+"""HTTP statuses under 500 after which the request is made again; those from 500 on always are."""
 
-FATAL = {401: "refused the key", 402: "wants to be paid", 403: "refused the key", 404: "knows no such model or path"}
-
-Sleep = Callable[[float], Awaitable[None]]
+FATAL = {401: "refused the key", 402: "asks for payment", 403: "refused the key", 404: "knows no such model or path"}
 
 
-class _Passing(Exception):
-    """A fault that another try may mend."""
+class _Transient(Exception):
+    """A request failed in a way that another try may not."""
 
     def __init__(self, reason: str, *, wait_s: float | None = None, charged: bool = False) -> None:
         super().__init__(reason)
@@ -47,8 +46,8 @@ class _Passing(Exception):
         self.charged = charged  # whether the server may have done, and bill, the work
 
 
-class _Final(Exception):
-    """A fault of this one request that no other try would mend."""
+class _Permanent(Exception):
+    """A request failed in a way that another try would repeat; other requests may go through."""
 
 
 class EndpointChat:
@@ -59,8 +58,8 @@ class EndpointChat:
         endpoint: Endpoint,
         *,
         field: str,
-        key: Key,
-        purse: Purse,
+        key: ApiKey,
+        account: BudgetAccount,
         concurrency: int,
         timeout_s: float,
         retries: int,
@@ -72,13 +71,13 @@ class EndpointChat:
             endpoint: where, and which model.
             field: its section, for messages.
             key: read already.
-            purse: the budget.
+            account: of the budget.
             concurrency: requests in flight.
             timeout_s: of one try.
             retries: after a try that failed.
             sleep: waits between tries, in seconds.
         """
-        self._endpoint, self._field, self._key, self._purse = endpoint, field, key, purse
+        self._endpoint, self._field, self._key, self._account = endpoint, field, key, account
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout_s, self._sleep = timeout_s, sleep
         self._resume_at = 0.0  # on time.monotonic(): a server that said Retry-After is left alone by all requests
@@ -91,7 +90,7 @@ class EndpointChat:
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
-            asked = error.wait_s if isinstance(error, _Passing) and error.wait_s is not None else 0.0
+            asked = error.wait_s if isinstance(error, _Transient) and error.wait_s is not None else 0.0
             return min(max(asked, backoff(state)), endpoint.max_wait_s)
 
         self._wait, self._stop = wait, stop_after_attempt(1 + retries)
@@ -103,33 +102,33 @@ class EndpointChat:
         """One reply for each request, in order.
 
         Raises:
-            StopJudging: the budget will not do for all of them, or the endpoint cannot be used at all.
+            StopJudging: the budget is not enough for all of them, or the endpoint cannot be used at all.
         """
         if self._fatal is not None:
             raise StopJudging(self._fatal)
         worst = [_worst(request) for request in requests]
-        await self._purse.reserve(worst)
+        await self._account.reserve(worst)
         replies = await asyncio.gather(*(self._ask_one(r, w) for r, w in zip(requests, worst, strict=True)))
         if self._fatal is not None:
             raise StopJudging(self._fatal)
         return list(replies)
 
     async def _ask_one(self, request: ChatRequest, worst: Spend) -> ChatReply | CallFailed:
-        """Settles what was reserved for it, whatever happens."""
+        """Make one request, and settle what was reserved for it, whatever happens."""
         spent = Spend()
         is_reserved = True
 
         async def attempt() -> ChatReply:
             nonlocal spent, is_reserved
             if not is_reserved:
-                is_reserved = await self._purse.reserve_again(worst)
+                is_reserved = await self._account.reserve_again(worst)
                 if not is_reserved:
-                    raise _Final("the budget leaves nothing for another try")
+                    raise _Permanent("the budget leaves nothing for another try")
             try:
                 reply, spent = await self._try(request, worst)
-            except _Passing as error:
+            except _Transient as error:
                 if error.charged:
-                    await self._purse.settle(worst, worst)
+                    await self._account.settle(worst, worst)
                     is_reserved = False
                 raise
             return reply
@@ -138,45 +137,45 @@ class EndpointChat:
             sleep=self._sleep,
             stop=self._stop,
             wait=self._wait,
-            retry=retry_if_exception_type(_Passing),
+            retry=retry_if_exception_type(_Transient),
             before_sleep=lambda _: count("num_judge_request_retries"),
             reraise=True,
         )
         try:
             return await retrying(attempt)
-        except (_Passing, _Final) as error:
+        except (_Transient, _Permanent) as error:
             count("num_judge_requests_failed")
             return CallFailed(self._clean(str(error)))
         finally:
             if is_reserved:
-                await self._purse.settle(worst, spent)
+                await self._account.settle(worst, spent)
 
     async def _try(self, request: ChatRequest, worst: Spend) -> tuple[ChatReply, Spend]:
         async with self._slots:
             if (pause := self._resume_at - time.monotonic()) > 0.0:
                 await self._sleep(min(pause, self._endpoint.max_wait_s))
             if self._fatal is not None:
-                raise _Final(self._fatal)
+                raise _Permanent(self._fatal)
             count("num_judge_requests")
             limit = asyncio.timeout(self._timeout_s)
             try:
                 async with limit:
                     status, headers, body = await self._post(self._body(request))
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                raise _Passing(f"no connection ({type(error).__name__})") from None
+                raise _Transient(f"no connection ({type(error).__name__})") from None
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise _Passing(f"the connection broke ({type(error).__name__})", charged=True) from None
+                raise _Transient(f"the connection broke ({type(error).__name__})", charged=True) from None
             except TimeoutError:
                 if not limit.expired():
                     raise
                 count("num_judge_request_timeouts")
-                raise _Passing(f"no answer within {self._timeout_s:g} s", charged=True) from None
+                raise _Transient(f"no answer within {self._timeout_s:g} s", charged=True) from None
         if status != 200:
             self._refuse(status, headers, body)
         try:
             reply, usage = read_reply(body)
         except Malformed as error:
-            raise _Passing(f"a broken answer: {error}", charged=True) from None
+            raise _Transient(f"a broken answer: {error}", charged=True) from None
         prompt, completion = usage if usage is not None else (worst.prompt, worst.completion)
         return reply, Spend(1, prompt, completion)
 
@@ -202,11 +201,11 @@ class EndpointChat:
         chunks, size = [], 0
         async with client.stream("POST", url, content=body, headers=headers) as response:
             if response.headers.get("content-encoding", "identity") != "identity":  # a small bomb may be in it
-                raise _Passing("a broken answer: it is compressed, which nobody asked for", charged=True)
+                raise _Transient("a broken answer: it is compressed, which nobody asked for", charged=True)
             async for chunk in response.aiter_raw():
                 size += len(chunk)
                 if size > MAX_REPLY_BYTES:
-                    raise _Passing(f"an answer of more than {MAX_REPLY_BYTES} bytes", charged=True)
+                    raise _Transient(f"an answer of more than {MAX_REPLY_BYTES} bytes", charged=True)
                 chunks.append(chunk)
         return response.status_code, response.headers, self._key.hide(b"".join(chunks).decode(errors="replace"))
 
@@ -241,18 +240,18 @@ class EndpointChat:
             self._close(FATAL[status], reason)
         if 300 <= status < 400:
             self._close("redirects elsewhere, which is not followed", reason)
-        if status in PASSING or status >= 500:
+        if status in RETRIED or status >= 500:
             wait_s = _retry_after(headers.get("retry-after"))
             if wait_s is not None:
                 until = time.monotonic() + min(wait_s, self._endpoint.max_wait_s)
                 self._resume_at = max(self._resume_at, until)
-            raise _Passing(reason, wait_s=wait_s)
-        raise _Final(reason)
+            raise _Transient(reason, wait_s=wait_s)
+        raise _Permanent(reason)
 
     def _close(self, what: str, reason: str) -> NoReturn:
         message = f"{self._field}.base_url {self._endpoint.base_url}: model {self._endpoint.model}: {what} ({reason})"
-        self._fatal = self._clean(f"{message}; what was paid for is kept: mend it and resume")
-        raise _Final(self._fatal)
+        self._fatal = self._clean(f"{message}; what was paid for is kept: fix this and resume")
+        raise _Permanent(self._fatal)
 
     def _clean(self, text: str) -> str:
         return self._key.hide(" ".join(text.split()))[:400]

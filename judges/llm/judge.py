@@ -6,15 +6,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from judges.llm.chat import Chat, ChatRequest
-from judges.llm.parsing import read_json, read_token
-from judges.llm.prompts import Task, build_messages, make_key
-from judges.protocol import Abstain, Limits, Question, asked_again, count
+from judges.chat import Chat, ChatRequest
+from judges.llm.prompts import ReplyFormat, build_messages, make_key
+from judges.llm.votes import read_json, read_token
+from judges.protocol import Abstain, Limits, Question, count
 from online_dpo.config.judges.llm import LlmJudge
-from online_dpo.types import FIRST_PLACE, SECOND_PLACE, Verdict, derive_seed
+from online_dpo.types import Abstention, Verdict, derive_seed
 
 Subject = tuple[int, ...]
 """What one verdict is about: (i,), or (i, j) where i is presented first."""
@@ -25,8 +25,8 @@ TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Ballot:
-    """One request and where its vote belongs."""
+class _VoteRequest:
+    """A request for one vote, and what the vote is about."""
 
     question: int  # index in the batch
     subject: Subject
@@ -41,36 +41,36 @@ class ChatJudge:
         self.limits = limits
         self._section = section
         self._chat = chat
-        self._task = Task(form=section.form, as_json=section.verdict == "json", key=make_key(section.seed))
+        self._format = ReplyFormat(form=section.form, as_json=section.verdict == "json", key=make_key(section.seed))
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        ballots = [ballot for index, question in enumerate(questions) for ballot in self._ballots(index, question)]
-        replies = await self._chat.ask([ballot.request for ballot in ballots]) if ballots else []
+        asked = [one for index, question in enumerate(questions) for one in self._vote_requests(index, question)]
+        replies = await self._chat.ask([one.request for one in asked]) if asked else []
         votes: dict[tuple[int, Subject, int], list[Vote]] = {}
-        for ballot, reply in zip(ballots, replies, strict=True):
+        for one, reply in zip(asked, replies, strict=True):
             if self._section.verdict == "json":
-                vote = read_json(reply, self._task.key, form=self._section.form)
+                vote = read_json(reply, self._format.key, form=self._section.form)
             else:
                 vote = read_token(reply, form=self._section.form, min_mass=self._section.min_mass)
             count("num_judge_votes")
             count("num_judge_votes_unreadable", isinstance(vote, Abstain))
-            votes.setdefault((ballot.question, ballot.subject, ballot.principle), []).append(vote)
+            votes.setdefault((one.question, one.subject, one.principle), []).append(vote)
         said: dict[tuple[int, Subject], Vote] = {}
-        for index, subject in dict.fromkeys((ballot.question, ballot.subject) for ballot in ballots):
+        for index, subject in dict.fromkeys((one.question, one.subject) for one in asked):
             principles = range(len(self._section.principles))
-            said[index, subject] = self._aggregate([_poll(votes[index, subject, p]) for p in principles])
+            said[index, subject] = self._aggregate([_mean_vote(votes[index, subject, p]) for p in principles])
         return [self._verdicts(index, question, said) for index, question in enumerate(questions)]
 
-    def _ballots(self, index: int, question: Question) -> Iterator[_Ballot]:
+    def _vote_requests(self, index: int, question: Question) -> Iterator[_VoteRequest]:
         section = self._section
         for subject in self._subjects(question):
             texts = tuple(question.completions[i] for i in subject)
             for p, principle in enumerate(section.principles):
                 messages = build_messages(
-                    self._task, principle=principle, prompt=question.prompt, answers=texts, seed=section.seed
+                    self._format, principle=principle, prompt=question.prompt, answers=texts, seed=section.seed
                 )
                 for vote in range(section.votes):
-                    yield _Ballot(index, subject, p, self._request(messages, vote))
+                    yield _VoteRequest(index, subject, p, self._request(messages, vote, again=question.again))
 
     def _subjects(self, question: Question) -> Iterator[Subject]:
         """What is asked about. The same text is asked about once, and never compared with itself."""
@@ -83,18 +83,18 @@ class ChatJudge:
                 continue
             if self._section.both_orders:
                 yield from ((i, j), (j, i))
-            else:  # half of the time the other way round, so that a liking for the first place favours nobody
+            else:  # half of the time the other way round, so that a bias for the first place favours nobody
                 flip = derive_seed(self._section.seed, "order", json.dumps([question.prompt, texts[i], texts[j]])) % 2
                 yield (j, i) if flip else (i, j)
 
-    def _request(self, messages: Sequence[dict[str, str]], vote: int) -> ChatRequest:
+    def _request(self, messages: Sequence[dict[str, str]], vote: int, *, again: bool) -> ChatRequest:
         section, as_json = self._section, self._section.verdict == "json"
         # From the content alone: the same question is answered alike wherever it comes up.
-        purpose = "vote again" if asked_again() else "vote"
+        purpose = "vote again" if again else "vote"
         seed = derive_seed(section.seed, purpose, vote, json.dumps(messages)) >> 32
         return ChatRequest(
             messages=tuple(messages),
-            schema=self._task.schema,
+            schema=self._format.schema,
             max_tokens=section.max_tokens if as_json else 1,
             temperature=section.temperature,
             seed=seed if section.temperature > 0.0 else None,
@@ -107,7 +107,7 @@ class ChatJudge:
         found = []
         for principle, vote in enumerate(votes):
             if isinstance(vote, Abstain):
-                return vote if len(votes) == 1 else Abstain(f"{vote.reason} (principle {principle + 1})")
+                return vote if len(votes) == 1 else replace(vote, reason=f"{vote.reason} (principle {principle + 1})")
             found.append(vote)
         weights = section.weights or [1.0] * len(found)
         if section.aggregate == "min":
@@ -128,30 +128,30 @@ class ChatJudge:
                 continue
             votes = {subject: said[index, subject] for subject in ((i, j), (j, i)) if (index, subject) in said}
             if len(votes) == 2:
-                votes = self._confront(votes)
+                votes = self._check_orders(votes)
             verdicts += [question.compare(*subject, vote) for subject, vote in votes.items()]
         return verdicts
 
-    def _confront(self, votes: dict[tuple[int, int], Vote]) -> dict[tuple[int, int], Vote]:
-        """The votes of the two orders, silenced where both prefer the same place and not the same answer."""
+    def _check_orders(self, votes: dict[tuple[int, int], Vote]) -> dict[tuple[int, int], Vote]:
+        """The votes of the two orders; abstentions where both prefer the same place, and so not the same answer."""
         first, second = votes.values()
         if isinstance(first, Abstain) or isinstance(second, Abstain):
             return votes
         count("num_judge_orders_compared")
         if (first - 0.5) * (second - 0.5) <= 0.0:
             return votes
-        place, conflict = ("first", FIRST_PLACE) if first > 0.5 else ("second", SECOND_PLACE)
+        place = "first" if first > 0.5 else "second"
         count("num_judge_order_conflicts")
         count(f"num_judge_order_conflicts_{place}_place")
         if self._section.on_conflict == "average":
             return votes
-        return dict.fromkeys(votes, Abstain(conflict))
+        kind: Abstention = "first_place" if first > 0.5 else "second_place"
+        return dict.fromkeys(votes, Abstain(f"orders disagree: the {place} place wins both", kind=kind))
 
 
-def _poll(votes: Sequence[Vote]) -> Vote:
-    """The mean of the votes of one question, where more than half are readable; else the commonest trouble."""
+def _mean_vote(votes: Sequence[Vote]) -> Vote:
+    """The mean of the votes on one question, where more than half are readable; else the commonest abstention."""
     readable = [vote for vote in votes if not isinstance(vote, Abstain)]
     if 2 * len(readable) > len(votes):
         return math.fsum(readable) / len(readable)
-    reasons = Counter(vote.reason for vote in votes if isinstance(vote, Abstain))
-    return Abstain(reasons.most_common(1)[0][0])
+    return Counter(vote for vote in votes if isinstance(vote, Abstain)).most_common(1)[0][0]

@@ -11,11 +11,11 @@ from online_dpo.errors import JudgeError
 
 HIDDEN = "[key]"
 SHORTEST = 8
-"""Characters below which a text is no key: hiding it would garble every message."""
+"""The fewest characters of a key: to hide a shorter text would garble every message."""
 
 
-class Key:
-    """A secret that shows itself to nobody but the request's header."""
+class ApiKey:
+    """A secret that only the header of a request reads; its repr does not show it, and it cannot be pickled."""
 
     __slots__ = ("_value",)
 
@@ -23,7 +23,7 @@ class Key:
         self._value = value
 
     def __repr__(self) -> str:
-        return "Key()" if self._value is None else f"Key({HIDDEN})"
+        return "ApiKey()" if self._value is None else f"ApiKey({HIDDEN})"
 
     def __reduce__(self) -> str:
         raise TypeError("a key does not travel between processes: it is read where it is used")
@@ -41,7 +41,7 @@ class Key:
         return text
 
 
-def read_key(endpoint: Endpoint, field: str) -> Key:
+def read_key(endpoint: Endpoint, field: str) -> ApiKey:
     """The key that an endpoint's section points to.
 
     Raises:
@@ -60,11 +60,11 @@ def read_key(endpoint: Endpoint, field: str) -> Key:
             # The error's own text ends with the path or with bytes of the file.
             raise JudgeError(f"{place}, which cannot be read ({type(error).__name__}); {remedy}") from None
     else:
-        return Key(None)
+        return ApiKey(None)
     value = value.strip()
     if len(value) < SHORTEST or not value.isascii() or not value.isprintable() or " " in value:
         raise JudgeError(
             f"{place}, and what it holds is no key: one line of at least {SHORTEST} ASCII characters without spaces is "
             f"wanted; {remedy}"
         )
-    return Key(value)
+    return ApiKey(value)

@@ -29,8 +29,8 @@ Neither length nor position nor politeness is a merit of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """How replies are to look."""
+class ReplyFormat:
+    """The form in which the model is to reply."""
 
     form: str  # pairwise | pointwise
     as_json: bool  # otherwise one letter
@@ -52,7 +52,7 @@ class Task:
         }
 
     @property
-    def wish(self) -> str:
+    def instruction(self) -> str:
         """The last sentence of the question."""
         if self.form == "pairwise":
             if self.as_json:
@@ -89,12 +89,12 @@ def _spell_out(match: re.Match[str]) -> str:
 
 
 def build_messages(
-    task: Task, *, principle: str, prompt: PromptContent, answers: Sequence[str], seed: int
+    reply_format: ReplyFormat, *, principle: str, prompt: PromptContent, answers: Sequence[str], seed: int
 ) -> tuple[Message, ...]:
     """System and user message that ask for one verdict.
 
     Args:
-        task: how the reply is to look.
+        reply_format: how the reply is to look.
         principle: what is judged, from the config; the only text that is not quoted.
         prompt: text or chat messages.
         answers: one, or the two in the order in which they are presented.
@@ -102,7 +102,7 @@ def build_messages(
     """
     nonce = _nonce(seed, principle, prompt, answers)
     parts = [f"Principle: {principle}", _quote("prompt", nonce, _flatten(prompt, nonce))]
-    if task.form == "pairwise":
+    if reply_format.form == "pairwise":
         parts += [_quote(f"answer-{name}", nonce, neutralise(text)) for name, text in zip("AB", answers, strict=True)]
         role, question = (
             "You compare two answers to a prompt.",
@@ -111,8 +111,8 @@ def build_messages(
     else:
         parts.append(_quote("answer", nonce, neutralise(answers[0])))
         role, question = "You grade an answer to a prompt.", "How far does the principle apply to the answer?"
-    parts.append(f"{question} {task.wish}")
-    system = f"{role}\n{_RULES.format(nonce=nonce)}\n{task.wish}"
+    parts.append(f"{question} {reply_format.instruction}")
+    system = f"{role}\n{_RULES.format(nonce=nonce)}\n{reply_format.instruction}"
     return ({"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)})
 
 

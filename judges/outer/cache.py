@@ -17,8 +17,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from judges.calling import Caller
-from judges.protocol import Question, asked_again, count
+from judges.calling import Caller, Measurements
+from judges.fingerprint import fingerprint
+from judges.hosting import Hosting
+from judges.protocol import Question, count
+from judges.spec import JudgeSpec
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
 from online_dpo.types import Verdict
@@ -28,7 +31,17 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """How long a writer waits for others; each holds the file for milliseconds."""
 
-FIELDS = ("first", "second", "score", "probability", "reason", "uncertainty")
+FIELDS = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty")
+
+
+FORMAT = 2
+"""Of what is kept of a verdict. It is a part of every key, so entries of another format are never found."""
+
+
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Cached:
+    """Build the cache in front of the judge inside it."""
+    key = f"{FORMAT} {fingerprint(spec.inner['judge'], version=spec.section.version)}"
+    return Cached(inner["judge"], path=spec.resolve(spec.section.path), key=key, field=f"{spec.field}.path")
 
 
 class VerdictStore:
@@ -90,7 +103,7 @@ class Cached:
         Args:
             inner: whom to ask.
             path: of the file.
-            key: fingerprint of the inner judge.
+            key: what its answers depend on besides the question.
             field: the path's field in the config.
 
         Raises:
@@ -99,9 +112,9 @@ class Cached:
         self._inner, self._key = inner, key
         self._store = VerdictStore(path, field=field)
 
-    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        if asked_again():  # an answer from the cache would agree with itself
-            return await self._inner.ask(questions)
+    async def judge(self, questions: Sequence[Question], measured: Measurements | None = None) -> list[list[Verdict]]:
+        if any(question.again for question in questions):  # an answer from the cache would agree with itself
+            return await self._inner.ask(questions, measured)
         keys = [self._digest(question) for question in questions]
         known = await self._look_up(list(dict.fromkeys(keys)))
         missing: dict[str, Question] = {}
@@ -112,17 +125,19 @@ class Cached:
         count("num_cache_hits", len(questions) - len(missing))
         digests = {question.prompt_id: key for key, question in missing.items()}
         batches = self._inner.batches(list(missing.values()))
-        for answers in await asyncio.gather(*(self._pay(batch, digests) for batch in batches)):
+        for answers in await asyncio.gather(*(self._pay(batch, digests, measured) for batch in batches)):
             known |= answers
         return [
             [replace(verdict, prompt_id=question.prompt_id) for verdict in known[key]]
             for key, question in zip(keys, questions, strict=True)
         ]
 
-    async def _pay(self, batch: Sequence[Question], digests: Mapping[str, str]) -> dict[str, list[Verdict]]:
-        said = await self._inner.ask_batch(batch)
+    async def _pay(
+        self, batch: Sequence[Question], digests: Mapping[str, str], measured: Measurements | None
+    ) -> dict[str, list[Verdict]]:
+        said = await self._inner.ask_batch(batch, measured)
         answers = {digests[q.prompt_id]: verdicts for q, verdicts in zip(batch, said, strict=True)}
-        kept = {key: verdicts for key, verdicts in answers.items() if not any(v.failed or v.stopped for v in verdicts)}
+        kept = {key: verdicts for key, verdicts in answers.items() if not any(v.failed or v.unasked for v in verdicts)}
         try:
             await in_thread(self._store.put, kept)
         except sqlite3.Error as error:  # what was paid for is used, kept or not

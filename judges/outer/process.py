@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from judges.calling import Caller
+from judges.calling import Caller, Measurements
+from judges.hosting import Hosting
 from judges.protocol import Question
+from judges.spec import JudgeSpec
 from online_dpo.config.judges.section import ProcessJudge
 from online_dpo.errors import JudgeError
-from online_dpo.types import FAILURE, Verdict
+from online_dpo.types import Verdict
+
+
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Process:
+    """Build the judge around the one that scores steps."""
+    return Process(spec.section, inner["judge"], field=spec.field)
 
 
 class Process:
@@ -20,15 +28,11 @@ class Process:
         self._section, self._inner, self._field = section, inner, field
         self._split = re.compile(section.split)
 
-    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        """One inner question for each completion, whose completions are the steps; all of them in one go."""
+    async def judge(self, questions: Sequence[Question], measured: Measurements | None = None) -> list[list[Verdict]]:
+        """Asks one question for each completion, whose completions are the steps; all of them in one go."""
         texts = [(q, i, self._steps(text)) for q in questions for i, text in enumerate(q.completions)]
-        asked = [
-            Question(prompt_id=f"{q.prompt_id}/{i}", prompt=q.prompt, completions=tuple(steps), metadata=q.metadata)
-            for q, i, steps in texts
-            if steps
-        ]
-        answers = iter(await self._inner.ask(asked))
+        asked = [replace(q, prompt_id=f"{q.prompt_id}/{i}", completions=tuple(steps)) for q, i, steps in texts if steps]
+        answers = iter(await self._inner.ask(asked, measured))
         verdicts: dict[str, list[Verdict]] = {q.prompt_id: [] for q in questions}
         for question, i, steps in texts:
             if steps:
@@ -56,11 +60,11 @@ class Process:
                     f"{self._field}.judge compares completions, and steps are scored one by one; choose a judge that "
                     f"scores, such as a reward model"
                 )
-            if verdict.stopped:
-                return question.abstain(position, str(verdict.reason))
+            if verdict.unasked:
+                return question.abstain(position, str(verdict.reason), kind="unasked")
             if verdict.reason is not None:
-                reason = f"step {verdict.first + 1}: {verdict.reason.removeprefix(FAILURE)}"
-                return question.abstain(position, f"{FAILURE}{reason}" if verdict.failed else reason)
+                reason = f"step {verdict.first + 1}: {verdict.reason}"
+                return question.abstain(position, reason, kind="failed" if verdict.failed else "abstained")
             assert verdict.score is not None
             scores[verdict.first] = verdict.score
         values = [scores[i] for i in sorted(scores)]

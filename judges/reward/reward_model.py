@@ -8,21 +8,40 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from judges.hosting import Scorer, ScorerWish, hosting
+from judges.calling import Caller
+from judges.hosting import NO_HOSTING, Hosting, Scorer, ScorerRequest
 from judges.protocol import Limits, Question, count
 from judges.reward.classifier import Classifier
+from judges.spec import JudgeSpec
 from judges.threads import in_thread
-from online_dpo.config.judges.hosted import ScoringEngineSection
+from online_dpo.config.judges.hosted import RewardModelJudge, ScoringEngineSection
 from online_dpo.errors import JudgeError
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
 from online_dpo.models.tokenizer import load_tokenizer
 from online_dpo.types import PromptContent, Verdict
+
+
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> RewardModel:
+    """Load the model that a spec describes."""
+    section: RewardModelJudge = spec.section
+    return RewardModel(
+        section.path,
+        field=spec.field,
+        dtype=section.dtype,
+        output=section.output,
+        max_tokens=section.max_tokens,
+        batch_tokens=section.batch_tokens,
+        engine=section.engine,
+        trust_remote_code=section.trust_remote_code,
+        on_gpu=section.num_gpus > 0,
+        hosting=hosting,
+    )
 
 
 class RewardModel:
@@ -45,6 +64,7 @@ class RewardModel:
         engine: ScoringEngineSection | None = None,
         trust_remote_code: bool = False,
         on_gpu: bool = False,
+        hosting: Hosting = NO_HOSTING,
     ) -> None:
         """Load the model.
 
@@ -58,6 +78,7 @@ class RewardModel:
             engine: run in vLLM's pooling runner; None = in transformers.
             trust_remote_code: run code that the model's folder brings along.
             on_gpu: use the GPU where there is one; an engine always does.
+            hosting: gives the engine.
 
         Raises:
             ModelError: the folder is missing or incomplete.
@@ -84,8 +105,8 @@ class RewardModel:
                 label=label,
             )
         else:
-            self._scorer = hosting().scorer(
-                ScorerWish(
+            self._scorer = hosting.scorer(
+                ScorerRequest(
                     path=str(folder),
                     dtype=dtype,
                     max_tokens=self._max_tokens,

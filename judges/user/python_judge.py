@@ -15,10 +15,14 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from judges.calling import Caller
+from judges.hosting import Hosting
 from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, as_list, count, show
+from judges.spec import JudgeSpec
 from judges.threads import in_thread
+from judges.user.user_code import load_target
 from online_dpo.errors import JudgeError
-from online_dpo.types import RANKINGS, Verdict
+from online_dpo.types import NUM_RANKINGS, Verdict
 
 KINDS = {"score": "pointwise", "score_batch": "pointwise", "compare": "pairwise", "rank": "list-wise"}
 PARAMETERS = {
@@ -27,6 +31,13 @@ PARAMETERS = {
     "compare": ("prompt", "a", "b"),
     "rank": ("prompt", "completions"),
 }
+
+
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Judge:
+    """Make a judge of the code that a spec names."""
+    section = spec.section
+    target = load_target(section.target, spec.source, label=spec.label)
+    return adapt(target, section.args, field=spec.field, name=section.target, both_orders=section.both_orders)
 
 
 class _UserCode:
@@ -101,12 +112,12 @@ class PairwiseJudge:
 
     def __init__(self, function: Callable[..., Any], *, both_orders: bool = False) -> None:
         self._code = _UserCode(function, {})
-        self._duels = permutations if both_orders else combinations
+        self._pairs = permutations if both_orders else combinations
         self.limits = self._code.limits
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
         return [
-            [await self._compare(question, i, j) for i, j in self._duels(range(len(question.completions)), 2)]
+            [await self._compare(question, i, j) for i, j in self._pairs(range(len(question.completions)), 2)]
             for question in questions
         ]
 
@@ -123,7 +134,7 @@ class ListwiseJudge:
         self.limits = self._code.limits
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        count(RANKINGS, len(questions))  # scores that do not tell that they come from an order of presentation
+        count(NUM_RANKINGS, len(questions))  # scores that do not tell that they come from an order of presentation
         return [
             q.ranking(await self._code(q.prompt, list(q.completions), metadata=dict(q.metadata))) for q in questions
         ]

@@ -53,7 +53,7 @@ def read_source(target: str, *, label: str, base_dir: Path) -> str | None:
             source = file.read()
         compile(source, place, "exec")
     except (SyntaxError, ValueError, OSError) as error:
-        raise JudgeError(f"{label}: {_where_it_broke(error, place)}; mend the file") from None
+        raise JudgeError(f"{label}: {_where_it_broke(error, place)}; fix the file") from None
     return source
 
 
@@ -129,7 +129,7 @@ def _import_source(source: str, place: str, label: str) -> ModuleType:
         exec(compile(source, place, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        hint = "mend the file"
+        hint = "fix the file"
         if isinstance(error, ImportError):
             hint = "a judge's file travels to the workers alone, so it may import installed packages only"
         raise JudgeError(f"{label}: {_where_it_broke(error, place)}; {hint}") from error
@@ -141,7 +141,7 @@ def _import_module(place: str, name: str, label: str) -> ModuleType:
         return importlib.import_module(place)
     except (Exception, SystemExit) as error:
         file = f"{place.replace('.', '/')}.py"
-        hint = f"mend it, or install what it needs on every node; a file is given by its path, such as {file}:{name}"
+        hint = f"fix it, or install what it needs on every node; a file is given by its path, such as {file}:{name}"
         raise JudgeError(f"{label}: {_where_it_broke(error, place)}; {hint}") from error
 
 

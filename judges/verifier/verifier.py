@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from judges.calling import Caller
+from judges.hosting import Hosting
 from judges.protocol import Limits, Question, count
+from judges.spec import JudgeSpec
 from judges.threads import in_thread
 from judges.verifier.expressions import MAX_LENGTH, Answer, plain_symbols, read_answer, same_answer
 from online_dpo.config.judges.hosted import VerifierJudge
@@ -33,8 +36,13 @@ _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}")
 _SENTENCE_END = re.compile(r"[.;]\s|\s[a-zA-Z]{2,}|\*\*")
 
 
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Verifier:
+    """Build the judge that a spec describes."""
+    return Verifier(spec.section, field=spec.field)
+
+
 class Verifier:
-    """Compares with a column of the prompts' source; abstains where that is empty, and fails where it is missing."""
+    """Compares answers with a column of the prompts' source. Abstains where it is empty, fails where it is missing."""
 
     limits = Limits(calls_in_flight=1)  # plain computing: more threads would only wait for each other
 
@@ -61,7 +69,7 @@ class Verifier:
         expected = self._read(self._final(reference, self._reference_pattern))
         if expected is None:
             reason = f"no {self._section.method} answer in {self._section.answer} ({reference[:60]!r})"
-            return [question.abstain(i, reason) for i in range(len(question.completions))], 0
+            return question.abstain_from_all(reason), 0
         verdicts, num_unreadable = [], 0
         for i, text in enumerate(question.completions):
             answer = self._read(self._final(text, self._pattern))
@@ -88,7 +96,7 @@ class Verifier:
         except re.error as error:
             raise JudgeError(
                 f"{self._field}.answer is {self._section.answer}, which holds {reference[:60]!r}, no regular "
-                f"expression ({error}); mend it"
+                f"expression ({error}); fix it"
             ) from None
         found = text if self._pattern is None else self._final(text, self._pattern)
         return found is not None and expected.search(found) is not None
@@ -121,7 +129,7 @@ class Verifier:
                 plain = text.strip().rstrip(".").strip()
                 return plain or None
             case "numeric":
-                return read_number(text)
+                return read_stated_number(text)
         return _read_symbolic(text)
 
     def _same(self, answer: Any, expected: Any) -> bool:
@@ -152,7 +160,7 @@ def final_answer(text: str) -> str | None:
     return max(found)[1] if found else None
 
 
-def read_number(text: str) -> float | None:
+def read_stated_number(text: str) -> float | None:
     """The number that an answer states: what follows its last `=`, else its value as an expression, else its first."""
     stated = plain_symbols(text).rpartition("=")[2]
     if any(sign in stated.replace("\\$", "").replace("\\%", "") for sign in "\\/^"):
@@ -179,7 +187,7 @@ def _read_symbolic(text: str) -> tuple[str, Answer | None] | None:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """From behind an opening brace to its closing one; None where it is missing or far away."""
+    """The text from an opening brace to its closing one; None where that is missing or far away."""
     depth = 1
     for i in range(start, min(len(text), start + MAX_LENGTH)):
         depth += (text[i] == "{") - (text[i] == "}")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from judges.registry import JudgeSpec, make_spec
+from judges.registry import make_spec
+from judges.spec import JudgeSpec
 from online_dpo.commands.fitting import check_lengths, check_optional_packages
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.pairing import ANNOTATOR

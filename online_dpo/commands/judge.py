@@ -14,8 +14,9 @@ from online_dpo.config.loading import load_judges
 from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError
 from online_dpo.reports.trackers import describe_latency
-from online_dpo.statistics.comparisons import against_gold, agreement, describe, duels_of, order_consistency
-from online_dpo.statistics.judges import report, warnings
+from online_dpo.statistics.comparisons import against_gold, agreement, comparisons_of, describe, order_consistency
+from online_dpo.statistics.judge_warnings import warnings
+from online_dpo.statistics.judges import report
 from online_dpo.types import REWARD, Judged, Shard, Verdict
 
 TEXT_WIDTH = 60
@@ -51,7 +52,6 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
 
     async def ask() -> tuple[Judged, Judged | None, Judged | None, float]:
         await host.try_it(rows[0].prompt.messages is not None, rows[0].prompt.metadata)
-        host.forget_latencies()
         started = time.perf_counter()
         judged = await _judge(host, rows)
         elapsed = time.perf_counter() - started
@@ -61,20 +61,23 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
     judged, again, swapped, elapsed = asyncio.run(ask())
     figures: dict[str, Any] = describe(rows, judged.verdicts)
     completions = [completion for row in rows for completion in row.completions]
-    reported = report(completions, judged.verdicts, judged.counters, () if again is None else again.verdicts)
+    repeats = () if again is None else again.verdicts
+    reported = report(completions, judged.verdicts, judged.counters, repeats, judged.agreement)
     figures |= {"counters": reported["counters"], "ensembles": reported.get("ensembles", {})}
     figures["warnings"] = list(warnings(options.judge or REWARD, reported))
     figures["stopped"] = judged.stopped
     figures["elapsed_s"] = elapsed
-    figures["latency_s"] = {
-        label: describe_latency(seconds) for label, seconds in host.latencies_s().items() if seconds
-    }
+    seconds: dict[str, list[float]] = {}
+    for result in (judged, again, swapped):
+        for label, found in result.latencies_s.items() if result is not None else ():
+            seconds.setdefault(label, []).extend(found)
+    figures["latency_s"] = {label: describe_latency(found) for label, found in seconds.items()}
     figures["order_consistency"] = order_consistency(judged.verdicts)
-    duels = duels_of(rows, judged.verdicts)
+    comparisons = comparisons_of(rows, judged.verdicts)
     if again is not None:
-        figures["repeat_agreement"] = agreement(duels, duels_of(rows, again.verdicts))
+        figures["repeat_agreement"] = agreement(comparisons, comparisons_of(rows, again.verdicts))
     if swapped is not None:
-        figures["swap_agreement"] = agreement(duels, duels_of(rows, swapped.verdicts))
+        figures["swap_agreement"] = agreement(comparisons, comparisons_of(rows, swapped.verdicts))
     if options.gold is not None:
         figures["gold"] = against_gold(rows, judged.verdicts)
     said: dict[str, list[Verdict]] = {}
@@ -149,7 +152,7 @@ def _section(config: Path, overrides: Sequence[str], name: str | None) -> tuple[
 
 
 def _prompt(row: JudgeRow, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    names = ("first", "second", "score", "probability", "reason", "uncertainty")
+    names = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty")
     return {
         "line": int(row.prompt.prompt_id),
         "prompt": row.prompt.content,
@@ -164,7 +167,7 @@ def _sentence(verdict: dict[str, Any]) -> str:
     if "second" in verdict:
         about += f" over [{verdict['second']}]"
     if "reason" in verdict:
-        return f"{about} abstains: {verdict['reason']}"
+        return f"{about} {'failed' if verdict['abstention'] == 'failed' else 'abstains'}: {verdict['reason']}"
     value = verdict.get("score", verdict.get("probability"))
     spread = f" +- {verdict['uncertainty']:.3g}" if "uncertainty" in verdict else ""
     return f"{about} {'p = ' if 'probability' in verdict else ''}{value:.4g}{spread}"

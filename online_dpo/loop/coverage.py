@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from online_dpo.errors import LowCoverageError
 from online_dpo.loop.rollouts import Collected, Rollouts
-from online_dpo.statistics.comparisons import by_prompt, duels_between
-from online_dpo.statistics.judges import group_reasons, labelled_prompts
+from online_dpo.statistics.comparisons import by_prompt, comparisons_between
+from online_dpo.statistics.judges import covered_prompts, group_reasons
 from online_dpo.store.run_store import RoundStore
 from online_dpo.store.shards import Asked
 from online_dpo.types import REWARD, Completion, Prompt, Verdict
@@ -27,7 +27,7 @@ def check_coverage(store: RoundStore, prompts: Sequence[Prompt], collected: Coll
         LowCoverageError: the share is below `verdicts.min_coverage`.
     """
     verdicts = collected.said[REWARD].verdicts
-    covered = labelled_prompts(duels_between(collected.completions, verdicts))
+    covered = covered_prompts(comparisons_between(collected.completions, verdicts))
     if len(covered) >= min_coverage * len(prompts):
         return
     failed = failed_without_coverage(collected.completions, verdicts)
@@ -66,6 +66,6 @@ def reopen(store: RoundStore, rollouts: Rollouts) -> None:
 
 def failed_without_coverage(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> set[str]:
     """Prompts that are not covered and on which a call failed. Abstentions on purpose are not among them."""
-    covered = labelled_prompts(duels_between(completions, verdicts))
+    covered = covered_prompts(comparisons_between(completions, verdicts))
     said = by_prompt(verdicts)
     return {name for name, found in said.items() if name not in covered and any(v.failed for v in found)}

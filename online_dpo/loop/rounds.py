@@ -31,7 +31,7 @@ from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
 from online_dpo.loop.verdicts import asked_again, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
-from online_dpo.statistics.judges import judge_warnings
+from online_dpo.statistics.judge_warnings import judge_warnings
 from online_dpo.statistics.overoptimisation import compare_with_best
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
 from online_dpo.store.round_store import RoundStore

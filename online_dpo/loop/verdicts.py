@@ -169,4 +169,4 @@ def asked_again(share: float, prompt_ids: Sequence[str], seed: int, version: int
 
 def report_on(completions: Sequence[Completion], said: Said) -> dict[str, Any]:
     """What a round tells about one judge, given the completions that it was asked about."""
-    return report(completions, said.verdicts, said.counters, said.repeats)
+    return report(completions, said.verdicts, said.counters, said.repeats, said.agreement)

@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
-from online_dpo.statistics.judges import is_large
+from online_dpo.statistics.judge_warnings import is_large
 
 COLUMNS = (
     "round",
     "judge",
     "verdicts",
     "abstains",
-    "labelled",
+    "covered",
     "orders\nagree",
     "repeats\nagree",
     "first\nwins",
@@ -81,12 +81,12 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             if (alpha := found.get("alpha", found.get("alpha_scores"))) is not None
         ]
         tokens = sum(counters.get(f"num_judge_{kind}_tokens", 0) for kind in ("prompt", "completion"))
-        labelled = f"{figures['num_labelled']} of {figures['num_prompts']}" if "num_labelled" in figures else ""
+        covered = f"{figures['num_covered']} of {figures['num_prompts']}" if "num_covered" in figures else ""
         yield (
             judge,
             str(figures["num_verdicts"]),
             _share(figures["abstention_rate"]),
-            labelled,
+            covered,
             _share(figures.get("order_consistency")),
             _share(figures.get("repeat_agreement")),
             _share(figures.get("first_wins")) + ("!" if is_large(figures, "first_wins") else ""),

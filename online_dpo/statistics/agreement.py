@@ -1,36 +1,34 @@
 """Krippendorff's alpha between the members of an ensemble, over everything that was asked in a round.
 
-Alpha is a ratio of sums over all units, so it cannot be averaged over shards. An ensemble counts what the sums are
-made of, in whole numbers, among its counters: adding them up is then exact, in whatever parts they come.
+Alpha is a ratio of sums over all units, so it cannot be averaged over shards. An ensemble measures what the sums are
+made of, in whole numbers (`MemberAgreement`): they add up exactly, in whatever parts they come.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-VOTES, SCORES = "num_member_votes", "member_scores"
-_STATISTIC = re.compile(rf"(?P<what>{VOTES}|{SCORES})\[(?P<field>[^\]]*)\] (?P<key>.+)")
+from online_dpo.types import MemberAgreement
 
 SCALE = 1 << 32
-"""Scores are counted as whole multiples of 1 / SCALE."""
+"""Scores are added up as whole multiples of 1 / SCALE."""
 
 Units: TypeAlias = Mapping[tuple[int, ...], int]
 """How many judges chose each category -> number of units in which they did."""
 
 
 def nominal_alpha(units: Units) -> float | None:
-    """Krippendorff's alpha for categories, of which none is nearer to one than to another.
+    """Krippendorff's alpha for categories that are all equally different from each other.
 
     `1 - (n - 1) * sum of o_ck / sum of n_c n_k` over the pairs of different categories, with the coincidences
     `o_ck = sum over units of n_uc (n_uk - [c = k]) / (m_u - 1)` (Krippendorff, "Computing Krippendorff's
     alpha-reliability", 2011, part C). Units with one vote say nothing about agreement.
 
     Returns:
-        1 = they always agree, 0 = as by chance; None where only one category was ever chosen.
+        1 = they always agree, 0 = they agree as if by chance; None where only one category was ever chosen.
     """
     observed, totals = Fraction(0), Counter[int]()
     for votes, number in units.items():
@@ -45,7 +43,7 @@ def nominal_alpha(units: Units) -> float | None:
 
 
 def interval_alpha(sums: Mapping[int, tuple[int, int, int, int]]) -> float | None:
-    """Krippendorff's alpha for numbers, which differ by the square of their distance.
+    """Krippendorff's alpha for numbers, whose difference is the square of their distance.
 
     Args:
         sums: judges in a unit -> over the units with so many: how many units, the sum of all values, the sum of their
@@ -65,52 +63,37 @@ def interval_alpha(sums: Mapping[int, tuple[int, int, int, int]]) -> float | Non
     return None if between == 0 else float(1 - (n - 1) * within / between)
 
 
-def count_votes(field: str, votes: Sequence[int]) -> dict[str, int]:
-    """What an ensemble counts of one comparison.
+def measure_agreement(votes: Iterable[tuple[int, ...]], scores: Iterable[Sequence[float]]) -> MemberAgreement:
+    """What the members of an ensemble say, as it is added up.
 
     Args:
-        field: of the ensemble, in the config.
-        votes: judges for the first, for the second, and for neither.
+        votes: for each comparison, how many members are for the first, for the second, and for neither.
+        scores: for each completion, the scores of the members that gave one.
+
+    Returns:
+        The sums over all that at least two members have an opinion on.
     """
-    return {f"{VOTES}[{field}] {'-'.join(map(str, votes))}": 1} if sum(votes) > 1 else {}
+    sums: dict[int, tuple[int, int, int, int]] = {}
+    for found in scores:
+        if len(found) > 1:
+            values = [round(Fraction(score) * SCALE) for score in found]
+            units, total, squares, squared_sums = sums.get(len(found), (0, 0, 0, 0))
+            sums[len(found)] = (
+                units + 1,
+                total + sum(values),
+                squares + sum(value**2 for value in values),
+                squared_sums + sum(values) ** 2,
+            )
+    return MemberAgreement(votes=Counter(found for found in votes if sum(found) > 1), scores=sums)
 
 
-def count_scores(field: str, scores: Sequence[float]) -> dict[str, int]:
-    """What an ensemble counts of one completion, given its members' scores."""
-    m = len(scores)
-    if m < 2:
-        return {}
-    values = [round(Fraction(score) * SCALE) for score in scores]
-    parts = (1, sum(values), sum(value**2 for value in values), sum(values) ** 2)
-    return {f"{SCORES}[{field}] {m}.{part}": number for part, number in enumerate(parts)}
-
-
-def without_statistics(counters: Mapping[str, Any]) -> dict[str, Any]:
-    """The counters that are for people."""
-    return {name: number for name, number in counters.items() if not _STATISTIC.fullmatch(name)}
-
-
-def describe_ensembles(counters: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+def describe_ensembles(agreement: Mapping[str, MemberAgreement]) -> dict[str, dict[str, float | None]]:
     """Field of each ensemble -> `alpha` of its members' preferences, and `alpha_scores` where they score."""
-    votes: dict[str, dict[tuple[int, ...], int]] = {}
-    scores: dict[str, dict[int, list[int]]] = {}
-    for name, number in counters.items():
-        match = _STATISTIC.fullmatch(name)
-        if match is None:
-            continue
-        if match["what"] == VOTES:
-            votes.setdefault(match["field"], {})[tuple(map(int, match["key"].split("-")))] = number
-        else:
-            m, part = map(int, match["key"].split("."))
-            scores.setdefault(match["field"], {}).setdefault(m, [0] * 4)[part] = number
     return {
         field: {
-            **({"alpha": nominal_alpha(votes[field])} if field in votes else {}),
-            **({"alpha_scores": interval_alpha(_tuples(scores[field]))} if field in scores else {}),
+            **({"alpha": nominal_alpha(found.votes)} if found.votes else {}),
+            **({"alpha_scores": interval_alpha(found.scores)} if found.scores else {}),
         }
-        for field in sorted(votes.keys() | scores.keys())
+        for field, found in sorted(agreement.items())
+        if found.votes or found.scores
     }
-
-
-def _tuples(sums: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, int, int, int]]:
-    return {m: (found[0], found[1], found[2], found[3]) for m, found in sums.items()}

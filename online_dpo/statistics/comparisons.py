@@ -9,24 +9,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeAlias
 
 from online_dpo.data.completion_files import JudgeRow
 from online_dpo.pairing.opinions import Opinion, Preference, sigmoid
-from online_dpo.types import FIRST_PLACE, SECOND_PLACE, Completion, Verdict, group_by_prompt
+from online_dpo.types import Completion, Verdict, group_by_prompt
 
-Duels = Mapping[tuple[str, int, int], Preference | None]
+Comparisons: TypeAlias = Mapping[tuple[str, int, int], Preference | None]
 """(prompt, i, j) with i < j -> the preference, None where the judge did not say."""
 
 NUM_BINS = 10
 
 
-def duels_of(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[tuple[str, int, int], Preference | None]:
-    """Every two completions of each prompt."""
-    return duels_between([completion for row in rows for completion in row.completions], verdicts)
-
-
-def duels_between(
+def comparisons_between(
     completions: Sequence[Completion], verdicts: Sequence[Verdict]
 ) -> dict[tuple[str, int, int], Preference | None]:
     """Every two completions of each prompt, by sample index."""
@@ -39,6 +34,33 @@ def duels_between(
     return found
 
 
+def comparisons_of(
+    rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]
+) -> dict[tuple[str, int, int], Preference | None]:
+    """Every two completions of each row."""
+    return comparisons_between([completion for row in rows for completion in row.completions], verdicts)
+
+
+def wins_by_prompt(
+    completions: Sequence[Completion], comparisons: Comparisons
+) -> tuple[dict[str, list[bool]], dict[str, list[bool]]]:
+    """Of the comparisons with a winner: whether the earlier completion won, and whether the longer one did.
+
+    Returns:
+        Twice prompt id -> outcomes; the second without the comparisons of completions that are equally long.
+    """
+    lengths = {(c.prompt_id, c.sample_index): len(c.text) for c in completions}
+    earlier: dict[str, list[bool]] = {}
+    longer: dict[str, list[bool]] = {}
+    for (name, i, j), preference in comparisons.items():
+        side, difference = side_of(preference), lengths[name, i] - lengths[name, j]
+        if side:
+            earlier.setdefault(name, []).append(side > 0)
+        if side and difference:
+            longer.setdefault(name, []).append((side > 0) == (difference > 0))
+    return earlier, longer
+
+
 def by_prompt(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
     """Prompt id -> what was said about it, in order."""
     said: dict[str, list[Verdict]] = {}
@@ -49,27 +71,21 @@ def by_prompt(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
 
 def describe(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Counts of verdicts, abstentions by reason, and how often the first and the longer completion win."""
-    duels = duels_of(rows, verdicts)
-    lengths = {(r.prompt.prompt_id, c.sample_index): len(c.text) for r in rows for c in r.completions}
-    first: list[bool] = []
-    longer: list[bool] = []
-    for (name, i, j), preference in duels.items():
-        side = side_of(preference)
-        if side:
-            first.append(side > 0)
-            difference = lengths[name, i] - lengths[name, j]
-            if difference:
-                longer.append((side > 0) == (difference > 0))
+    completions = [completion for row in rows for completion in row.completions]
+    comparisons = comparisons_between(completions, verdicts)
+    first, longer = (
+        [outcome for found in wins.values() for outcome in found] for wins in wins_by_prompt(completions, comparisons)
+    )
     return {
         "num_prompts": len(rows),
-        "num_completions": sum(len(row.completions) for row in rows),
+        "num_completions": len(completions),
         "num_verdicts": len(verdicts),
         "num_abstained": sum(v.reason is not None for v in verdicts),
         "num_failed": sum(v.failed for v in verdicts),
-        "reasons": dict(Counter(v.reason for v in verdicts if v.reason is not None).most_common()),
-        "num_comparisons": len(duels),
+        "reasons": dict(Counter(v.explanation for v in verdicts if v.explanation is not None).most_common()),
+        "num_comparisons": len(comparisons),
         "num_decided": len(first),
-        "num_tied": sum(p is not None and not side_of(p) for p in duels.values()),
+        "num_tied": sum(p is not None and not side_of(p) for p in comparisons.values()),
         "first_wins": share_of(first),
         "longer_wins": share_of(longer),
     }
@@ -78,7 +94,7 @@ def describe(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[str,
 def order_consistency(verdicts: Sequence[Verdict]) -> tuple[float | None, int]:
     """Of the comparisons that were asked both ways and answered: the share with the same winner, and their number.
 
-    Where a judge kept its answers to itself because they disagree, they do.
+    A judge that abstained because its two answers disagree did answer, and they count as different.
     """
     said = {(v.prompt_id, v.first, v.second): v.probability for v in verdicts if v.probability is not None}
     same = []
@@ -86,13 +102,15 @@ def order_consistency(verdicts: Sequence[Verdict]) -> tuple[float | None, int]:
         if j is not None and i < j and (name, j, i) in said:
             same.append(_sign(p - 0.5) == _sign(0.5 - said[name, j, i]))
     conflicts = {
-        (v.prompt_id, frozenset((v.first, v.second))) for v in verdicts if v.reason in (FIRST_PLACE, SECOND_PLACE)
+        (v.prompt_id, frozenset((v.first, v.second)))
+        for v in verdicts
+        if v.abstention in ("first_place", "second_place")
     }
     same += [False] * len(conflicts)
     return share_of(same), len(same)
 
 
-def agreement(a: Duels, b: Duels) -> tuple[float | None, int]:
+def agreement(a: Comparisons, b: Comparisons) -> tuple[float | None, int]:
     """Of the comparisons that both answer: the share with the same outcome (first, second or tie), and their number."""
     same = [side_of(a[key]) == side_of(b[key]) for key in a if a[key] is not None and b.get(key) is not None]
     return share_of(same), len(same)
@@ -102,10 +120,10 @@ def against_gold(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[
     """Accuracy and calibration against known labels.
 
     Two completions whose labels differ make a comparison: the judge is right where it prefers the better one, and its
-    confidence is the probability of its winner. Completions without company are judged by their score, read as
-    log-odds of a label above zero (labels 0 and 1, or negative and positive).
+    confidence is the probability of its winner. The score of a completion that is alone in its row is read as the
+    log-odds that its label is above zero (labels 0 and 1, or negative and positive).
     """
-    duels = duels_of(rows, verdicts)
+    comparisons = comparisons_of(rows, verdicts)
     forecasts: list[tuple[float, bool]] = []  # confidence, right
     num_known = num_tied = num_silent = 0
     for row in rows:
@@ -114,7 +132,7 @@ def against_gold(rows: Sequence[JudgeRow], verdicts: Sequence[Verdict]) -> dict[
             if gold[i] == gold[j]:
                 continue
             num_known += 1
-            preference = duels[row.prompt.prompt_id, i, j]
+            preference = comparisons[row.prompt.prompt_id, i, j]
             side = side_of(preference)
             if preference is None:
                 num_silent += 1

@@ -61,9 +61,10 @@ _VERDICT = _schema(
         "score": pa.float64(),
         "probability": pa.float64(),
         "reason": pa.string(),
+        "abstention": pa.string(),  # its kind; null = an opinion
         "uncertainty": pa.float64(),  # in the unit of score or probability; null = one opinion only
     },
-    nullable=("second", "score", "probability", "reason", "uncertainty"),
+    nullable=("second", "score", "probability", "reason", "abstention", "uncertainty"),
 )
 # How a completion was sampled; null all together in an answer from a data set, and nowhere else.
 _PROVENANCE = ("finish_reason", "sampler_logps", "policy_version", "seed")

@@ -13,7 +13,7 @@ import pytest
 from verdict_kit import answers, brief, shard_of
 
 from actors.judge_host import JudgeHost
-from judges.registry import JudgeSpec
+from judges.spec import JudgeSpec
 from online_dpo.config.judges.hosted import PythonJudge
 from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import JudgeError
@@ -209,10 +209,10 @@ def test_a_broken_contract_fails_its_question_only_and_is_never_a_label(case: st
     judged = judge(host_of(source, retries=3), shard, given)
     assert brief(judged.verdicts)[:2] == [("p", 0, None, 1.0), ("p", 1, None, 1.0)]
     assert [(v.first, v.score, v.probability) for v in judged.verdicts[2:]] == [(0, None, None), (1, None, None)]
-    assert all(str(v.reason).startswith(reason) for v in judged.verdicts[2:])
+    assert all(str(v.explanation).startswith(reason) for v in judged.verdicts[2:])
     assert judged.counters["num_judge_failures"] == 1
     if "JudgeError" in reason:
-        assert judged.counters["num_judge_retries"] == 0, "asking again does not mend a broken contract"
+        assert judged.counters["num_judge_retries"] == 0, "asking again does not repair a broken contract"
     result = build_pairs(
         shard.prompts,
         given,
@@ -268,7 +268,7 @@ class f:
 
 def test_long_reasons_are_short_and_strangers_are_refused() -> None:
     judged = judge(host_of("def f(p, c): raise OSError('x' * 999)", retries=0), shard_of("p"), answers("p", "a"))
-    assert re.fullmatch(r"failed: OSError: x{197}\.\.\.", str(judged.verdicts[0].reason))
+    assert re.fullmatch(r"failed: OSError: x{197}\.\.\.", str(judged.verdicts[0].explanation))
     with pytest.raises(ValueError, match="shard 3 has no prompt q"):
         judge(host_of("def f(p, c): return 1"), shard_of("p"), answers("q", "a"))
 

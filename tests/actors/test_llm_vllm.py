@@ -28,7 +28,7 @@ from verdict_kit import answers, shard_of
 
 from judges.llm.building import build_llm
 from judges.llm.judge import ChatJudge
-from judges.llm.prompts import Task, build_messages
+from judges.llm.prompts import ReplyFormat, build_messages
 from judges.protocol import StopJudging
 from judges.trial import try_judge
 from online_dpo.config.judges.llm import LlmJudge
@@ -64,7 +64,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     a, b = (tokenizer.convert_tokens_to_ids(letter) for letter in "AB")
     # Both letters point to where the model is after a question of ours: together they are then likely.
-    task = Task(form="pairwise", as_json=False, key="")
+    task = ReplyFormat(form="pairwise", as_json=False, key="")
     messages = [dict(m) for m in build_messages(task, principle="P", prompt="Say it.", answers=TEXTS[:2], seed=0)]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
@@ -193,7 +193,7 @@ def test_a_real_server_refuses_in_its_own_words(serving: Serving, monkeypatch: p
     ):
         trial(endpoint={"model": "large"})
     [verdicts], _ = ask(build_llm(serving.section(), "judge"), question("word " * 5000, "x"))
-    assert all(str(v.reason).startswith("failed: status 400: ") and "4096" in str(v.reason) for v in verdicts)
+    assert all(str(v.explanation).startswith("failed: status 400: ") and "4096" in str(v.explanation) for v in verdicts)
     monkeypatch.setenv("LOOPBACK_KEY", "another-key")
     with pytest.raises(StopJudging, match=r"refused the key \(status 401: Unauthorized"):
         trial()
@@ -233,7 +233,7 @@ def test_an_engine_of_the_judges_own_says_the_same(serving: Serving, ray_local: 
     assert {(v.first, v.second): v.probability for v in found.verdicts if v.prompt_id == "p"} == pytest.approx(
         {(v.first, v.second): v.probability for v in expected}, abs=1e-4
     )
-    long = [v.reason for v in found.verdicts if v.prompt_id == "q"]
+    long = [v.explanation for v in found.verdicts if v.prompt_id == "q"]
     assert len(long) == 2 and all(str(reason).startswith("failed: the question has ") for reason in long)
     found = judged()
     assert found.counters["num_judge_votes_unreadable"] == 2, "the two that are too long; all others are readable"

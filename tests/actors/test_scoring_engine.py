@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from verdict_kit import answers, shard_of
 
 from actors.judge_host import JudgeHost
-from judges.hosting import Hosting, NeedsEngine, ScorerWish, hosted
+from judges.hosting import Hosting, NeedsEngine, ScorerRequest
 from judges.protocol import Question
 from judges.registry import make_spec
 from judges.reward.reward_model import RewardModel
@@ -81,20 +81,20 @@ def test_scores_are_those_of_transformers(name: str, tmp_path: Path, ray_local: 
 
 
 def test_what_the_engine_is_asked_for_and_what_is_checked_before(tmp_path: Path) -> None:
-    path, wishes = save("llama", tmp_path / "llama"), []
+    path, requests = save("llama", tmp_path / "llama"), []
 
-    def refuse(wish: ScorerWish) -> Any:
-        wishes.append(wish)
+    def refuse(request: ScorerRequest) -> Any:
+        requests.append(request)
         raise NeedsEngine("no engine here")
 
     engine = ScoringEngineSection(gpu_memory_utilization=0.2, kv_cache_gib=3)
-    with hosted(Hosting(scorer=refuse)):
-        with pytest.raises(NeedsEngine):
-            RewardModel(str(path), output=1, max_tokens=100, batch_tokens=900, dtype="bfloat16", engine=engine)
-        with pytest.raises(Exception, match="has 3 labels"):
-            RewardModel(str(path), engine=engine)
-    assert wishes == [
-        ScorerWish(
+    options: dict[str, Any] = {"engine": engine, "hosting": Hosting(scorer=refuse)}
+    with pytest.raises(NeedsEngine):
+        RewardModel(str(path), output=1, max_tokens=100, batch_tokens=900, dtype="bfloat16", **options)
+    with pytest.raises(Exception, match="has 3 labels"):
+        RewardModel(str(path), **options)
+    assert requests == [
+        ScorerRequest(
             path=str(path),
             dtype="bfloat16",
             max_tokens=100,

@@ -208,7 +208,7 @@ def good(prompt, completion):
         (
             "validate",
             "broken.py:score",
-            "broken.py does not import (line 2): SyntaxError: invalid syntax; mend the file",
+            "broken.py does not import (line 2): SyntaxError: invalid syntax; fix the file",
         ),
         (
             "run",

@@ -22,8 +22,8 @@ from online_dpo.statistics.comparisons import (
     agreement,
     auc,
     calibration_error,
+    comparisons_of,
     describe,
-    duels_of,
     order_consistency,
 )
 from online_dpo.types import Verdict
@@ -147,14 +147,14 @@ def test_auc_is_scikit_learn_s(labelled: list[tuple[float, bool]]) -> None:
 def test_biases_ties_and_agreement_by_hand(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, [1, 0, 0], [1, 0])
     said = [duel(1, 0, 1, 0.9), duel(1, 0, 2, 0.5), duel(1, 1, 2, 0.8), Verdict(prompt_id="2", first=0, reason="hm")]
-    said.append(Verdict(prompt_id="2", first=1, reason="failed: OSError"))
+    said.append(Verdict(prompt_id="2", first=1, reason="OSError", abstention="failed"))
     found = describe(rows, said)
     assert (found["num_comparisons"], found["num_decided"], found["num_tied"]) == (4, 2, 1)
     assert (found["num_abstained"], found["num_failed"]) == (2, 1)
     assert found["reasons"] == {"hm": 1, "failed: OSError": 1}
     assert (found["first_wins"], found["longer_wins"]) == (1.0, 0.5)  # "bb" beats "a", "a" beats "ccc"
     other = [duel(1, 0, 1, 0.1), duel(1, 0, 2, 0.5), duel(1, 1, 2, 0.7)]
-    assert agreement(duels_of(rows, said), duels_of(rows, other)) == (2 / 3, 3)
+    assert agreement(comparisons_of(rows, said), comparisons_of(rows, other)) == (2 / 3, 3)
     both = [duel(1, 0, 1, 0.9), duel(1, 1, 0, 0.6), duel(1, 0, 2, 0.9), duel(1, 2, 0, 0.3), duel(1, 1, 2, 0.5)]
     assert order_consistency(both) == (0.5, 2)
 

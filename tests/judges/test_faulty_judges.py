@@ -68,9 +68,9 @@ def share_wrong(run: Run) -> float:
 
 
 FAULTS = {
-    "noise": ({"noise": 0.2}, "wavers: asked in both orders it says the same of "),
-    "position": ({"position": 0.3}, "likes the first place: what is shown first wins "),
-    "length": ({"length": 0.3}, "likes the longer completion: it wins "),
+    "noise": ({"noise": 0.2}, "is inconsistent: asked in both orders, it gives the same answer to "),
+    "position": ({"position": 0.3}, "prefers the first place: what is shown first wins "),
+    "length": ({"length": 0.3}, "prefers the longer completion: it wins "),
 }
 
 
@@ -94,7 +94,7 @@ def test_the_round_names_the_fault_and_the_settings_reduce_it(fault: str, tmp_pa
         wrong[setting], warned[setting] = share_wrong(run), summary["warnings"]
         figures[setting] = summary["judges"]["reward"]
     assert wrong["alone"] > 0.08 and wrong["both"] < 0.6 * wrong["alone"] and wrong["five"] < 0.7 * wrong["alone"]
-    if fault == "noise":  # a judge that is asked once about everything cannot be seen to waver
+    if fault == "noise":  # a judge that is asked once about everything cannot be seen to be inconsistent
         assert warned["alone"] == [] and figures["alone"]["first_wins"] == pytest.approx(0.5, abs=0.06)
         assert len(warned["both"]) == 1 and 0.6 < figures["both"]["order_consistency"] < 0.75
     else:
@@ -113,7 +113,7 @@ def test_a_judge_without_a_fault_is_not_accused(tmp_path: Path) -> None:
         run, summary = play(tmp_path / f"{number}", judge)
         assert summary["warnings"] == [] and share_wrong(run) == 0.0
         found = summary["judges"]["reward"]
-        assert (found["num_labelled"], found["abstention_rate"]) == (NUM_PROMPTS, 0.0)
+        assert (found["num_covered"], found["abstention_rate"]) == (NUM_PROMPTS, 0.0)
         assert found.get("order_consistency", 1.0) == 1.0
     assert found["ensembles"] == {"judge": {"alpha": 1.0}}
 
@@ -143,7 +143,9 @@ def test_repeats_unmask_a_moody_judge_even_behind_a_cache(tmp_path: Path) -> Non
     num_repeated = found["num_repeated"] // 3
     assert 0.3 < num_repeated / NUM_PROMPTS < 0.5
     assert found["repeat_agreement"] < 0.8
-    assert any(warning.startswith("judge reward wavers: asked again it says") for warning in summary["warnings"])
+    assert any(
+        warning.startswith("judge reward is inconsistent: asked again, it gives") for warning in summary["warnings"]
+    )
     assert found["counters"]["num_judge_calls"] == NUM_PROMPTS + num_repeated
     assert (summary["num_cache_hits"], summary["num_cache_misses"]) == (0, NUM_PROMPTS)
     with RunStore.read(run.path) as store:
@@ -155,7 +157,7 @@ def test_a_ranking_has_places_and_a_score_has_none(tmp_path: Path) -> None:
     (tmp_path / "moody.py").write_text(MOODY)
     _, summary = play(tmp_path, {"type": "python", "target": f"{tmp_path / 'moody.py'}:First"})
     [warning] = summary["warnings"]
-    assert warning.startswith("judge reward likes the first place: what is shown first wins 100 % of 480 comparisons")
+    assert warning.startswith("judge reward prefers the first place: what is shown first wins 100 % of 480 comparisons")
     assert "this is in the pairs" in warning
     (tmp_path / "half").mkdir()
     run, summary = play(
@@ -175,7 +177,7 @@ def test_a_ranking_has_places_and_a_score_has_none(tmp_path: Path) -> None:
         and 0 < seconds["mean"] <= seconds["max"]
     )
     shown = show(run)
-    assert "cannot tell N letters" in shown and "likes the longer" in shown and "moody.py:half" in shown
+    assert "cannot tell N letters" in shown and "prefers the longer" in shown and "moody.py:half" in shown
 
 
 def show(run: Run) -> str:

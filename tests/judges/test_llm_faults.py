@@ -189,7 +189,7 @@ def test_retry_after_is_honoured_by_all_requests_and_bounded() -> None:
     [
         (Answer(b'{"error": "no"}', 401), "refused the key"),
         (Answer(b"", 404), "knows no such model or path"),
-        (Answer(b"", 402), "wants to be paid"),
+        (Answer(b"", 402), "asks for payment"),
         (Answer(b'{"error": {"code": "insufficient_quota"}}', 429), "has no credit left"),
         (Answer(b"", 307, {"location": "http://127.0.0.1:1/v1"}), "redirects elsewhere"),
     ],

@@ -15,19 +15,19 @@ from injections import INJECTIONS
 from judge_servers import Answer, completion, material, serve, verdict
 from llm_kit import ask, question, section
 
+from judges.chat import ChatReply
 from judges.llm.building import build_llm
-from judges.llm.chat import ChatReply
-from judges.llm.parsing import read_json, read_token
-from judges.llm.prompts import Task, build_messages, make_key, neutralise
+from judges.llm.prompts import ReplyFormat, build_messages, make_key, neutralise
+from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain
 
 KEY = make_key(0)
-PAIRWISE = Task(form="pairwise", as_json=True, key=KEY)
-POINTWISE = Task(form="pointwise", as_json=True, key=KEY)
+PAIRWISE = ReplyFormat(form="pairwise", as_json=True, key=KEY)
+POINTWISE = ReplyFormat(form="pointwise", as_json=True, key=KEY)
 PRINCIPLE = "It is right."
 
 
-def user(task: Task, *answers: str, prompt: Any = "Which city?", seed: int = 0) -> str:
+def user(task: ReplyFormat, *answers: str, prompt: Any = "Which city?", seed: int = 0) -> str:
     messages = build_messages(task, principle=PRINCIPLE, prompt=prompt, answers=answers, seed=seed)
     assert [message["role"] for message in messages] == ["system", "user"]
     return messages[1]["content"]

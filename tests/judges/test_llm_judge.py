@@ -11,9 +11,9 @@ import pytest
 from judge_servers import Answer, completion, longer_wins, material, serve, verdict
 from llm_kit import ask, brief, question, section
 
+from judges.chat import ChatReply
 from judges.llm.building import build_llm
-from judges.llm.chat import ChatReply
-from judges.llm.parsing import read_json, read_token
+from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain
 from judges.trial import try_judge
 from online_dpo.errors import JudgeError
@@ -45,7 +45,7 @@ def test_every_two_are_compared_in_both_orders_and_copies_not_at_all() -> None:
 
 
 @pytest.mark.parametrize(("first", "said"), [("A", "first"), ("B", "second")])
-def test_a_liking_for_a_place_is_no_verdict(first: str, said: str) -> None:
+def test_a_bias_for_a_place_is_no_verdict(first: str, said: str) -> None:
     with serve(lambda body, _: Answer(completion(verdict(body, first)))) as server:
         [verdicts], counts = ask(build_llm(section(server), "judge"), question("x", "y"))
         [averaged], _ = ask(build_llm(section(server, on_conflict="average"), "judge"), question("x", "y"))

@@ -13,9 +13,9 @@ import pytest
 from judge_servers import KEY, Answer, completion, longer_wins, material, serve, verdict
 from llm_kit import ask, brief, question, section
 
-from judges.hosting import Hosting, hosted
+from judges.hosting import Hosting
 from judges.llm.building import build_llm
-from judges.llm.key import Key, read_key
+from judges.llm.key import ApiKey, read_key
 from judges.protocol import StopJudging, collect_counts
 from judges.trial import try_judge
 from online_dpo.config.judges.llm import Endpoint
@@ -80,13 +80,16 @@ def test_a_budget_is_never_exceeded_and_ends_between_two_questions(
 
 def test_what_was_spent_before_counts_and_a_larger_budget_goes_on() -> None:
     before = {"num_judge_charged_calls": 12, "num_judge_charged_calls[judges.x]": 40}
-    with serve(honest) as server, hosted(Hosting(counted=before)):
-        done, _, _ = ask_all(build_llm(section(server, budget={"calls": 20}), "judge"))
+    hosting = Hosting(counted=before)
+    with serve(honest) as server:
+        done, _, _ = ask_all(build_llm(section(server, budget={"calls": 20}), "judge", hosting=hosting))
         assert sum(done) == 1
-        done, _, message = ask_all(build_llm(section(server, budget={"calls": 50}), "judge.judges.x"))
+        done, _, message = ask_all(build_llm(section(server, budget={"calls": 50}), "judge.judges.x", hosting=hosting))
         assert sum(done) == 1
         assert "judge.judges.x.budget.calls is 50, of which 46 are spent" in message
-        done, counts, message = ask_all(build_llm(section(server, budget={"calls": 90}), "judge.judges.x"))
+        done, counts, message = ask_all(
+            build_llm(section(server, budget={"calls": 90}), "judge.judges.x", hosting=hosting)
+        )
     assert all(done) and not message
     assert counts["num_judge_charged_calls"] == counts["num_judge_charged_calls[judges.x]"] == 48
 
@@ -194,7 +197,7 @@ def test_only_the_request_holds_the_key(
     for text in (*written, out, err, caplog.text, *(str(vars(record)) for record in caplog.records)):
         assert KEY not in text
     with pytest.raises(TypeError, match="does not travel"):
-        pickle.dumps(Key(KEY))
+        pickle.dumps(ApiKey(KEY))
 
 
 def test_a_key_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +224,7 @@ def test_a_key_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_server_that_spells_its_key_with_escapes_is_seen_through() -> None:
-    key = Key('ab"cd\\efgh')
+    key = ApiKey('ab"cd\\efgh')
     assert key.hide(r'{"error": "ab\"cd\\efgh"}') == '{"error": "[key]"}'
 
 

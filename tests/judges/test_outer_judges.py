@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from judge_kit import ask, brief, caller_of, python, question
 
@@ -140,6 +140,7 @@ def test_judges_that_score_and_compare_meet_in_preferences(
     pairwise=st.booleans(),
     aggregate=st.sampled_from(["mean", "majority", "min", "pessimistic"]),
 )
+@example([(-2.0, -2.0, None), (0.0, -2.0, 3.0), (3.0, -2.0, 0.0)], True, "mean")  # opposite opinions, 1e-16 apart
 @settings(max_examples=150, deadline=None)
 def test_the_order_of_completions_never_changes_who_is_chosen(
     table: list[tuple[float | None, ...]], pairwise: bool, aggregate: Any
@@ -150,7 +151,7 @@ def test_the_order_of_completions_never_changes_who_is_chosen(
         def __init__(self, scores: tuple[float | None, ...]) -> None:
             self.scores = scores
 
-        async def ask(self, questions: list[Question]) -> list[list[Verdict]]:
+        async def ask(self, questions: list[Question], measured: Any) -> list[list[Verdict]]:
             return [self.answer(q) for q in questions]
 
         def answer(self, q: Question) -> list[Verdict]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from judges.calling import Caller
+from judges.calling import Caller, Measurements
 from judges.protocol import Question, collect_counts
 from judges.registry import build_caller, make_spec
 from online_dpo.config.loading import load_judges
@@ -36,11 +36,18 @@ def question(*completions: str, name: str = "p", prompt: Any = "Say:", **metadat
 
 def ask(caller: Caller, *questions: Question) -> tuple[list[list[Verdict]], Counter[str]]:
     """The verdicts on each question, and what was counted."""
-    with collect_counts() as counts:
-        said = asyncio.run(caller.ask(questions))
+    said, counts, _ = measure(caller, *questions)
     return said, counts
+
+
+def measure(caller: Caller, *questions: Question) -> tuple[list[list[Verdict]], Counter[str], Measurements]:
+    """As `ask`, with what was measured."""
+    measured = Measurements()
+    with collect_counts() as counts:
+        said = asyncio.run(caller.ask(questions, measured))
+    return said, counts, measured
 
 
 def brief(verdicts: Sequence[Verdict]) -> list[Any]:
     """Scores, probabilities or reasons, in order."""
-    return [next(x for x in (v.score, v.probability, v.reason) if x is not None) for v in verdicts]
+    return [next(x for x in (v.score, v.probability, v.explanation) if x is not None) for v in verdicts]

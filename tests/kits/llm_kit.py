@@ -34,4 +34,6 @@ def ask(judge: ChatJudge, *questions: Question) -> tuple[list[list[Verdict]], di
 
 
 def brief(verdicts: list[Verdict]) -> list[tuple[Any, ...]]:
-    return [(v.first, v.second, next(x for x in (v.score, v.probability, v.reason) if x is not None)) for v in verdicts]
+    return [
+        (v.first, v.second, next(x for x in (v.score, v.probability, v.explanation) if x is not None)) for v in verdicts
+    ]

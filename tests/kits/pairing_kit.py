@@ -6,9 +6,9 @@ from typing import Any
 
 from online_dpo.config.pairing import PairingSection
 from online_dpo.pairing.pairs import Pairing, build_pairs
-from online_dpo.types import FAILURE, Completion, Prompt, Verdict
+from online_dpo.types import Completion, Prompt, Verdict
 
-FAILED = f"{FAILURE}ValueError: x"
+FAILED = "failed"
 
 
 def prompt(name: str = "p") -> Prompt:
@@ -37,16 +37,21 @@ def completion(
 
 
 def scores(*values: float | str, name: str = "p") -> list[Verdict]:
-    """One verdict per completion; a string is the reason of an abstention."""
+    """One verdict per completion; a string is the reason of an abstention, `FAILED` that of a failed call."""
     return [
-        Verdict(prompt_id=name, first=i, **{"reason" if isinstance(value, str) else "score": value})  # type: ignore[arg-type]
+        Verdict(prompt_id=name, first=i, **(silent(value) if isinstance(value, str) else {"score": value}))
         for i, value in enumerate(values)
     ]
 
 
+def silent(reason: str) -> dict[str, Any]:
+    """The fields of an abstention."""
+    return {"reason": reason, "abstention": "failed" if reason == FAILED else "abstained"}
+
+
 def comparisons(table: dict[tuple[int, int], float | str]) -> list[Verdict]:
     return [
-        Verdict(prompt_id="p", first=i, second=j, **{"reason" if isinstance(p, str) else "probability": p})  # type: ignore[arg-type]
+        Verdict(prompt_id="p", first=i, second=j, **(silent(p) if isinstance(p, str) else {"probability": p}))
         for (i, j), p in table.items()
     ]
 

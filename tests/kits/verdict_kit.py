@@ -31,6 +31,6 @@ def answers(name: str, *texts: str, first: int = 0) -> list[Completion]:
 def brief(verdicts: tuple[Verdict, ...]) -> list[tuple[Any, ...]]:
     """(prompt, first, second, what was said)"""
     return [
-        (v.prompt_id, v.first, v.second, next(x for x in (v.score, v.probability, v.reason) if x is not None))
+        (v.prompt_id, v.first, v.second, next(x for x in (v.score, v.probability, v.explanation) if x is not None))
         for v in verdicts
     ]

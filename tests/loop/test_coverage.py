@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ class Failing(FakeStages):
     def _spoil(self, verdict: Verdict) -> Verdict:
         if verdict.prompt_id not in {*self.down, *self.mute}:
             return verdict
-        reason = "failed: OSError: down" if verdict.prompt_id in self.down else "I would rather not"
-        return Verdict(prompt_id=verdict.prompt_id, first=verdict.first, reason=reason)
+        silent = Verdict(prompt_id=verdict.prompt_id, first=verdict.first, reason="I would rather not")
+        if verdict.prompt_id in self.down:
+            return replace(silent, reason="OSError: down", abstention="failed")
+        return silent
 
 
 def drawn(run: Run, index: int) -> list[str]:

@@ -117,5 +117,10 @@ def test_a_judge_with_retries_of_its_own_is_called_once_and_without_a_limit_of_t
     host = host_of(tmp_path, {**PLAIN, "args": {"after": 9}, "retries": 5, "timeout_s": 1e-9})
     judged = asyncio.run(host.judge_shard(shard_of("p", "q"), [*answers("p", "broken", "a"), *answers("q", "b", "cc")]))
     failed = "failed: OSError: broken"
-    assert [(v.score, v.reason) for v in judged.verdicts] == [(None, failed), (None, failed), (1.0, None), (2.0, None)]
+    assert [(v.score, v.explanation) for v in judged.verdicts] == [
+        (None, failed),
+        (None, failed),
+        (1.0, None),
+        (2.0, None),
+    ]
     assert (judged.counters["num_judge_calls"], judged.counters["num_judge_retries"]) == (2, 0)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairing_kit import FAILED, completion, pair_up, prompt
+from pairing_kit import FAILED, completion, pair_up, prompt, silent
 
 from online_dpo.config.pairing import PairingSection, Strategy
 from online_dpo.pairing.pairs import OUTCOMES
@@ -44,7 +44,7 @@ def rounds(draw: st.DrawFn) -> tuple[list[Prompt], list[Completion], list[Verdic
             for j in range(count):
                 kind = draw(st.integers(0, 5)) if i != j else 0
                 if kind == 1:
-                    verdicts.append(Verdict(prompt_id=p.prompt_id, first=i, second=j, reason=draw(REASONS)))
+                    verdicts.append(Verdict(prompt_id=p.prompt_id, first=i, second=j, **silent(draw(REASONS))))
                 elif kind in (2, 3):
                     said = {"probability": draw(st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0)))}
                     said["uncertainty"] = draw(SPREADS)

@@ -1,7 +1,8 @@
-"""Krippendorff's alpha: against published values, against its definition, and from counters added up in parts."""
+"""Krippendorff's alpha: against published values, against its definition, and from sums added up in parts."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import permutations, product
@@ -11,17 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judge_kit import ask, caller_of, python, question
+from judge_kit import caller_of, measure, python, question
 
-from online_dpo.statistics.agreement import (
-    count_scores,
-    count_votes,
-    describe_ensembles,
-    interval_alpha,
-    nominal_alpha,
-    without_statistics,
-)
-from online_dpo.store.shards import sum_counters
+from online_dpo.statistics.agreement import describe_ensembles, interval_alpha, measure_agreement, nominal_alpha
+from online_dpo.types import MemberAgreement
 
 # Krippendorff, "Computing Krippendorff's alpha-reliability" (2011), part C: 4 observers, 12 units, missing values.
 PUBLISHED = [
@@ -81,17 +75,21 @@ def hash_of(text):
 """
 
 
-def test_an_ensemble_s_counters_are_all_that_alpha_needs(tmp_path: Path) -> None:
+def test_what_an_ensemble_measures_is_all_that_alpha_needs(tmp_path: Path) -> None:
     """Questions of three completions, some unanswered. Would catch an alpha that is averaged over parts, one that takes
     a judge's silence for a tie, and statistics that lose a bit in whatever order they are added up."""
     judges = {name: python("noise", args={"salt": name}) for name in ("a", "b", "c", "d")}
     texts = ("x", "y", "z")
     questions = [question(*texts, name=str(i), prompt=str(i)) for i in range(40)]
     section = {"type": "ensemble", "judges": judges, "quorum": 1}
-    parts = [ask(caller_of(tmp_path, section, SOURCE), *questions[i:j])[1] for i, j in ((0, 3), (3, 20), (20, 40))]
-    whole = sum_counters(parts)
-    assert whole == sum_counters([sum_counters([parts[2], parts[0]]), parts[1]])
-    found = describe_ensembles(whole)["judge"]
+    measured = [
+        measure(caller_of(tmp_path, section, SOURCE), *questions[i:j])[1:] for i, j in ((0, 3), (3, 20), (20, 40))
+    ]
+    counts, parts = measured[0][0], [found.agreement["judge"] for _, found in measured]
+    whole = parts[0].plus(parts[1]).plus(parts[2])
+    assert whole == parts[2].plus(parts[0]).plus(parts[1])
+    assert MemberAgreement.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+    found = describe_ensembles({"judge": whole})["judge"]
     scope: dict[str, Any] = {}
     exec(SOURCE, scope)
     scores = [
@@ -106,11 +104,14 @@ def test_an_ensemble_s_counters_are_all_that_alpha_needs(tmp_path: Path) -> None
     assert found["alpha"] == pytest.approx(by_definition(duels, lambda a, b: float(a != b)))
     values = [[judge[i] for judge in asked] for asked, i in product(numbers, range(3))]
     assert found["alpha_scores"] == pytest.approx(by_definition(values, lambda a, b: (a - b) ** 2))
-    shown = without_statistics(whole)
-    assert "num_member_comparisons" in shown and not any("[" in name for name in shown)
+    assert "num_member_comparisons" in counts and not any("[" in name for name in counts)
 
 
-def test_scores_of_any_size_are_counted() -> None:
-    wild = [count_scores("judge", values) for values in ([1e300, -1e300], [0.1, 0.1], [3.0])]
-    assert describe_ensembles(sum_counters(wild)) == {"judge": {"alpha_scores": pytest.approx(-0.5)}}
-    assert count_votes("judge", (1, 0, 0)) == {}, "one judge cannot agree"
+def test_scores_of_any_size_are_added_up() -> None:
+    wild = MemberAgreement()
+    for values in ([1e300, -1e300], [0.1, 0.1], [3.0]):
+        wild = wild.plus(measure_agreement([], [values]))
+    assert describe_ensembles({"judge": wild}) == {"judge": {"alpha_scores": pytest.approx(-0.5)}}
+    assert MemberAgreement.from_json(json.loads(json.dumps(wild.to_json()))) == wild
+    assert measure_agreement([(1, 0, 0)], []) == MemberAgreement(), "one judge cannot agree"
+    assert describe_ensembles({"judge": MemberAgreement()}) == {}

@@ -131,7 +131,7 @@ def test_scores_by_prompt_leave_abstentions_out() -> None:
     verdicts = [
         Verdict(prompt_id="a", first=0, score=1.0),
         Verdict(prompt_id="a", first=1, score=2.0),
-        Verdict(prompt_id="a", first=2, reason="failed: timeout"),
+        Verdict(prompt_id="a", first=2, reason="timeout", abstention="failed"),
         Verdict(prompt_id="b", first=0, reason="unsure"),
         Verdict(prompt_id="c", first=0, second=1, probability=0.7),
     ]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,7 @@ from online_dpo.loop.weight_sync import check_versions
 from online_dpo.pairing.unpairing import unpair
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.tables import from_parquet, to_parquet
-from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict, sampler_logps
+from online_dpo.types import Abstention, Completion, Labelled, Pair, Prompt, Verdict, sampler_logps
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -70,7 +70,13 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     about: dict[str, Any] = draw(
         st.fixed_dictionaries({"score": st.floats(allow_nan=False, allow_infinity=False), "uncertainty": SPREADS})
         | st.fixed_dictionaries({"second": st.integers(0, 9), "probability": st.floats(0, 1), "uncertainty": SPREADS})
-        | st.fixed_dictionaries({"second": st.none() | st.integers(0, 9), "reason": st.text()})
+        | st.fixed_dictionaries(
+            {
+                "second": st.none() | st.integers(0, 9),
+                "reason": st.text(),
+                "abstention": st.none() | st.sampled_from(get_args(Abstention)),
+            }
+        )
     )
     return Verdict(prompt_id=draw(st.text()), first=draw(st.integers(0, 9)), **about)
 

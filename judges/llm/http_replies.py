@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from judges.llm.chat import ChatReply
+from judges.chat import ChatReply
 
 Usage = tuple[int, int]
 """Tokens of the prompt and of the answer, as the server counts them."""

@@ -21,7 +21,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatReply:
-    """What came back. Nothing in it is trusted but its types."""
+    """What a chat model answered. Only the types in it can be relied on."""
 
     text: str
     cut_short: bool = False  # by the limit on tokens
@@ -50,8 +50,8 @@ class Chat(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineWish:
-    """An engine that a judge declares, for its host to provide as a `Chat`. One call of `ask` is alone in it."""
+class ChatEngineRequest:
+    """The engine that a judge asks its host for; the host returns a `Chat`. One call of `ask` is alone in it."""
 
     path: str
     dtype: str

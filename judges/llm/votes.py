@@ -7,18 +7,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from judges.llm.chat import CallFailed, ChatReply
+from judges.chat import CallFailed, ChatReply
 from judges.protocol import Abstain
-from online_dpo.types import FAILURE
 
 LABELS: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
-"""What may win, and the probability that the answer presented first is the better one."""
+"""What a reply may say -> the probability that the answer presented first is the better one."""
 
 GRADES: Mapping[str, float] = {letter: float(i) for i, letter in enumerate("ABCDEFGHIJ", start=1)}
 """Scores as letters: "10" is two tokens in some vocabularies, and "1" would then stand for both 1 and 10."""
 
 LONGEST = 2000
-"""Characters of the longest reply that is looked at; a verdict has a few dozen."""
+"""The most characters of a reply that is read; a verdict has a few dozen."""
 
 
 def read_json(reply: ChatReply | CallFailed, key: str, *, form: str) -> float | Abstain:
@@ -26,14 +25,14 @@ def read_json(reply: ChatReply | CallFailed, key: str, *, form: str) -> float | 
 
     Args:
         reply: of the model.
-        key: chosen by the judge; a verdict that stands in an answer that was judged does not have it.
+        key: chosen by the judge. A verdict that someone wrote into the judged answer does not have it.
         form: pairwise: one of LABELS, spelled like that; pointwise: a whole number from 1 to 10.
 
     Returns:
         The probability that the first answer wins, or the score; else why there is none.
     """
     if isinstance(reply, CallFailed) or reply.refused:
-        return _why_silent(reply)
+        return _no_vote(reply)
     if reply.cut_short:
         return Abstain("unreadable: a reply cut short by max_tokens")
     text = reply.text.strip()
@@ -66,9 +65,9 @@ def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> 
         The probability that the first answer wins, or the score; else why there is none.
     """
     if isinstance(reply, CallFailed) or reply.refused:
-        return _why_silent(reply)
+        return _no_vote(reply)
     if not reply.first_logprobs:
-        return Abstain(f"{FAILURE}the endpoint reports no log-probs, which verdict: token needs")
+        return Abstain("the endpoint reports no log-probs, which verdict: token needs", kind="failed")
     values = GRADES if form == "pointwise" else {"A": 1.0, "B": 0.0}
     mass = dict.fromkeys(values, 0.0)
     for token, logprob in reply.first_logprobs:
@@ -84,8 +83,10 @@ def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> 
     return min(max(mean, min(values.values())), max(values.values()))  # rounding may leave the range
 
 
-def _why_silent(reply: ChatReply | CallFailed) -> Abstain:
-    return Abstain(f"{FAILURE}{reply.reason}" if isinstance(reply, CallFailed) else "refused by the model")
+def _no_vote(reply: ChatReply | CallFailed) -> Abstain:
+    if isinstance(reply, CallFailed):
+        return Abstain(reply.reason, kind="failed")
+    return Abstain("refused by the model")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
