@@ -328,20 +328,6 @@ class Scores:
     entropies: tuple[tuple[float, ...], ...] | None = None  # per row [T], nats; only where it was asked for
 
 
-def sampler_logps(completions: Sequence[Completion]) -> list[Sequence[float]]:
-    """Each completion's log-probs as its sampler gave them.
-
-    Raises:
-        ValueError: a completion is from a data set; nothing sampled it.
-    """
-    found: list[Sequence[float]] = []
-    for completion in completions:
-        if completion.sampler_logps is None:
-            raise ValueError(f"completion {completion.prompt_id}/{completion.sample_index} was not sampled in this run")
-        found.append(completion.sampler_logps)
-    return found
-
-
 def derive_seed(run_seed: int, *parts: str | int) -> int:
     """A 63-bit seed that is a hash of the run's seed and what it is for: neighbours never share a random stream."""
     text = "\x1f".join(str(part) for part in (run_seed, *parts))

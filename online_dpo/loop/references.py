@@ -12,9 +12,10 @@ from online_dpo.errors import WeightMismatchError
 from online_dpo.learner.items import PAIRS
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import Gap
+from online_dpo.statistics.samples import sampler_logps
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Adapter, Item, Labelled, Pair, WeightsRef, sampler_logps
+from online_dpo.types import Adapter, Item, Labelled, Pair, WeightsRef
 
 NUM_GAP_PAIRS = 8
 """Pairs whose log-probs are computed by the learner as well where the sampler's are used; enough to see a wrong one."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from online_dpo.errors import WeightMismatchError
 from online_dpo.loop.stages import Event, Stages
+from online_dpo.statistics.samples import sampler_logps
 from online_dpo.types import (
     Adapter,
     Completion,
@@ -16,7 +17,6 @@ from online_dpo.types import (
     TokenLogpRows,
     WeightsRef,
     derive_seed,
-    sampler_logps,
 )
 
 CHECKS = ("pushed", "rescored")

@@ -6,11 +6,25 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
-from online_dpo.types import Completion, Items, Labelled, Pair, TokenLogpRows, Verdict, sampler_logps
+from online_dpo.types import Completion, Items, Labelled, Pair, TokenLogpRows, Verdict
 
 NUM_BLEU_TEXTS = 32
 """Texts that self-BLEU compares, each with all others: 0.1 s for answers of 50 words, and four times that for twice as
 many texts."""
+
+
+def sampler_logps(completions: Sequence[Completion]) -> list[Sequence[float]]:
+    """Each completion's log-probs as its sampler gave them.
+
+    Raises:
+        ValueError: a completion is from a data set; nothing sampled it.
+    """
+    found: list[Sequence[float]] = []
+    for completion in completions:
+        if completion.sampler_logps is None:
+            raise ValueError(f"completion {completion.prompt_id}/{completion.sample_index} was not sampled in this run")
+        found.append(completion.sampler_logps)
+    return found
 
 
 def kl_per_completion(policy: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
