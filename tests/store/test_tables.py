@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from online_dpo.errors import DataError, WeightMismatchError
 from online_dpo.loop.weight_sync import check_versions
 from online_dpo.pairing.unpairing import unpair
+from online_dpo.statistics.samples import sampler_logps
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.tables import from_parquet, to_parquet
-from online_dpo.types import Abstention, Completion, Labelled, Pair, Prompt, Verdict, sampler_logps
+from online_dpo.types import Abstention, Completion, Labelled, Pair, Prompt, Verdict
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
