@@ -124,7 +124,7 @@ def _divergences(
 
 
 def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
-    """Figures of the completions, and under `judges` each judge's; `gain` and `win_rate` are [value, lowest, highest]."""
+    """Figures of the completions, and of each judge; its `gain` and `win_rate` are [value, lowest, highest]."""
     judges: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, float]] = {}
     for judge, verdicts in collected.verdicts.items():
