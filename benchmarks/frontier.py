@@ -70,11 +70,8 @@ def print_table(curves: dict[str, list[dict[str, Any]]]) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, curve in curves.items():
         last = curve[-1]
-        gains = [
-            f"{last[f'{judge}_gain']:+.2f} [{last[f'{judge}_gain_low']:+.2f}, {last[f'{judge}_gain_high']:+.2f}]"
-            for judge in ("reward", "gold")
-        ]
-        per_nat = last["gold_gain"] / last["kl_initial"] if last["kl_initial"] else float("nan")
+        gains = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*last["judges"][judge]["gain"]) for judge in ("reward", "gold")]
+        per_nat = last["judges"]["gold"]["gain"][0] / last["kl_initial"] if last["kl_initial"] else float("nan")
         print(
             f"| {name} | {len(curve) - 1} | {gains[0]} | {gains[1]} | {last['kl_initial']:.1f} | "
             f"{last['distinct_2']:.3f} | {last['self_bleu']:.1f} | {per_nat:.3f} |"
@@ -91,7 +88,14 @@ def plot(curves: dict[str, list[dict[str, Any]]], out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
     for name, curve in curves.items():
         kls = [max(point["kl_initial"], 1e-3) for point in curve]
-        axes.plot(kls, [point["gold"] for point in curve], marker="o", markersize=3, linewidth=1.2, label=name)
+        axes.plot(
+            kls,
+            [point["judges"]["gold"]["mean"] for point in curve],
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            label=name,
+        )
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_xlabel("KL to the initial policy, nats per completion")
     axes.set_ylabel("gold score, log-odds")

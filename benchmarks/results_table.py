@@ -12,7 +12,8 @@ from typing import Any
 
 from online_dpo.commands.status import read_status
 
-FIGURES = ("reward", "gold", "kl_initial", "length_mean", "distinct_2")
+JUDGES = ("reward", "gold")
+FIGURES = ("kl_initial", "length_mean", "distinct_2")
 
 
 def main() -> None:
@@ -27,8 +28,10 @@ def main() -> None:
             return next(dict(record) for record in run["initial"] if record["set"] == args.set)
         return dict(run["rounds"][version - 1]["evaluation"][args.set])
 
-    def average(version: int, name: str) -> float:
-        return mean(figures(run, version)[name] for run in runs)
+    def averages(version: int) -> list[float]:
+        found = [figures(run, version) for run in runs]
+        by_judge = [mean(one["judges"][judge]["mean"] for one in found) for judge in JUDGES]
+        return by_judge + [mean(one[name] for one in found) for name in FIGURES]
 
     stages = list(dict.fromkeys(stage for run in runs for record in run["rounds"] for stage in record["seconds"]))
     print(
@@ -39,9 +42,9 @@ def main() -> None:
         + " | ".join(f"{s} s" for s in stages)
         + " |"
     )
-    print("|" + "---|" * (len(FIGURES) + 1 + len(stages)))
+    print("|" + "---|" * (len(JUDGES) + len(FIGURES) + 1 + len(stages)))
     for version in range(runs[0]["num_finished"] + 1):
-        cells = [f"{average(version, name):.3f}" for name in FIGURES]
+        cells = [f"{value:.3f}" for value in averages(version)]
         for stage in stages:
             seconds = [run["rounds"][version - 1]["seconds"].get(stage, 0.0) for run in runs] if version else []
             cells.append(f"{mean(seconds):.1f}" if seconds else "")
@@ -50,10 +53,7 @@ def main() -> None:
     print("| run | reward | gold | KL to initial |\n|---|---|---|---|")
     for run in runs:
         last = figures(run, run["num_finished"])
-        gains = [
-            f"{last[f'{judge}_gain']:+.3f} [{last[f'{judge}_gain_low']:+.3f}, {last[f'{judge}_gain_high']:+.3f}]"
-            for judge in ("reward", "gold")
-        ]
+        gains = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*last["judges"][judge]["gain"]) for judge in JUDGES]
         print(f"| {Path(run['run_dir']).name} | {gains[0]} | {gains[1]} | {last['kl_initial']:.1f} |")
 
 

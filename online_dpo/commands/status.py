@@ -106,7 +106,7 @@ def rounds_table(status: dict[str, Any]) -> Table:
     """
     table = _titled("rounds, and fresh samples after each")
     sets = [record["set"] for record in status["initial"]]
-    judges = [name.removesuffix("_num_abstained") for r in status["initial"][:1] for name in r if "_abstained" in name]
+    judges = [judge for record in status["initial"][:1] for judge in record["judges"]]
     for name in ("round", "pairs", "no pair", "reward"):
         table.add_column(name, justify="right")
     for name in sets:
@@ -147,13 +147,12 @@ def wins_table(status: dict[str, Any]) -> Table | None:
 
     In brackets the paired-bootstrap 95 % interval; equal scores are half a win. None where nothing was scored.
     """
-    ending = "_win_rate"
     found = {
-        (name, key.removesuffix(ending)): None
+        (name, judge): None
         for record in status["rounds"]
-        for name, figures in record["evaluation"].items()
-        for key in figures
-        if key.endswith(ending)
+        for name, evaluation in record["evaluation"].items()
+        for judge, figures in evaluation["judges"].items()
+        if figures["win_rate"] is not None
     }
     if not found:
         return None
@@ -168,9 +167,9 @@ def wins_table(status: dict[str, Any]) -> Table | None:
     return table
 
 
-def _wins(figures: dict[str, Any], judge: str) -> str:
-    share, low, high = (figures.get(f"{judge}_win_rate{ending}") for ending in ("", "_low", "_high"))
-    return "" if share is None or low is None or high is None else f"{share:.2f} [{low:.2f}, {high:.2f}]"
+def _wins(evaluation: dict[str, Any], judge: str) -> str:
+    win_rate = evaluation.get("judges", {}).get(judge, {}).get("win_rate")
+    return "" if win_rate is None else "{:.2f} [{:.2f}, {:.2f}]".format(*win_rate)
 
 
 _IMPROVEMENT_PRICE = {"KL": "kl_initial", "length": "length_mean", "distinct-2": "distinct_2"}
@@ -255,10 +254,9 @@ def _evaluation_cells(
     for name in sets:
         figures = evaluation.get(name, {})
         for judge in judges:
-            gain = ""
-            if f"{judge}_gain" in figures:
-                gain = f" [{figures[f'{judge}_gain_low']:+.2f}, {figures[f'{judge}_gain_high']:+.2f}]"
-            cells.append(_number(figures.get(judge)) + gain)
+            found = figures.get("judges", {}).get(judge, {})
+            gain = "" if found.get("gain") is None else " [{:+.2f}, {:+.2f}]".format(*found["gain"][1:])
+            cells.append(_number(found.get("mean")) + gain)
         cells += [_number(figures.get(key)) for key in further.values()]
     return cells
 

@@ -134,17 +134,21 @@ def _divergences(
 
 
 def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
-    figures: dict[str, Any] = describe_completions(collected.completions)
+    """Figures of the completions, and of each judge; its `gain` and `win_rate` are [value, lowest, highest]."""
+    judges: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, float]] = {}
     for judge, said in collected.said.items():
         scores[judge] = scores_by_prompt(said.verdicts)
-        figures[judge] = mean(list(scores[judge].values()))
-        figures[f"{judge}_num_abstained"] = sum(verdict.reason is not None for verdict in said.verdicts)
-        if before is not None:
-            start = before.get(judge, {})
-            for what, estimate in (("gain", paired_bootstrap), ("win_rate", win_rate)):
-                if (found := estimate(start, scores[judge], seed=seed)) is not None:
-                    for ending, value in zip(("", "_low", "_high"), found, strict=True):
-                        figures[f"{judge}_{what}{ending}"] = value
-    reports = {judge: report_on(collected.completions, said) for judge, said in collected.said.items()}
-    return {**figures, "judges": reports, "scores": scores}
+        start = {} if before is None else before.get(judge, {})
+        judges[judge] = {
+            "mean": mean(list(scores[judge].values())),
+            "num_abstained": sum(verdict.reason is not None for verdict in said.verdicts),
+            "gain": _as_list(paired_bootstrap(start, scores[judge], seed=seed)),
+            "win_rate": _as_list(win_rate(start, scores[judge], seed=seed)),
+            "report": report_on(collected.completions, said),
+        }
+    return {**describe_completions(collected.completions), "judges": judges, "scores": scores}
+
+
+def _as_list(estimate: tuple[float, float, float] | None) -> list[float] | None:
+    return None if estimate is None else list(estimate)

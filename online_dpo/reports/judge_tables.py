@@ -102,7 +102,7 @@ def _judges(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
     yield from record.get("judges", {}).items()
     for name, evaluation in record["evaluation"].items():
         for judge, figures in evaluation.get("judges", {}).items():
-            yield f"{judge} on {name}", figures
+            yield f"{judge} on {name}", figures["report"]
 
 
 def _share(value: float | None) -> str:

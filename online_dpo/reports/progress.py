@@ -139,14 +139,13 @@ def _reasons(outcomes: Mapping[str, int]) -> str:
 def describe_evaluation(data: Mapping[str, Any]) -> str:
     """One line: every judge's mean and gain, then the price: KL, length, diversity."""
     parts = []
-    for name in data:
-        if f"{name}_num_abstained" in data and data[name] is not None:
+    for name, figures in data["judges"].items():
+        if figures["mean"] is not None:
             gain = ""
-            if f"{name}_gain" in data:
-                low, high = data[f"{name}_gain_low"], data[f"{name}_gain_high"]
-                gain = f" (gain {data[f'{name}_gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
-                gain += f"wins {100 * data[f'{name}_win_rate']:.0f} %)"
-            parts.append(f"{name} {data[name]:.3f}{gain}")
+            if figures["gain"] is not None:
+                value, low, high = figures["gain"]
+                gain = f" (gain {value:+.3f} [{low:+.3f}, {high:+.3f}], wins {100 * figures['win_rate'][0]:.0f} %)"
+            parts.append(f"{name} {figures['mean']:.3f}{gain}")
     parts.append(f"KL to initial {data['kl_initial']:.2f}, length {data['length_mean']:.1f}")
     if data.get("distinct_2") is not None:
         parts.append(f"distinct-2 {data['distinct_2']:.3f}")

@@ -130,5 +130,8 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for key, value in record.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{key}/")
+        elif key in ("gain", "win_rate") and value is not None:
+            for ending, number in zip(("", "_low", "_high"), value, strict=True):
+                yield f"{prefix}{key}{ending}", float(number)
         elif isinstance(value, int | float) and not isinstance(value, bool) and key not in ("time", "round"):
             yield f"{prefix}{key}", float(value)

@@ -68,7 +68,7 @@ def judge_warnings(summary: Mapping[str, Any]) -> Iterator[str]:
         yield from warnings(judge, figures)
     for name, evaluation in summary["evaluation"].items():
         for judge, figures in evaluation.get("judges", {}).items():
-            yield from (f"{warning} (on {name})" for warning in warnings(judge, figures))
+            yield from (f"{warning} (on {name})" for warning in warnings(judge, figures["report"]))
 
 
 def is_large(figures: Mapping[str, Any], name: str) -> bool:

@@ -19,7 +19,7 @@ from online_dpo.store.files import TEMPORARY, Files, FolderLock, expect_writable
 from online_dpo.store.history import History, canonical_json, round_folder
 from online_dpo.store.round_store import RoundStore
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METRICS = "metrics.jsonl"
 _RUN_FILES = {"config.yaml", "run.json"}
 

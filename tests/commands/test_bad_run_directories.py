@@ -80,7 +80,7 @@ def test_a_run_of_another_format(ran: Path) -> None:
         ["export", "runs/demo", "out"],
     ):
         assert refused(*arguments, cwd=ran) == (
-            "runs/demo has format version 7 and this program reads version 2; use the release of online-dpo that "
+            "runs/demo has format version 7 and this program reads version 3; use the release of online-dpo that "
             "wrote it, or start a new run with another run.name"
         )
 

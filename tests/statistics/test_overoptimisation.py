@@ -125,7 +125,8 @@ def test_the_alarm_in_a_run_that_is_killed_and_goes_on(tmp_path: Path) -> None:
     reason = whole.events[-1].data["reason"]
     assert reason.startswith("policy 3 is over-optimised on heldout: since policy 2, where gold was highest, gold fell")
     evaluated = [r for r in records(run.path) if r["kind"] == "evaluated" and r["policy_version"] == 3]
-    assert evaluated[0]["reward_win_rate"] == 1.0 and evaluated[0]["gold_win_rate_low"] > 0.5
+    assert evaluated[0]["judges"]["reward"]["win_rate"][0] == 1.0
+    assert evaluated[0]["judges"]["gold"]["win_rate"][1] > 0.5
     expected = comparable(run.path)
     for number in range(0, len(whole.events), 4):
         killed = run.at(tmp_path / f"{number}")

@@ -14,6 +14,7 @@ from loop_runs import Kill, Run, make_materials, records, tree
 from rich.console import Console
 
 from online_dpo.commands.status import read_status, show_status
+from online_dpo.loop.evaluation import committed_evaluation
 from online_dpo.loop.stages import Event
 from online_dpo.reports.trackers import StageClock
 from online_dpo.statistics.samples import (
@@ -204,8 +205,31 @@ def test_an_evaluation_measures_the_updated_policy_on_its_own_samples(finished: 
     assert evaluated[2]["kl_initial"] == pytest.approx(kl(policies[2], policies[0]), rel=1e-9)
     assert kl(policies[2], policies[1]) != pytest.approx(kl(policies[2], policies[0]), rel=0.01)
     gains = [by_text(after.text) - by_text(before.text) for before, after in zip(initial, samples, strict=True)]
-    assert evaluated[2]["reward_gain"] == pytest.approx(sum(gains) / len(gains))
-    assert evaluated[0]["kl_initial"] == evaluated[0]["kl_reference"] == 0.0 and "reward_gain" not in evaluated[0]
+    assert evaluated[2]["judges"]["reward"]["gain"][0] == pytest.approx(sum(gains) / len(gains))
+    assert evaluated[0]["kl_initial"] == evaluated[0]["kl_reference"] == 0.0
+    assert evaluated[0]["judges"]["reward"]["gain"] is None
+
+
+@pytest.mark.parametrize("name", ["entropy", "distinct_2", "judges", "kl_initial", "scores"])
+def test_a_judge_may_have_the_name_of_a_figure(name: str, finished: Run, tmp_path: Path) -> None:
+    """Would catch a judge's mean that replaces what the alarm reads, and a table that takes a judge for a figure."""
+    judge = {"type": "python", "target": "none:none"}
+    run = Run.of(tmp_path, reference={"type": "every", "rounds": 1}, evaluation__judges={name: judge})
+    run.go_on()
+    for record, expected in zip(records(run.path), records(finished.path), strict=True):
+        if record["kind"] != "evaluated":
+            continue
+        judges = record["judges"]
+        assert {**record, "judges": {"reward": judges["reward"]}} == expected
+        with RunStore.read(run.path) as store:
+            scores = committed_evaluation(store, "heldout", record["policy_version"])["scores"]
+        assert {judge: figures["mean"] for judge, figures in judges.items()} == {
+            judge: mean(list(scores[judge].values())) for judge in ("reward", name)
+        }
+    console = Console(width=200, file=io.StringIO())
+    show_status(read_status(run.path), console, as_json=False)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{name} on heldout" in shown
 
 
 def test_the_kl_to_an_ensemble_is_to_the_mean_of_all_its_members(tmp_path: Path) -> None:

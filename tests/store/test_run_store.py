@@ -155,7 +155,7 @@ def test_folders_that_are_no_run_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="holds a run already; continue it with `online-dpo resume"):
         RunStore.create(path, config_yaml=CONFIG, info={})
     (path / "run.json").write_text(json.dumps({"format_version": 1}))
-    with pytest.raises(RunDirectoryError, match="has format version 1 and this program reads version 2; use"):
+    with pytest.raises(RunDirectoryError, match="has format version 1 and this program reads version 3; use"):
         RunStore.open(path)
 
 
