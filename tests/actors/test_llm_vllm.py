@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -63,16 +64,19 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     change_json(folder / "tokenizer_config.json", chat_template=TEMPLATE, model_max_length=4096)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     a, b = (tokenizer.convert_tokens_to_ids(letter) for letter in "AB")
-    # Both letters point to where the model is after a question of ours: together they are then likely.
-    task = ReplyFormat(form="pairwise", as_json=False, key="")
-    messages = [dict(m) for m in build_messages(task, principle="P", prompt="Say it.", answers=TEXTS[:2], seed=0)]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    # Both letters point to where the model is after questions of ours: together they are then likely.
+    reply_format = ReplyFormat(form="pairwise", as_json=False, key="")
+    questions = []
+    for pair in itertools.permutations(TEXTS, 2):
+        messages = build_messages(reply_format, principle="P", prompt="Say it.", answers=pair, seed=0)
+        text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+        questions.append(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids)
     tensors = load_file(folder / "model.safetensors")
     embedding, noise = tensors["model.embed_tokens.weight"], torch.Generator().manual_seed(0)
-    for _ in range(2):  # the letters stand in the question too, and move it
+    for _ in range(4):  # the letters stand in the questions too, and move where the model is
+        llama = AutoModelForCausalLM.from_pretrained(folder).model
         with torch.no_grad():
-            state = AutoModelForCausalLM.from_pretrained(folder).model(ids).last_hidden_state[0, -1]
+            state = torch.stack([llama(ids).last_hidden_state[0, -1] for ids in questions]).mean(0)
         for row, logit in ((a, 14.0), (b, 13.5)):
             embedding[row] = logit * state / state.square().sum() + 0.04 * torch.randn(state.shape, generator=noise)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -163,16 +167,16 @@ def by_hand(model: Path, judge: ChatJudge, texts: tuple[str, ...]) -> dict[tuple
     """P(A) / (P(A) + P(B)) of each question by transformers."""
     tokenizer, llama = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
     found = {}
-    for ballot in judge._ballots(0, question(*texts)):
+    for asked in judge._vote_requests(0, question(*texts)):
         text = tokenizer.apply_chat_template(
-            [dict(m) for m in ballot.request.messages], tokenize=False, add_generation_prompt=True
+            [dict(m) for m in asked.request.messages], tokenize=False, add_generation_prompt=True
         )
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         with torch.no_grad():
             p = torch.softmax(llama(ids).logits[0, -1].double(), -1)
         a, b = (float(p[tokenizer.convert_tokens_to_ids(letter)]) for letter in "AB")
         assert a + b > 0.5
-        found[ballot.subject] = a / (a + b)
+        found[asked.subject] = a / (a + b)
     return found
 
 
