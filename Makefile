@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # uv does not read pip's own variable; without a local index of wheels, ask for PyTorch's CPU builds.
 BACKEND := $(if $(filter cpu,$(HARDWARE)),$(if $(PIP_FIND_LINKS),,--torch-backend cpu),)
 
-.PHONY: install quickstart test test-all lint docs bench
+.PHONY: install install-docs quickstart test test-all lint docs bench
 
 install: $(STAMP)
 
@@ -41,6 +41,8 @@ lint: $(STAMP)
 # Builds the site into docs/_build/html. A warning, such as a link that leads nowhere, is an error.
 docs: $(DOCS_STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+install-docs: $(DOCS_STAMP)
 
 $(DOCS_STAMP): $(STAMP)
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --editable ".[docs]"
