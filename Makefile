@@ -45,7 +45,7 @@ docs: $(DOCS_STAMP)
 install-docs: $(DOCS_STAMP)
 
 $(DOCS_STAMP): $(STAMP)
-	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --editable ".[docs]"
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --requirements pyproject.toml --extra docs
 	touch $(DOCS_STAMP)
 
 bench: $(STAMP)
