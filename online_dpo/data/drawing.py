@@ -1,4 +1,4 @@
-"""Rows drawn without replacement: shuffled anew in every epoch from the seed, continued from a committed cursor."""
+"""Draws rows without replacement: every epoch has an order of its own, and a committed cursor says where to go on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from online_dpo.errors import DataError
 from online_dpo.types import derive_seed
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deck(Generic[T]):
-    """The rows of a source in the order of each epoch."""
+class EpochSampler(Generic[T]):
+    """Draws the rows of a source without replacement, in an order of its own for each epoch."""
 
+    label: str  # of the source, the start of errors
     num_rows: int  # usable or not
     seed: int  # of the run
     purpose: str  # keeps the orders of two sources of one run apart
@@ -60,7 +62,15 @@ class Deck(Generic[T]):
 
         Returns:
             What `read` made of them, the next cursor, and whether there were enough.
+
+        Raises:
+            DataError: the cursor is of another source.
         """
+        if not cursor.fits(self.num_rows):
+            raise DataError(
+                f"{self.label}, which has {self.num_rows} rows, but the run had already reached row {cursor.furthest} "
+                f"of it; put the source back as it was when the run began"
+            )
         epoch, position, owed = cursor.epoch, cursor.position, deque(cursor.deferred)
         order = self.order(epoch)
         has_seen_all = position == 0
@@ -91,3 +101,20 @@ class Deck(Generic[T]):
         # Raw PCG64 output: NumPy promises that stream for ever, but not what Generator.permutation makes of it.
         bits = np.random.PCG64(derive_seed(self.seed, self.purpose, epoch)).random_raw(self.num_rows)
         return np.argsort(bits, kind="stable")
+
+
+def first_usable(read: Callable[[int], T | None], num_rows: int, count: int | None) -> list[T]:
+    """The first `count` usable rows in the order of the file, or all of them; the same for every run.
+
+    Args:
+        read: as in `EpochSampler`.
+        num_rows: usable or not.
+        count: how many; None = all.
+    """
+    found: list[T] = []
+    for row in range(num_rows):
+        if len(found) == count:
+            break
+        if (item := read(row)) is not None:
+            found.append(item)
+    return found

@@ -12,6 +12,12 @@ from online_dpo.types import Message
 _TEMPLATE_ARGUMENTS_IN_USE = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message")
 
 
+def is_blank(content: str | Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a text or a chat has nothing but whitespace."""
+    texts = [content] if isinstance(content, str) else [message["content"] for message in content]
+    return not any(text.strip() for text in texts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedAnswer:
     """A written answer as a model would have to sample it after its prompt."""

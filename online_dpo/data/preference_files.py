@@ -1,4 +1,4 @@
-"""Preferences in a data set: which columns hold them, what is none, and where a prompt ends that has no column."""
+"""Rows of a data set as preferences: their columns, what is refused, and the prompt of a row that has no column for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from online_dpo.config.preferences import PairColumns
 from online_dpo.data.prompt_files import check_messages, check_row, messages_of
-from online_dpo.data.row_files import RowCheck, Table, kind, label_of, peek, read_table, shortened
+from online_dpo.data.row_files import RowCheck, Table, label_of, peek, read_table
+from online_dpo.data.row_formats import kind, shortened
 from online_dpo.errors import DataError
 from online_dpo.types import Message
 
@@ -22,8 +23,8 @@ _LABELS: Mapping[Any, bool] = {True: True, False: False, "true": True, "false": 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
-    """A row, told apart into a prompt and what answers it."""
+class SplitRow:
+    """A row, split into a prompt and what answers it."""
 
     prompt: str | tuple[Message, ...]
     answers: tuple[str, ...]  # chosen and rejected, or the one that `desirable` is about
@@ -67,15 +68,15 @@ def columns_of(spec: PairColumns) -> list[str]:
     return columns if spec.prompt is None else [spec.prompt, *columns]
 
 
-def split_row(row: Mapping[str, Any], spec: PairColumns) -> Preference | str:
+def split_row(row: Mapping[str, Any], spec: PairColumns) -> SplitRow | str:
     """Prompt and answers of a checked row, or the reason why it is none: `no_common_prompt`.
 
     Without a column of its own, the prompt is what the two answers share:
 
-    - of chats, the longest common beginning in messages; what is left must be one message of the assistant each;
-    - of plain text, the longest common beginning, cut back to just before its last run of whitespace. Answers that
-      begin with the same words so leave these to the prompt, where they cannot be told from it; in the gap between
-      the two answers their log-probs would cancel anyway.
+    - of chats, the messages that both begin with; one message of the assistant must be left of each;
+    - of plain text, the words that both begin with, up to just before the last run of whitespace. When both answers
+      begin with the same words, these count as a part of the prompt, since nothing tells them from it. In the
+      difference between the two answers, their log-probs would cancel anyway.
 
     A labelled chat without a prompt column ends with the answer.
     """
@@ -87,7 +88,7 @@ def split_row(row: Mapping[str, Any], spec: PairColumns) -> Preference | str:
     if spec.prompt is not None:
         value = row[spec.prompt]
         prompt = value if isinstance(value, str) else messages_of(value)
-        return Preference(prompt=prompt, answers=tuple(map(_text, answers)), desirable=desirable)
+        return SplitRow(prompt=prompt, answers=tuple(map(_text, answers)), desirable=desirable)
     if isinstance(answers[0], str):
         return _split_text(*answers)
     chats = [messages_of(answer) for answer in answers]
@@ -100,16 +101,16 @@ def split_row(row: Mapping[str, Any], spec: PairColumns) -> Preference | str:
     ends = [chat[length:] for chat in chats]
     if length < 1 or any([message["role"] for message in end] != ["assistant"] for end in ends):
         return "no_common_prompt"
-    return Preference(prompt=chats[0][:length], answers=tuple(end[0]["content"] for end in ends), desirable=desirable)
+    return SplitRow(prompt=chats[0][:length], answers=tuple(end[0]["content"] for end in ends), desirable=desirable)
 
 
-def _split_text(chosen: str, rejected: str) -> Preference | str:
+def _split_text(chosen: str, rejected: str) -> SplitRow | str:
     common = "".join(a for a, _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     last_word = common.split()[-1] if common.strip() else ""
     cut = len(common.removesuffix(last_word).rstrip())
     if not common[:cut].strip():
         return "no_common_prompt"
-    return Preference(prompt=common[:cut], answers=(chosen[cut:], rejected[cut:]))
+    return SplitRow(prompt=common[:cut], answers=(chosen[cut:], rejected[cut:]))
 
 
 # ---- checks
@@ -133,7 +134,7 @@ def _check_preference(place: str, row: Mapping[str, Any], *, spec: PairColumns, 
         if not isinstance(row[column], str | list):
             raise DataError(
                 f"{label}; {column} of {place} is {kind(row[column])}, but an answer is text or a list of chat "
-                f"messages: mend or remove the row, or set {field}.{name} to another column"
+                f"messages: correct or remove the row, or set {field}.{name} to another column"
             )
         if isinstance(row[column], list):
             check_messages(row[column], place, column=column, label=label)
@@ -146,7 +147,7 @@ def _check_preference(place: str, row: Mapping[str, Any], *, spec: PairColumns, 
     if flag is not None and _label(row[flag]) is None:
         raise DataError(
             f"{label}; {flag} of {place} is {kind(row[flag])}, but a label is true or false (or 1 or 0): "
-            f"mend or remove the row, or set {field}.label to another column"
+            f"correct or remove the row, or set {field}.label to another column"
         )
 
 
@@ -172,12 +173,12 @@ def _check_answer(place: str, value: Any, prompt: Any, *, column: str, field: st
     if len(value) != 1 or messages_of(value)[0].keys() != {"role", "content"}:
         raise DataError(
             f"{label}; {column} of {place} has {len(value)} messages, but an answer is one message with role and "
-            f"content: mend the row, or set {field}.prompt to null if {column} holds the whole conversation"
+            f"content: correct the row, or set {field}.prompt to null if {column} holds the whole conversation"
         )
     if value[0]["role"] != "assistant":
         raise DataError(
             f"{label}; {column} of {place} is a message of the {value[0]['role']}, but an answer is the assistant's: "
-            f"mend or remove the row"
+            f"correct or remove the row"
         )
 
 
@@ -192,7 +193,7 @@ def _check_conversations(place: str, row: Mapping[str, Any], columns: Sequence[s
         if isinstance(row[column], list) and row[column] and messages_of(row[column])[-1].keys() != {"role", "content"}:
             raise DataError(
                 f"{label}; {column} of {place} ends with the message {shortened(row[column][-1])}, but an answer has a "
-                f"role and a content and nothing else: mend or remove the row"
+                f"role and a content and nothing else: correct or remove the row"
             )
     if len(columns) == 1 and kinds == {str}:
         raise DataError(

@@ -1,8 +1,8 @@
 """Data sets of preferences -> `Pair` or `Labelled`: tokenised once, drawn without replacement across rounds.
 
-What becomes of a long row: a prompt is never cut, so a row whose prompt is too long is dropped; an answer that is too
-long loses its end, with it the end-of-sequence token, and nothing takes that token's place. So no answer is trained on
-without its whole prompt, and none is taught to end where it did not.
+A prompt is never cut: a row whose prompt is too long is dropped. An answer that is too long loses its end, including
+the end-of-sequence token, and nothing takes that token's place. So every answer is trained on after its whole prompt,
+and no answer is taught to end where it did not.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, EvaluationPairs, PairColumns
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor, Deck
-from online_dpo.data.encoding import AnswerEncoder
-from online_dpo.data.preference_files import DROPPED, Preference, columns_of, load_preferences, split_row
+from online_dpo.data.drawing import Cursor, EpochSampler, first_usable
+from online_dpo.data.encoding import AnswerEncoder, is_blank
+from online_dpo.data.preference_files import DROPPED, SplitRow, columns_of, load_preferences, split_row
 from online_dpo.data.row_files import Table, row_ids
 from online_dpo.errors import DataError
 from online_dpo.models.inspection import ModelInfo
@@ -24,7 +24,7 @@ from online_dpo.types import Completion, Labelled, Message, Pair, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class TokenLimits:
     """What is too long, and what becomes of it."""
 
     max_prompt_tokens: int
@@ -46,7 +46,7 @@ class PairSource:
     """The preferences of one data set. Tokenises at draw, so that a large set costs nothing until it is used."""
 
     def __init__(
-        self, table: Table, *, spec: PairColumns, field: str, encoder: AnswerEncoder, limits: Limits, seed: int
+        self, table: Table, *, spec: PairColumns, field: str, encoder: AnswerEncoder, limits: TokenLimits, seed: int
     ) -> None:
         """Use `load` instead, unless the rows come from elsewhere."""
         self._table, self._spec, self._field = table, spec, field
@@ -59,7 +59,9 @@ class PairSource:
             )
 
     @classmethod
-    def load(cls, spec: PairColumns, *, field: str, encoder: AnswerEncoder, limits: Limits, seed: int) -> PairSource:
+    def load(
+        cls, spec: PairColumns, *, field: str, encoder: AnswerEncoder, limits: TokenLimits, seed: int
+    ) -> PairSource:
         """Read a source and check every row.
 
         Args:
@@ -96,16 +98,15 @@ class PairSource:
         Raises:
             DataError: fewer than `n` rows are usable, or the cursor is of another source.
         """
-        if not cursor.fits(len(self)):
-            raise DataError(
-                f"{self._table.label}, which has {len(self)} rows, but the run had already reached row "
-                f"{cursor.furthest} of it; put the source back as it was when the run began"
-            )
         outcomes, counts = self._no_counts()
-        deck = Deck(
-            num_rows=len(self), seed=self._seed, purpose="pairs", read=lambda row: self._read(row, outcomes, counts)
+        rows = EpochSampler(
+            label=self._table.label,
+            num_rows=len(self),
+            seed=self._seed,
+            purpose="pairs",
+            read=lambda row: self._read(row, outcomes, counts),
         )
-        items, following, is_enough = deck.draw(cursor, n)
+        items, following, is_enough = rows.draw(cursor, n)
         if not is_enough:
             raise self._too_few(asked_by, n)
         return PairDraw(items=tuple(items), cursor=following, outcomes=outcomes, counts=counts)  # type: ignore[arg-type]
@@ -123,12 +124,7 @@ class PairSource:
 
     def _read_all(self, count: int | None = None) -> PairDraw:
         outcomes, counts = self._no_counts()
-        items: list[Any] = []
-        for row in range(len(self)):
-            if len(items) == count:
-                break
-            item = self._read(row, outcomes, counts)
-            items += [] if item is None else [item]
+        items: list[Any] = first_usable(lambda row: self._read(row, outcomes, counts), len(self), count)
         return PairDraw(items=tuple(items), cursor=Cursor(), outcomes=outcomes, counts=counts)
 
     def _no_counts(self) -> tuple[Counter[str], Counter[str]]:
@@ -150,7 +146,7 @@ class PairSource:
         preference = split_row(self._table.rows[row], self._spec)
         if isinstance(preference, str):
             return preference
-        if not _is_filled(preference.prompt) or not all(answer.strip() for answer in preference.answers):
+        if is_blank(preference.prompt) or not all(answer.strip() for answer in preference.answers):
             return "empty"
         prompt_ids, answers = self._encode(row, preference, found)
         if not prompt_ids or not all(answers):
@@ -168,7 +164,7 @@ class PairSource:
         return self._record(row, preference, prompt_ids, answers)
 
     def _record(
-        self, row: int, preference: Preference, prompt_ids: tuple[int, ...], answers: Sequence[tuple[int, ...]]
+        self, row: int, preference: SplitRow, prompt_ids: tuple[int, ...], answers: Sequence[tuple[int, ...]]
     ) -> Pair | Labelled:
         text, limit = preference.prompt, self._limits.max_completion_tokens
         prompt = Prompt(
@@ -197,7 +193,7 @@ class PairSource:
         return Pair(prompt=prompt, chosen=chosen, rejected=rejected, margin=None, probability=None)
 
     def _encode(
-        self, row: int, preference: Preference, found: Counter[str]
+        self, row: int, preference: SplitRow, found: Counter[str]
     ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         """`[T]` ids of the prompt and of each answer."""
         prompt, encoder = preference.prompt, self._encoder
@@ -214,7 +210,7 @@ class PairSource:
             if isinstance(prompt, str):
                 raise
             raise DataError(
-                f"{self._table.label}; the chat template refuses {self._table.places[row]} ({error}): mend or remove "
+                f"{self._table.label}; the chat template refuses {self._table.places[row]} ({error}): correct or remove "
                 f"the row, or change chat_template_kwargs"
             ) from error
         found["num_split_boundaries"] = sum(answer.is_split for answer in encoded)
@@ -228,11 +224,6 @@ class PairSource:
             return DataError(f"{found}; look at the columns that {self._field} names, and at its limits in tokens")
         field = asked_by.split()[0]
         return DataError(f"{asked_by}, which takes {wanted} rows, but {found}; lower {field} or add rows")
-
-
-def _is_filled(prompt: str | Sequence[Message]) -> bool:
-    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-    return any(text.strip() for text in texts)
 
 
 def describe_draw(draw: PairDraw) -> str:
@@ -252,7 +243,7 @@ def load_pairs(config: RunConfig, tokenizer: Any, model: ModelInfo) -> PairSourc
     spec = config.pairs
     if spec is None:
         return None
-    limits = Limits(
+    limits = TokenLimits(
         max_prompt_tokens=spec.max_prompt_tokens,
         max_completion_tokens=spec.max_completion_tokens,
         drop_truncated=spec.truncated == "drop",
@@ -279,12 +270,12 @@ def load_evaluation_pairs(config: RunConfig, tokenizer: Any, model: ModelInfo) -
     return found
 
 
-def evaluation_limits(config: RunConfig, spec: EvaluationPairs) -> Limits:
+def evaluation_limits(config: RunConfig, spec: EvaluationPairs) -> TokenLimits:
     """A set's own limits, or those of `pairs`."""
     of_pairs = config.pairs
     prompt = DEFAULT_MAX_TOKENS if of_pairs is None else of_pairs.max_prompt_tokens
     completion = DEFAULT_MAX_TOKENS if of_pairs is None else of_pairs.max_completion_tokens
-    return Limits(
+    return TokenLimits(
         max_prompt_tokens=spec.max_prompt_tokens or prompt,
         max_completion_tokens=spec.max_completion_tokens or completion,
     )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from online_dpo.data.row_files import Source, Table, kind, label_of, peek, read_table, shortened
+from online_dpo.data.row_files import Source, Table, label_of, peek, read_table
+from online_dpo.data.row_formats import kind, shortened
 from online_dpo.errors import DataError
 from online_dpo.types import Message
 
@@ -70,7 +71,7 @@ def check_row(place: str, row: Mapping[str, Any], *, column: str, setting: str, 
         return
     if not isinstance(value, list):
         raise DataError(
-            f"{label}; {column} of {place} is {kind(value)}, but a prompt is text or a list of chat messages: mend or "
+            f"{label}; {column} of {place} is {kind(value)}, but a prompt is text or a list of chat messages: correct or "
             f"remove the row, or set {setting} to another column"
         )
     check_messages(value, place, column=column, label=label)
@@ -93,7 +94,7 @@ def check_messages(value: list[Any], place: str, *, column: str, label: str) -> 
         if not all(isinstance(part, str) for part in (fields.get("role"), fields.get("content"), *extra)):
             raise DataError(
                 f"{label}; {column} of {place} has the message {shortened(message)}, but a message has a role and a "
-                f"content that are text, and nothing that is not: mend or remove the row"
+                f"content that are text, and nothing that is not: correct or remove the row"
             )
 
 

@@ -12,19 +12,19 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from online_dpo.data.drawing import Cursor, Deck
-from online_dpo.data.encoding import PromptEncoder
+from online_dpo.data.drawing import Cursor, EpochSampler, first_usable
+from online_dpo.data.encoding import PromptEncoder, is_blank
 from online_dpo.data.prompt_files import Spec, load_table, messages_of, validate_source
 from online_dpo.data.row_files import Table, row_ids
 from online_dpo.errors import DataError
 from online_dpo.types import Prompt
 
-__all__ = ["Cursor", "Draw", "PromptEncoder", "PromptSource", "Selection", "validate_source"]
+__all__ = ["Cursor", "PromptDraw", "PromptEncoder", "PromptSource", "UsablePrompts", "validate_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Prompts, and how many were passed over to find them."""
+class UsablePrompts:
+    """Prompts, and how many rows were passed over to find them."""
 
     prompts: tuple[Prompt, ...]
     num_too_long: int
@@ -32,7 +32,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draw(Selection):
+class PromptDraw(UsablePrompts):
     """A round's prompts and where the next round's begin."""
 
     cursor: Cursor
@@ -75,7 +75,7 @@ class PromptSource:
             spec: `config.PromptsSection` or `config.EvaluationSet`: a hub id, a local file or `embedded:NAME`, and
                 the column that holds text or chat messages. All other columns become metadata.
             field: the config section that `spec` is, such as `prompts` or `evaluation.sets.heldout`, for errors.
-            tokenizer: of the policy, from `models.load_tokenizer`.
+            tokenizer: of the policy, from `models.tokenizer.load_tokenizer`.
             max_tokens: longer prompts are passed over and counted.
             chat_template_kwargs: further arguments of the chat template.
             seed: of the run.
@@ -91,7 +91,7 @@ class PromptSource:
         """Rows, usable or not."""
         return len(self._table.rows)
 
-    def draw(self, cursor: Cursor, n: int) -> Draw:
+    def draw(self, cursor: Cursor, n: int) -> PromptDraw:
         """The next `n` usable prompts, all different, each once in an epoch.
 
         A round that reaches into the next epoch leaves out what it already has and owes it to the next round.
@@ -103,53 +103,42 @@ class PromptSource:
         Raises:
             DataError: fewer than `n` prompts are usable, or the cursor is of another source.
         """
-        self._check(cursor)
         skipped: Counter[str] = Counter()
-
-        def read(row: int) -> Prompt | None:
-            outcome = self._encode(row)
-            if isinstance(outcome, Prompt):
-                return outcome
-            skipped[outcome] += 1
-            return None
-
-        deck = Deck(num_rows=len(self), seed=self._seed, purpose="prompts", read=read)
-        prompts, following, is_enough = deck.draw(cursor, n)
+        rows = EpochSampler(
+            label=self._table.label,
+            num_rows=len(self),
+            seed=self._seed,
+            purpose="prompts",
+            read=lambda row: self._read(row, skipped),
+        )
+        prompts, following, is_enough = rows.draw(cursor, n)
         if not is_enough:
             raise self._too_few("prompts.per_round", n, len(prompts))
-        return Draw(
+        return PromptDraw(
             prompts=tuple(prompts),
             cursor=following,
             num_too_long=skipped["too long"],
             num_empty=skipped["empty"],
         )
 
-    def head(self, count: int) -> Selection:
+    def head(self, count: int) -> UsablePrompts:
         """The first `count` usable prompts in the order of the file: the same for every run.
 
         Raises:
             DataError: fewer are usable.
         """
-        prompts: list[Prompt] = []
-        skipped = {"too long": 0, "empty": 0}
-        for row in range(len(self)):
-            if len(prompts) == count:
-                break
-            outcome = self._encode(row)
-            if isinstance(outcome, Prompt):
-                prompts.append(outcome)
-            else:
-                skipped[outcome] += 1
+        skipped: Counter[str] = Counter()
+        prompts = first_usable(lambda row: self._read(row, skipped), len(self), count)
         if len(prompts) < count:
             raise self._too_few(f"{self._field}.count", count, len(prompts))
-        return Selection(prompts=tuple(prompts), num_too_long=skipped["too long"], num_empty=skipped["empty"])
+        return UsablePrompts(prompts=tuple(prompts), num_too_long=skipped["too long"], num_empty=skipped["empty"])
 
-    def _check(self, cursor: Cursor) -> None:
-        if not cursor.fits(len(self)):
-            raise DataError(
-                f"{self._table.label}, which has {len(self)} rows, but the run had already reached row "
-                f"{cursor.furthest} of it; put the source back as it was when the run began"
-            )
+    def _read(self, row: int, skipped: Counter[str]) -> Prompt | None:
+        outcome = self._encode(row)
+        if isinstance(outcome, Prompt):
+            return outcome
+        skipped[outcome] += 1
+        return None
 
     def _encode(self, row: int) -> Prompt | str:
         """The prompt, or the reason why it cannot be used."""
@@ -170,17 +159,17 @@ class PromptSource:
 
     def _token_ids(self, row: int, value: str | list[dict[str, Any]]) -> tuple[int, ...]:
         """`[T]` ids, none if there is nothing to answer."""
-        if isinstance(value, str):
-            return self._encoder.encode_text(value) if value.strip() else ()
-        if not any(message["content"].strip() for message in value):
+        if is_blank(value):
             return ()
+        if isinstance(value, str):
+            return self._encoder.encode_text(value)
         try:
             return self._encoder.encode_chat(messages_of(value))
         # A template raises what its author chose, such as on roles that do not alternate.
         except Exception as error:
             raise DataError(
                 f"{self._table.label}; the chat template refuses {self._column} of {self._table.places[row]} "
-                f"({error}): mend or remove the row, or change prompts.chat_template_kwargs"
+                f"({error}): correct or remove the row, or change prompts.chat_template_kwargs"
             ) from error
 
     def _json(self, name: str, value: Any, row: int) -> Any:

@@ -6,26 +6,18 @@ seconds to import. Data sets of the hub go through `datasets`.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from online_dpo import embedded
+from online_dpo.data.row_formats import SUFFIXES, numbered_rows
 from online_dpo.errors import DataError, first_line
 from online_dpo.models.locating import HUB_ID
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
-
 _NUM_PEEKED = 8
-NumberedRow = tuple[str, dict[str, Any]]
-"""`("line 3", {column: value})`; lines and rows count from 1."""
-
 RowCheck: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Refuses a row, given its place; looks for missing columns before anything else."""
 
@@ -83,7 +75,7 @@ def read_table(source: Source, *, field: str, columns: Sequence[str], check: Row
         rows: Sequence[Mapping[str, Any]] = dataset
         checked: Sequence[Mapping[str, Any]] = dataset.select_columns(list(columns))
     else:
-        numbered = list(_read(path, label))
+        numbered = list(numbered_rows(path, label))
         places, rows = [place for place, _ in numbered], [row for _, row in numbered]
         checked = rows
     if not len(rows):
@@ -103,7 +95,7 @@ def peek(source: Source, *, field: str, check: RowCheck, item: str) -> None:
     label, path = label_of(source, field), _local_path(source, field)
     if path is None:
         return
-    peeked = list(islice(_read(path, label), _NUM_PEEKED))
+    peeked = list(islice(numbered_rows(path, label), _NUM_PEEKED))
     if not peeked:
         raise DataError(f"{label}, which has no rows; give a source with at least one {item}")
     for place, row in peeked:
@@ -166,125 +158,3 @@ def _load_hub(spec: Source, field: str) -> Any:
             f"loaded from the hub ({first_line(error)}): check {field}.source, subset and split, set "
             f"HF_HUB_OFFLINE=1 to use a cached copy, or give a local file"
         ) from error
-
-
-# ---- formats
-
-
-def _read(path: Path, label: str) -> Iterator[NumberedRow]:
-    readers: dict[str, Callable[[Path, str], Iterator[NumberedRow]]] = {
-        ".jsonl": _read_jsonl, ".gz": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv,
-    }  # fmt: skip
-    try:
-        yield from readers[path.suffix](path, label)
-    except OSError as error:
-        raise DataError(f"{label}, which cannot be read ({error}); check the file and your access to it") from error
-
-
-def _read_jsonl(path: Path, label: str) -> Iterator[NumberedRow]:
-    number = 0
-    # Bytes, so that a line that is not UTF-8 still has a number.
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"line {number}", _parse_object(line, number, label)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(
-                f"{label}, whose gzip stream is damaged after line {number} ({error}); copy or compress it again"
-            ) from None
-
-
-def _parse_object(line: bytes, number: int, label: str) -> dict[str, Any]:
-    try:
-        row = _parse(line.rstrip())
-    except ValueError as error:
-        why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{label}; line {number} is malformed JSON ({why}): mend or remove it") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{label}; line {number} is {kind(row)}, but each line is a JSON object: mend or remove it")
-    return row
-
-
-def _read_json(path: Path, label: str) -> Iterator[NumberedRow]:
-    """An array of objects; or JSON lines, which `datasets` and pandas also write under this suffix."""
-    with path.open("rb") as stream:
-        start = stream.read(64).decode("utf-8-sig", errors="replace").lstrip()
-    if not start.startswith("["):
-        yield from _read_jsonl(path, label)
-        return
-    try:
-        rows = _parse(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{label}, which is malformed JSON ({error}); mend it") from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{label}; row {number} is {kind(row)}, but each is a JSON object: mend or remove it")
-        yield f"row {number}", row
-
-
-def _read_parquet(path: Path, label: str) -> Iterator[NumberedRow]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{label}, which is no intact parquet file ({error}); write or copy it again") from None
-
-
-def _read_csv(path: Path, label: str) -> Iterator[NumberedRow]:
-    """Every value is text: CSV has no types, and guessing them would turn the id 007 into 7."""
-    begin = 1
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) != len(header):
-                raise DataError(f"{label}, whose header names a column twice ({', '.join(header)}); rename one")
-            begin = reader.line_num + 1
-            for cells in reader:
-                # The reader gives no cells for a blank line, which is no row.
-                if cells and len(cells) != len(header):
-                    raise DataError(
-                        f"{label}; line {begin} has {len(cells)} cells and the header has {len(header)}: quote text "
-                        f"that contains commas, or mend the line"
-                    )
-                if cells:
-                    yield f"line {begin}", dict(zip(header, cells, strict=True))
-                begin = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{label}; the row at line {begin} is malformed CSV ({error}): mend or remove it") from None
-
-
-def _parse(content: bytes) -> Any:
-    """JSON that can be written as UTF-8 and as JSON again; raises ValueError."""
-    parsed = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    # Half of a surrogate pair is legal JSON, but neither a tokenizer nor parquet takes it.
-    if b"\\ud" in content.lower():
-        json.dumps(parsed, ensure_ascii=False).encode("utf-8")
-    return parsed
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def kind(value: Any) -> str:
-    """What a value of JSON is, in the words of an error."""
-    if value is None:
-        return "null"
-    if isinstance(value, dict | list | str):
-        return {"dict": "an object", "list": "a list", "str": "text"}[type(value).__name__]
-    return f"{type(value).__name__} {shortened(value)}"
-
-
-def shortened(value: Any) -> str:
-    """A value as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,7 +12,7 @@ from prompt_kit import BOS, EOS, ids, make_tokenizer, write_rows
 from online_dpo.config.preferences import PairsSection
 from online_dpo.data.drawing import Cursor
 from online_dpo.data.encoding import AnswerEncoder
-from online_dpo.data.preferences import Limits, PairSource
+from online_dpo.data.preferences import PairSource, TokenLimits
 from online_dpo.errors import DataError
 from online_dpo.types import Labelled, Pair
 
@@ -35,7 +35,7 @@ def load(
     section = PairsSection(source=str(path), append_eos=append_eos, **spec)
     tokenizer = tokenizer or make_tokenizer(template=CHATML)
     encoder = AnswerEncoder(tokenizer, {}, eos_token_ids=(EOS,), append_eos=append_eos)
-    limits = Limits(
+    limits = TokenLimits(
         max_prompt_tokens=max_prompt_tokens,
         max_completion_tokens=max_completion_tokens,
         drop_truncated=section.truncated == "drop",

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from online_dpo.config.data import PromptsSection
 from online_dpo.config.preferences import PairsSection
-from online_dpo.data.preference_files import Preference, load_preferences, split_row
+from online_dpo.data.preference_files import SplitRow, load_preferences, split_row
 from online_dpo.data.prompts import PromptSource, validate_source
 from online_dpo.errors import DataError
 
@@ -37,7 +37,7 @@ def parquet_bytes(tmp_path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("x.jsonl", GOOD * 2 + '{"prompt": "b"\n', r"line 3 is malformed JSON \(.+, column 15\): mend or remove it"),
+        ("x.jsonl", GOOD * 2 + '{"prompt": "b"\n', r"line 3 is malformed JSON \(.+, column 15\): correct or remove it"),
         ("x.jsonl", GOOD.encode() + b'{"prompt": "\xff"}\n', r"line 2 is malformed JSON \('utf-8' codec"),
         ("x.jsonl", GOOD + "\n" + '{"prompt": "\\ud83d"}\n', r"line 3 is malformed JSON \(.+surrogates"),
         ("x.jsonl", GOOD + '{"prompt": "a", "score": NaN}\n', r"line 2 is malformed JSON \(NaN is not JSON\)"),
@@ -178,7 +178,7 @@ def test_pairs_of_the_hub(hub: list[Any]) -> None:
         load_preferences(spec.model_copy(update={"chosen": "answer"}), field="pairs")
     table = load_preferences(spec.model_copy(update={"rejected": "question"}), field="pairs")
     preference = split_row(table.rows[1], spec.model_copy(update={"rejected": "question"}))
-    assert isinstance(preference, Preference) and (preference.prompt, preference.answers) == ("two", ("two", "two"))
+    assert isinstance(preference, SplitRow) and (preference.prompt, preference.answers) == ("two", ("two", "two"))
 
 
 def test_an_unreachable_hub_fails_at_once(hub: list[Any]) -> None:
