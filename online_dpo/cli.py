@@ -104,6 +104,21 @@ def export(
 
 
 @app.command()
+def rewind(
+    run_dir: RunDir,
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="The first round to play again, counted from 1.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete all rounds that were ever set aside.")] = False,
+) -> None:
+    """Set rounds aside, so that `resume` plays them again; without --round, only repair the file `latest`."""
+    from online_dpo.commands.rewind import rewind as set_aside
+
+    for line in set_aside(run_dir, round_number=round_number, delete=delete):
+        typer.echo(line)
+
+
+@app.command()
 def judge(
     config: Config,
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Rows with a prompt and its completions.")],

@@ -104,6 +104,16 @@ class Files:
                 _sync(target.parent)
             self._drop_empty(target.parent)
 
+    def move(self, folder: str, target: str) -> None:
+        """Move a folder with all that is in it, durably, in one instant; the target must not exist."""
+        source, new = self._for_writing(folder), self._for_writing(target)
+        with explained(self.root, folder):
+            _make_folder(new.parent)
+            source.replace(new)
+            _sync(new.parent)
+            _sync(source.parent)
+            self._drop_empty(source.parent)
+
     def remove_temporaries(self) -> None:
         """Remove what a killed process left: half-written files and empty folders. Only under the writer's lock."""
         for parent, folders, names in list(os.walk(self.root)):

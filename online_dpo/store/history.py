@@ -76,6 +76,40 @@ class History:
         if num_finished and (pointer is None or pointer[0] != num_finished - 1):
             self._point_to(num_finished - 1)
 
+    def num_sealed(self) -> int:
+        """Rounds from the first on that have a manifest, whatever `latest` says."""
+        index = 0
+        while self._files.exists(manifest_key(index)):
+            index += 1
+        return index
+
+    def point_to_last(self, num_rounds: int) -> None:
+        """Write `latest` for a run of so many finished rounds, or remove it where there are none."""
+        if num_rounds:
+            self._point_to(num_rounds - 1)
+        else:
+            self._files.delete(LATEST)
+
+    def check_first(self, num_rounds: int) -> None:
+        """Check the first rounds whole, by their manifests alone: what comes after them and `latest` may be damaged.
+
+        Raises:
+            CorruptionError: one of these rounds is damaged.
+        """
+        previous = None
+        for index in range(num_rounds):
+            if self._manifest(index)["previous"] != previous:
+                self._corrupt(index, manifest_key(index), "does not continue the round before it")
+            previous = self._files.digest(manifest_key(index))
+            self._check_files(index, may_be_pruned=index < num_rounds - 1)
+
+    def lacks_optimizer(self, index: int) -> bool:
+        """Whether the optimizer state of a finished round was not kept, so that no round can be played after it."""
+        return any(
+            self._removed(index, path) and not self._files.exists(round_folder(index) + path)
+            for path in self._manifest(index)["files"]
+        )
+
     def check_chain(self) -> None:
         """Check `latest`, every manifest and the round folders against each other; no other file is read.
 
@@ -84,7 +118,7 @@ class History:
         """
         pointer = self._latest()
         after = 0 if pointer is None else pointer[0] + 1
-        if max(self._on_disk(), default=0) > after:
+        if max(self.on_disk(), default=0) > after:
             self._corrupt_latest("is missing" if pointer is None else "is older than the rounds that lie beside it")
         expected = None if pointer is None else pointer[1]
         if self._files.exists(manifest_key(after)) and self._manifest(after)["previous"] != expected:
@@ -111,29 +145,24 @@ class History:
             for name in commits.names():
                 commits.check(name)
             return
+        self._check_files(index, may_be_pruned=index < last)
+
+    def _check_files(self, index: int, *, may_be_pruned: bool) -> None:
         for path, digest in self._manifest(index)["files"].items():
             key = round_folder(index) + path
-            if index < last and self._removed(index, path) and not self._files.exists(key):
+            if may_be_pruned and self._removed(index, path) and not self._files.exists(key):
                 continue
             check_digest(self._files, key, digest, lambda key, problem: self._corrupt(index, key, problem))
 
     def remedy(self, index: int) -> str:
         """What a user can do about damage in a round, as the end of a sentence."""
-        root = self._files.root
-        if index and any(
-            self._removed(index - 1, path) and not self._files.exists(round_folder(index - 1) + path)
-            for path in self._manifest(index - 1)["files"]
-        ):
+        if index and self.lacks_optimizer(index - 1):
+            adapter = self._files.root / round_folder(index - 1) / "adapter"
             return (
                 f"restore it from a backup, or start a new run that continues the policy before it, with model.adapter="
-                f"{root / round_folder(index - 1) / 'adapter'} (the optimizer state of that round was not kept)"
+                f"{adapter} (the optimizer state of that round was not kept)"
             )
-        doomed = " ".join(round_folder(i).rstrip("/") for i in self._on_disk() if i >= index)
-        command = f"rm -rf {doomed} && {self._point_command(index - 1)}" if index else "rm -rf rounds latest"
-        return (
-            f"restore it from a backup, or repeat the run from round {index} on: `cd {shlex.quote(str(root))} && "
-            f"{command}`, then `online-dpo resume {shlex.quote(str(root))}`"
-        )
+        return f"restore it from a backup, or repeat the run from round {index + 1} on: {self._rewind(index + 1)}"
 
     def _removed(self, index: int, path: str) -> bool:
         """Whether a file of a round belongs to optimizer state whose commit was undone."""
@@ -170,10 +199,7 @@ class History:
         data = self._files.get(manifest_key(index))
         self._files.put(LATEST, checksum_lines({manifest_key(index): hashlib.sha256(data).hexdigest()}))
 
-    def _point_command(self, index: int) -> str:
-        return f"sha256sum {manifest_key(index)} > {LATEST}"
-
-    def _on_disk(self) -> list[int]:
+    def on_disk(self) -> list[int]:
         """Rounds that have any file, finished or not."""
         matches = (re.match(r"rounds/(\d{5,})/", key) for key in self._files.keys("rounds/"))
         return sorted({int(match.group(1)) for match in matches if match})
@@ -182,10 +208,14 @@ class History:
         raise CorruptionError(f"{self._files.root / key} {problem}; {self.remedy(index)}")
 
     def _corrupt_latest(self, problem: str) -> NoReturn:
-        root = shlex.quote(str(self._files.root))
-        sealed = [index for index in self._on_disk() if self._files.exists(manifest_key(index))]
-        command = self._point_command(sealed[-1]) if sealed else "rm -rf rounds latest"
+        num_sealed = self.num_sealed()
+        is_behind = max(self.on_disk(), default=0) > num_sealed  # rounds after one that has lost its manifest
         raise CorruptionError(
-            f"{self._files.root / LATEST} {problem}; restore it from a backup, or write it again with `cd {root} && "
-            f"{command}`, then `online-dpo resume {root}`"
+            f"{self._files.root / LATEST} {problem}; restore it from a backup, or write it again: "
+            f"{self._rewind(num_sealed + 1 if is_behind else None)}"
         )
+
+    def _rewind(self, number: int | None) -> str:
+        root = shlex.quote(str(self._files.root))
+        command = f"online-dpo rewind {root}" + ("" if number is None else f" --round {number}")
+        return f"`{command}`, then `online-dpo resume {root}`"

@@ -17,10 +17,11 @@ from online_dpo.errors import CorruptionError, RunDirectoryError
 from online_dpo.store.commits import Commits
 from online_dpo.store.files import TEMPORARY, Files, FolderLock, expect_writable
 from online_dpo.store.history import History, canonical_json, round_folder
+from online_dpo.store.metrics_file import MetricsFile
+from online_dpo.store.rewinding import complete_rewind, delete_set_aside, expect_no_rewind, rewind
 from online_dpo.store.round_store import RoundStore
 
 FORMAT_VERSION = 3
-METRICS = "metrics.jsonl"
 _RUN_FILES = {"config.yaml", "run.json"}
 
 
@@ -43,6 +44,7 @@ class RunStore:
         self._files = Files(path, writable=lock is not None)
         self._history = History(self._files)
         self._commits = Commits(self._files, "", self._settings_remedy)
+        self._metrics = MetricsFile(self._files, self._restart_remedy)
 
     @classmethod
     def exists(cls, path: Path) -> bool:
@@ -95,6 +97,7 @@ class RunStore:
         _expect_format(path)
         store = cls(path, FolderLock(path))
         try:
+            complete_rewind(store._files, store._history)
             store._check()
             store._files.remove_temporaries()
             store._complete_amendment()
@@ -113,11 +116,39 @@ class RunStore:
         """
         _expect_format(path)
         store = cls(path, None)
+        expect_no_rewind(store._files)
         try:
             store._check()
         except CorruptionError:
             store._check()  # the writer may have amended the config or finished a round between two of our reads
         return store
+
+    @classmethod
+    def rewind(cls, path: Path, *, num_kept: int | None, delete: bool = False) -> Path | None:
+        """Take the rounds after the first `num_kept` off a run, and write `latest` again.
+
+        The rounds that stay must be whole; the others and `latest` may be damaged.
+
+        Args:
+            path: of the run directory.
+            num_kept: finished rounds that stay; None = nothing is taken off.
+            delete: delete everything that was ever set aside, this time included.
+
+        Returns:
+            Where the rounds lie now; None where nothing was taken off, or it was deleted.
+
+        Raises:
+            RunDirectoryError: as for `open`; there are not so many rounds, or no round can be played after them.
+            CorruptionError: what would stay is damaged.
+        """
+        _expect_format(path)
+        with cls(path, FolderLock(path)) as store:
+            store._files.remove_temporaries()
+            store._load()
+            folder = rewind(store._files, store._history, store._metrics, num_kept)
+            if delete:
+                delete_set_aside(store._files)
+            return None if folder is None or delete else path / folder
 
     def close(self) -> None:
         """Give the lock back; the store can only read from then on."""
@@ -193,7 +224,7 @@ class RunStore:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; it outlives this process at once. Values are JSON; NaN is refused."""
-        self._files.append(METRICS, json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        self._metrics.append(record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line of `metrics.jsonl`; the last one may be in the making.
@@ -201,23 +232,11 @@ class RunStore:
         Raises:
             CorruptionError: a line is not JSON.
         """
-        *lines, _in_the_making = self._metrics_bytes().split(b"\n")
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                raise CorruptionError(
-                    f"{self.path / METRICS} is damaged: line {number} is not JSON; {self._restart_remedy()}"
-                ) from None
-        return records
+        return self._metrics.records()
 
     def metrics_position(self) -> dict[str, Any]:
         """`{"bytes": n, "sha256": of these n bytes}`: where the file ends now, made durable first."""
-        data = self._metrics_bytes()
-        if data:
-            self._files.sync(METRICS)
-        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        return self._metrics.position()
 
     def check_metrics(self, position: Mapping[str, Any]) -> None:
         """Compare the beginning of `metrics.jsonl` with a committed position.
@@ -225,12 +244,7 @@ class RunStore:
         Raises:
             CorruptionError: the part before the position is shorter than it was, or altered.
         """
-        num_bytes = int(position["bytes"])
-        if hashlib.sha256(self._metrics_bytes()[:num_bytes]).hexdigest() != position["sha256"]:
-            raise CorruptionError(
-                f"{self.path / METRICS} does not match the sha256 that was committed for its first {num_bytes} bytes; "
-                f"{self._restart_remedy()}"
-            )
+        self._metrics.check(position)
 
     def truncate_metrics(self, position: Mapping[str, Any] | None, *, keep: Container[str] = ()) -> None:
         """Cut `metrics.jsonl` back to a committed position; None = nothing was committed yet.
@@ -242,19 +256,7 @@ class RunStore:
         Raises:
             CorruptionError: as for `check_metrics`.
         """
-        if position is not None:
-            self.check_metrics(position)
-        num_bytes = 0 if position is None else int(position["bytes"])
-        data = self._metrics_bytes()
-        *lines, _in_the_making = data[num_bytes:].split(b"\n")
-        kept = b"".join(line + b"\n" for line in lines if _kind_of(line) in keep)
-        if kept and kept != data[num_bytes:]:
-            self._files.put(METRICS, data[:num_bytes] + kept)
-        elif kept != data[num_bytes:]:
-            self._files.truncate(METRICS, num_bytes)
-
-    def _metrics_bytes(self) -> bytes:
-        return self._files.get(METRICS) if self._files.exists(METRICS) else b""
+        self._metrics.truncate(position, keep)
 
     def _check(self) -> None:
         self._load()
@@ -289,17 +291,9 @@ class RunStore:
     def _restart_remedy(self) -> str:
         num_finished = self._history.num_finished()
         if not num_finished:
-            return f"restore it from a backup, or remove {self.path} and start again: no round is finished"
+            return f"restore it from a backup, or move {self.path} away and start again: no round is finished"
         adapter = self.path / round_folder(num_finished - 1) / "adapter"
         return f"restore it from a backup, or start a new run that continues its policy, with model.adapter={adapter}"
-
-
-def _kind_of(line: bytes) -> str | None:
-    """The kind of a record of the metrics; None for a damaged line, which is then cut."""
-    try:
-        return str(json.loads(line)["kind"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _run_files(config_yaml: str, info: Mapping[str, Any]) -> dict[str, bytes]:

@@ -122,6 +122,7 @@ class CrashingDisk:
         source = Path(path)
         target = Path(rest[0]) if name == "replace" else source
         before = target.read_bytes() if target.is_file() else None
+        moves_folder = name == "replace" and source.is_dir()
         self._real[name](path, *rest, **kw)
         if name == "replace":
             self._durable_bytes.pop(target, None)
@@ -129,6 +130,8 @@ class CrashingDisk:
                 self._durable_bytes[target] = self._durable_bytes.pop(source)
         if name == "mkdir":
             self._undo.append((target.parent, lambda: shutil.rmtree(target, ignore_errors=True)))
+        elif moves_folder:
+            self._undo.append((target.parent, lambda: self._real["replace"](target, source)))
         elif name != "rmdir":  # an empty folder that comes back does no harm
             durable_by = target if name == "truncate" else target.parent
             self._undo.append((durable_by, lambda: _restore(target, before)))
