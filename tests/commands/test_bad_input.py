@@ -1,4 +1,7 @@
-"""Bad input, as a user meets it: the command is run, and what it prints and leaves behind is read."""
+"""Bad input, as a user meets it: the command is run, and what it prints and leaves behind is read.
+
+Most commands run in this process; `tests/test_cli.py` shows that a process of its own says the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_kit import online_dpo, refused, write_inputs
+from cli_kit import called, online_dpo, refused, write_inputs
 from model_kit import change_json
 
 
@@ -36,7 +39,7 @@ def work(tiny_model: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = online_dpo(*arguments, cwd=tmp_path)
+    done = called(*arguments, cwd=tmp_path)
     assert done.code == 2 and not done.out and "Traceback" not in done.err
     assert "Usage: " in done.err and message in done.err
 
@@ -253,7 +256,9 @@ def test_a_run_begins_with_a_trial_of_its_judges(work: Path) -> None:
     """Would catch a run directory that a run left which never began, and a traceback of a judge's actor."""
     (work / "judges.py").write_text(JUDGES)
     other = "evaluation.judges.other={type: python, target: 'judges.py:godo'}"
-    assert refused("run", "config.yaml", "judge.target=judges.py:raises", other, cwd=work).splitlines() == [
+    assert refused(
+        "run", "config.yaml", "judge.target=judges.py:raises", other, cwd=work, run=online_dpo
+    ).splitlines() == [
         "judge.target judges.py:raises was tried on two canned completions and raised KeyError: 'no such word' "
         "(judges.py, line 9); a judge must answer any text, or abstain",
         "evaluation.judges.other.target judges.py:godo: judges.py has nothing named godo; did you mean good?",

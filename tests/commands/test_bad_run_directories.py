@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_kit import SmallDisk, online_dpo, refused, write_inputs, write_run
+from cli_kit import SmallDisk, called, online_dpo, refused, write_inputs, write_run
 from model_kit import change_json
 from store_driver import tree
 
@@ -130,7 +130,7 @@ def test_a_run_that_another_process_holds(ran: Path) -> None:
         for arguments in (["run", "config.yaml"], ["resume", "runs/demo"]):
             refusal = refused(*arguments, cwd=ran)
             assert re.match(r"runs/demo is in use by process \d+ on \S+; wait until it ends or stop it, or ", refusal)
-        assert online_dpo("status", "runs/demo", cwd=ran).code == 0
+        assert called("status", "runs/demo", cwd=ran).code == 0
 
 
 def test_a_continuation_with_other_settings(ran: Path) -> None:
@@ -170,7 +170,7 @@ def test_an_export_that_cannot_be_written(ran: Path) -> None:
     (ran / "mine/thesis.tex").write_text("mine")
     assert refused("export", "runs/demo", "mine", cwd=ran) == "OUT is mine, which is not empty; name a new folder"
     assert refused("export", "runs/demo", "judge.py", cwd=ran) == "OUT is judge.py, which is a file; name a new folder"
-    assert online_dpo("export", "runs/demo", "out", "--round", "1", cwd=ran).code == 0
+    assert called("export", "runs/demo", "out", "--round", "1", cwd=ran).code == 0
     adapter = {f"rounds/00000/adapter/{name}": data for name, data in tree(ran / "out").items()}
     assert len(adapter) == 2 and adapter.items() <= tree(ran / "runs/demo").items()
 
@@ -198,8 +198,8 @@ def test_a_read_only_disk(small_disk: SmallDisk, ran: Path) -> None:
     assert refusal.startswith("OUT is runs/out, which cannot be written (") and refusal.endswith(
         "name a folder that can"
     )
-    assert "2 of 3 rounds finished" in online_dpo("status", "runs/demo", cwd=ran).out
-    assert online_dpo("export", "runs/demo", "out", cwd=ran).code == 0
+    assert "2 of 3 rounds finished" in called("status", "runs/demo", cwd=ran).out
+    assert called("export", "runs/demo", "out", cwd=ran).code == 0
 
 
 def committed(run_dir: Path) -> dict[str, tuple[int, bytes]]:
@@ -216,7 +216,7 @@ def test_a_full_disk_keeps_what_was_committed_and_the_run_goes_on(small_disk: Sm
         r"kept: free some space, then continue with `online-dpo resume runs/demo`",
         refusal,
     )
-    assert online_dpo("status", "runs/demo", cwd=work).out.splitlines()[-1] == (
+    assert called("status", "runs/demo", cwd=work).out.splitlines()[-1] == (
         "round 1 is unfinished: 1 shards sampled, 1 judged, paired, 1 steps taken"
     )
     left = committed(work / "runs/demo")
@@ -243,7 +243,7 @@ def test_a_judge_that_gives_everyone_the_same_score(work: Path) -> None:
     )
     kept = committed(work / "runs/demo")
     assert {f"rounds/00000/{name}/shard-00000.parquet" for name in ("completions", "verdicts")} < set(kept)
-    status = json.loads(online_dpo("status", "runs/demo", "--json", cwd=work).out)
+    status = json.loads(called("status", "runs/demo", "--json", cwd=work).out)
     assert status["num_finished"] == 0 and status["current"] == {
         "round": 0,
         "num_shards_sampled": 1,

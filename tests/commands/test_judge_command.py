@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import online_dpo
+from cli_kit import called, online_dpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -227,8 +227,8 @@ def test_vader_from_a_folder_outside_the_project(tmp_path: Path) -> None:
     done = online_dpo("judge", "vader.yaml", "pairs.jsonl", "--gold", "chosen", "--show", "1", cwd=tmp_path)
     assert done.code == 0, done
     assert "against gold: accuracy 100.0 % (9 right, 0 wrong, 0 ties, 0 abstained of 9)" in done.out
-    report = online_dpo("judge", "vader.yaml", "pairs.jsonl", "--gold", "chosen", "--json", cwd=tmp_path)
+    report = called("judge", "vader.yaml", "pairs.jsonl", "--gold", "chosen", "--json", cwd=tmp_path)
     figures = json.loads(report.out)["figures"]
     assert (figures["gold"]["num_right"], figures["counters"]["num_judge_calls"]) == (9, 9)
-    wrong = online_dpo("judge", "vader.yaml", "pairs.jsonl", "judge.target=vader.py:scor", cwd=tmp_path)
+    wrong = called("judge", "vader.yaml", "pairs.jsonl", "judge.target=vader.py:scor", cwd=tmp_path)
     assert wrong.refusal == "judge.target vader.py:scor: vader.py has nothing named scor; did you mean score?"

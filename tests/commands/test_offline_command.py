@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import online_dpo
+from cli_kit import called, online_dpo
 
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Pair
@@ -55,7 +55,7 @@ def work(tmp_path: Path, tiny_model: Path) -> Path:
 
 def test_pairs_alone_teach_preferences_without_an_engine(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch generators or judges that start for nothing, a step the wrong way, and rows that go uncounted."""
-    told = online_dpo("validate", "config.yaml", "--deep", cwd=work)
+    told = called("validate", "config.yaml", "--deep", cwd=work)
     assert "pairs: 24 usable of 26 rows (dropped: equal 1, prompt_too_long 1; 0 truncated_answers" in told.out
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(work / "trap"), os.environ.get("PYTHONPATH", "")]))
     done = online_dpo("run", "config.yaml", cwd=work)
@@ -70,10 +70,10 @@ def test_pairs_alone_teach_preferences_without_an_engine(work: Path, monkeypatch
     assert found[2]["reward_accuracy"] == found[2]["reward_accuracy_low"] == 1.0
     assert found[2]["log_ratio_margin"] > found[1]["log_ratio_margin"] > 0.0
     assert {pair.chosen.token_ids[-1] for pair in pairs} == {2} and len(pairs) == 24
-    shown = online_dpo("status", "runs/demo", cwd=work)
+    shown = called("status", "runs/demo", cwd=work)
     assert "policy 2 on people: accuracy" in shown.out and "over the initial policy 1.000 [1.000, 1.000]" in shown.out
     again = online_dpo("resume", "runs/demo", cwd=work)
     assert again.code == 0 and "all 2 rounds of runs/demo are finished already" in again.out
     (work / "train.jsonl").write_text("")
-    message = online_dpo("resume", "runs/demo", "run.rounds=3", cwd=work).refusal
+    message = called("resume", "runs/demo", "run.rounds=3", cwd=work).refusal
     assert message.startswith("pairs.source is train.jsonl, which has no rows; give a source with at least one pair")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import online_dpo, refused, write_inputs, write_run
+from cli_kit import called, online_dpo, refused, write_inputs, write_run
 from store_driver import tree
 
 from online_dpo.commands.run import recorded_config, run
@@ -43,14 +43,15 @@ def test_a_stopped_run_says_why_and_how_to_go_on(ran: Path) -> None:
     assert (done.code, done.out) == (3, "run directory: runs/demo\n")
     assert done.err == f"stopped: {REASON}\ncontinue with: online-dpo resume runs/demo KEY=VALUE\n"
     assert tree(ran) == before
-    status = online_dpo("status", "runs/demo", cwd=ran)
+    status = called("status", "runs/demo", cwd=ran)
     assert status.code == 0 and f"stopped: {REASON}" in status.out and "is unfinished" not in status.out
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # going on is seen by the search for a cluster that is not there
         address = f"cluster.address=127.0.0.1:{closed.getsockname()[1]}"
         for change in ("drift.max_kl=40", "drift.action=warn"):
-            assert "no Ray cluster answers there" in online_dpo("resume", "runs/demo", change, address, cwd=ran).refusal
-            online_dpo("resume", "runs/demo", "drift.max_kl=20", "drift.action=stop", cwd=ran)
+            assert "no Ray cluster answers there" in called("resume", "runs/demo", change, address, cwd=ran).refusal
+            back = called("resume", "runs/demo", "drift.max_kl=20", "drift.action=stop", cwd=ran)
+            assert (back.code, back.err) == (3, done.err)
     assert "drift.action was" in refused("resume", "runs/demo", "drift.action=raise_beta", cwd=ran)
 
 

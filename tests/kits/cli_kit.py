@@ -1,4 +1,4 @@
-"""The command as a user runs it: a process of its own, of which a test reads exit code, output and what is left."""
+"""The command as a user runs it, of which a test reads exit code, output and what is left: as a process, or without."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+from inprocess_kit import call_main
 from store_driver import play_round, tree
 
 from online_dpo.commands.inputs import inspect_inputs
@@ -60,11 +62,10 @@ class Outcome:
 
 def online_dpo(*arguments: object, cwd: Path, program: Sequence[object] = PROGRAM) -> Outcome:
     """Run `online-dpo ARGUMENTS` in a folder, as a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         list(map(str, [*program, *arguments])),
         cwd=cwd,
-        env={**environment, "COLUMNS": "200"},  # so that no line is folded
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -73,10 +74,26 @@ def online_dpo(*arguments: object, cwd: Path, program: Sequence[object] = PROGRA
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def refused(*arguments: object, cwd: Path) -> str:
-    """The message of a command that must be refused and must change no file in the folder."""
+def called(*arguments: object, cwd: Path) -> Outcome:
+    """Run `online-dpo ARGUMENTS` in a folder, in this process: for whatever ends before Ray starts."""
+    return Outcome(*call_main(list(map(str, arguments)), cwd=cwd, environment=_environment()))
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "COLUMNS": "200"}  # so that no line is folded
+
+
+def refused(*arguments: object, cwd: Path, run: Callable[..., Outcome] = called) -> str:
+    """The message of a command that must be refused and must change no file in the folder.
+
+    Args:
+        arguments: of the command.
+        cwd: the folder.
+        run: `called`, or `online_dpo` where the command starts Ray before it is refused.
+    """
     before = tree(cwd)
-    message = online_dpo(*arguments, cwd=cwd).refusal
+    message = run(*arguments, cwd=cwd).refusal
     assert tree(cwd) == before
     return message
 
@@ -113,7 +130,8 @@ def write_run(control: Control | None = None) -> None:
     config = load_config("config.yaml")
     inputs = inspect_inputs(config)
     yaml, info = portable_yaml(inputs.config), run_info(inputs)
-    with RunStore.create(config.run_dir, config_yaml=yaml, info=info) as store:
+    with pytest.MonkeyPatch.context() as patch, RunStore.create(config.run_dir, config_yaml=yaml, info=info) as store:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # nobody cuts the power while a test prepares itself
         for index in (0, 1):
             play_round(store.round(index), {})
             figures = {
