@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+EVERY = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["each kind", "every one"]
+)
+"""For tests that repeat themselves: once for each kind of instant in `make test`, at every one in `make test-all`."""
+
+
+def instants(kinds: Sequence[object], *, every: bool) -> list[int]:
+    """The numbers of the instants to crash at: all, or the first of each kind."""
+    return [number for number, kind in enumerate(kinds) if every or kind not in kinds[:number]]
 
 
 class Crash(BaseException):
@@ -25,11 +36,15 @@ class CrashingDisk:
             everything that was handed to the kernel stays, and a write that is cut short leaves half of its bytes.
     """
 
+    ALIKE = re.compile(r"(?<=shard-)\d+|(?<=step-)\d+|(?<=rounds/)\d+")
+    """Changes whose paths differ in these alone are of one kind."""
+
     def __init__(self, root: Path, *, crash_at: int | None, power_cut: bool) -> None:
         self.root = root
         self.crash_at = crash_at
         self.power_cut = power_cut
-        self.num_changes = 0
+        self.kinds: list[tuple[str, str]] = []
+        """What every change was, and what the one before it was, without the numbers in `ALIKE`."""
         self._paths: dict[int, Path] = {}  # of open descriptors
         self._durable_bytes: dict[Path, int] = {}  # of files that have more than that
         self._undo: list[tuple[Path, Callable[[], None]]] = []  # what fsync of the path makes durable
@@ -54,10 +69,15 @@ class CrashingDisk:
             for _, undo in reversed(self._undo):
                 undo()
 
-    def _count(self) -> None:
+    @property
+    def num_changes(self) -> int:
+        return len(self.kinds)
+
+    def _count(self, operation: str, path: Any) -> None:
         if self.crash_at is not None and self.num_changes >= self.crash_at:
             raise Crash
-        self.num_changes += 1
+        change = f"{operation} {self.ALIKE.sub('', Path(path).relative_to(self.root).as_posix())}"
+        self.kinds.append((self.kinds[-1][1] if self.kinds else "", change))
 
     def _ours(self, path: Any) -> bool:
         return not isinstance(path, int) and f"{path}/".startswith(f"{self.root}/")
@@ -65,7 +85,7 @@ class CrashingDisk:
     def _open(self, path: Any, flags: int, *rest: Any, **kw: Any) -> int:
         existed = self._ours(path) and Path(path).exists()
         if self._ours(path) and flags & os.O_CREAT and (not existed or flags & os.O_TRUNC):
-            self._count()
+            self._count("open", path)
             if not existed:
                 self._undo.append((Path(path).parent, lambda: Path(path).unlink(missing_ok=True)))
         descriptor = self._real["open"](path, flags, *rest, **kw)
@@ -79,7 +99,7 @@ class CrashingDisk:
             return self._real["write"](descriptor, data)
         self._durable_bytes.setdefault(path, path.stat().st_size)
         try:
-            self._count()
+            self._count("write", path)
         except Crash:
             self._real["write"](descriptor, bytes(data)[: len(data) // 2])
             raise
@@ -91,14 +111,14 @@ class CrashingDisk:
             self._real["fsync"](descriptor)
             return
         if self.power_cut:  # for a mere kill, before and after an fsync are the same
-            self._count()
+            self._count("fsync", path)
         self._durable_bytes.pop(path, None)
         self._undo = [(durable_by, undo) for durable_by, undo in self._undo if durable_by != path]
 
     def _change(self, name: str, path: Any, *rest: Any, **kw: Any) -> None:
         if not self._ours(path):
             return self._real[name](path, *rest, **kw)
-        self._count()
+        self._count(name, path)
         source = Path(path)
         target = Path(rest[0]) if name == "replace" else source
         before = target.read_bytes() if target.is_file() else None

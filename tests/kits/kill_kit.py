@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from crashing_disk import CrashingDisk
 from loop_kit import FakeStages, shard_of
 from loop_runs import Run, comparable, tree
 
+from online_dpo.loop.stages import Event
 from online_dpo.loop.updates import newest_checkpoint
 from online_dpo.store.files import TEMPORARY
 from online_dpo.store.run_store import RunStore
@@ -25,32 +29,42 @@ class Camera(CrashingDisk):
     """Keeps what a process would leave behind that was killed before some change of the disk, from one run.
 
     States that differ in temporary files alone are one picture: a new process begins by removing these, and
-    `test_store` kills at every change of theirs.
+    `test_store_crashes` kills at every change of theirs.
     """
+
+    ALIKE = re.compile(r"(?<=shard-)\d+|(?<=step-)\d+")
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, crash_at=None, power_cut=False)
         self.pictures: list[dict[str, bytes]] = []
+        self.picture_kinds: list[object] = []
         self._seen: set[str] = set()
 
-    def _count(self) -> None:
-        super()._count()
-        self._take(tree(self.root))
+    def _count(self, operation: str, path: Any) -> None:
+        super()._count(operation, path)
+        self._take(tree(self.root), "before")
 
     def _write(self, descriptor: int, data: Any) -> int:
         path = self._paths.get(descriptor)
         num_bytes = super()._write(descriptor, data)
         if path is not None:
             files, name = tree(self.root), path.relative_to(self.root).as_posix()
-            self._take({**files, name: files[name][: -len(data) // 2]})  # only half of the bytes arrived
+            self._take({**files, name: files[name][: -len(data) // 2]}, "within")  # only half of the bytes arrived
         return num_bytes
 
-    def _take(self, files: dict[str, bytes]) -> None:
+    def _take(self, files: dict[str, bytes], when: str) -> None:
         lasting = sorted((name, data) for name, data in files.items() if TEMPORARY not in name)
         digest = sha256(repr(lasting).encode()).hexdigest()
         if digest not in self._seen:
             self._seen.add(digest)
             self.pictures.append(files)
+            self.picture_kinds.append((when, self.kinds[-1]))
+
+
+def event_kinds(events: Sequence[Event]) -> list[object]:
+    """What each event is, and what the one before it was, in which round: shards and steps are alike."""
+    kinds = ["", *(event.kind for event in events)]
+    return [(event.round_index, *pair) for event, pair in zip(events, pairwise(kinds), strict=True)]
 
 
 def restore(path: Path, files: dict[str, bytes]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crashing_disk import EVERY, instants
 from hosted_kit import HostedStages
 from judge_servers import Answer, completion, longer_wins, material, serve
 from kill_kit import Camera, restore
@@ -126,7 +127,8 @@ def test_labelled_prompts_with_a_failed_call_are_left_alone(whole: Run, tmp_path
     assert "no call failed" in fail(other, Half(run.config, down=names[:4], mute=names[4:]))
 
 
-def test_a_kill_at_any_change_of_the_disk_loses_and_repeats_nothing(whole: Run, tmp_path: Path) -> None:
+@EVERY
+def test_a_kill_at_any_change_of_the_disk_loses_and_repeats_nothing(whole: Run, every: bool, tmp_path: Path) -> None:
     """Of the process that fails and of the one that goes on. Would catch a shard of which neither whole nor part is
     left, what was paid for counted twice or never, and leftovers."""
     names = drawn(whole, 0)
@@ -139,9 +141,11 @@ def test_a_kill_at_any_change_of_the_disk_loses_and_repeats_nothing(whole: Run, 
     assert comparable(run.path) == expected
     failed = [i for i, picture in enumerate(camera.pictures) if any("not-covered.sha256" in name for name in picture)]
     assert failed and num_failing <= failed[0] < failed[-1]
-    for number, picture in enumerate(camera.pictures):
+    # The process that goes on makes changes of the same kinds as the one that fails, and both are killed.
+    kinds = [(number < failed[0], kind) for number, kind in enumerate(camera.picture_kinds)]
+    for number in instants(kinds, every=every):
         killed = whole.at(tmp_path / "killed")
-        restore(killed.path, {**picture, "lock": b""})
+        restore(killed.path, {**camera.pictures[number], "lock": b""})
         when = f"killed at change {number} of {len(camera.pictures)}"
         stages = Failing(run.config, mute=mute)
         if RunStore.exists(killed.path):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_kit import WORK, go_on_and_compare
+from crashing_disk import EVERY, instants
+from kill_kit import WORK, event_kinds, go_on_and_compare
 from loop_kit import FakeStages, token_logps, weights_of
 from loop_runs import Kill, Run, comparable, records
 
@@ -84,15 +85,16 @@ MODES = {
 }
 
 
+@EVERY
 @pytest.mark.parametrize("mode", list(MODES))
-def test_a_kill_at_any_event_and_another_in_the_continuation(mode: str, tmp_path: Path) -> None:
+def test_a_kill_at_any_event_and_another_in_the_continuation(mode: str, every: bool, tmp_path: Path) -> None:
     """Would catch a share that is drawn twice or not at all after a kill, a cursor that is lost, and held-out pairs
     that are scored again or under a policy that a resumed learner happens to hold."""
     run = offline(tmp_path, **MODES[mode])
     whole = run.go_on()
     work, expected = whole.tape.calls(*WORK), comparable(run.path)
     assert whole.tape.count(f"  {HELD_OUT_SCORE}") == 3
-    for number in range(len(whole.events)):
+    for number in instants(event_kinds(whole.events), every=every):
         killed = run.at(tmp_path / f"{number}")
         with pytest.raises(Kill):
             killed.go_on(kill_at=number)

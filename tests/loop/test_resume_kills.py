@@ -9,12 +9,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_kit import WORK, Camera, go_on_and_compare, restore
+from crashing_disk import EVERY, instants
+from kill_kit import WORK, Camera, event_kinds, go_on_and_compare, restore
 from loop_kit import FakeStages, label, make_adapter
 from loop_runs import Kill, Run, comparable, records
 from pydantic import BaseModel
@@ -32,8 +32,8 @@ from online_dpo.types import Adapter
 GOLD = {"gold": {"type": "python", "target": "none:none"}}
 
 
-@cache
-def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
+@EVERY
+def test_a_kill_at_any_change_of_the_disk(every: bool, tmp_path: Path) -> None:
     """Would catch two commits that must be one, work that is done again, metrics that are lost or written twice, and
     leftovers that an uninterrupted run does not have."""
     run = Run.of(tmp_path, prompts__per_round=3, learner__batch_pairs=1)  # two checkpoints before the last step
@@ -44,14 +44,15 @@ def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
     expected = comparable(run.path)
     learner_states = {str(Path(name).parent) for name in expected if "/learner/" in name and name.endswith(".json")}
     assert learner_states == {"rounds/00001/learner/final"}
-    for number, picture in enumerate(camera.pictures):
+    for number in instants(camera.picture_kinds, every=every):
         killed = run.at(tmp_path / "killed")
-        restore(killed.path, {**picture, "lock": b""})
+        restore(killed.path, {**camera.pictures[number], "lock": b""})
         go_on_and_compare(killed, work, expected, f"killed at change {number} of {len(camera.pictures)}")
         shutil.rmtree(killed.path)
 
 
-def test_a_kill_at_any_event_and_another_in_the_continuation(tmp_path: Path) -> None:
+@EVERY
+def test_a_kill_at_any_event_and_another_in_the_continuation(every: bool, tmp_path: Path) -> None:
     """The kill leaves through the loop's generators, as Ctrl-C does."""
     run = Run.of(
         tmp_path, evaluation__judges=GOLD, reference={"type": "every", "rounds": 2}, verdicts={"repeated": 0.7}
@@ -59,7 +60,7 @@ def test_a_kill_at_any_event_and_another_in_the_continuation(tmp_path: Path) -> 
     whole = run.go_on()
     work, expected = whole.tape.calls(*WORK), comparable(run.path)
     assert {call.split()[1] for call in work if call.startswith("repeat ")} == {"reward", "gold"}
-    for number in range(len(whole.events)):
+    for number in instants(event_kinds(whole.events), every=every):
         killed = run.at(tmp_path / f"{number}")
         with pytest.raises(Kill):
             killed.go_on(kill_at=number)

@@ -1,4 +1,4 @@
-"""A run directory that is killed, or loses power, at every instant."""
+"""A run directory that is killed, or loses power, at any instant: at one of each kind, or at every one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crashing_disk import Crash, CrashingDisk
+from crashing_disk import EVERY, Crash, CrashingDisk, instants
 from store_driver import AMENDED, CONFIG, Promised, play, tree
 
 from online_dpo.store.run_store import RunStore
@@ -37,15 +37,16 @@ def memory() -> Iterator[Path]:
         yield Path(folder)
 
 
+@EVERY
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power cut"])
 def test_a_crash_at_any_instant_keeps_commits_whole_and_the_resumed_run_identical(
-    memory: Path, uninterrupted: tuple[dict[str, bytes], Promised], power_cut: bool
+    memory: Path, uninterrupted: tuple[dict[str, bytes], Promised], power_cut: bool, every: bool
 ) -> None:
     expected, commits = uninterrupted
     with CrashingDisk(memory, crash_at=None, power_cut=power_cut) as disk:
         play(memory / "counted", {})
     assert disk.num_changes > 200
-    for crash_at in range(disk.num_changes):
+    for crash_at in instants(disk.kinds, every=every):
         path = memory / f"{crash_at}"
         promised: Promised = {}
         # The second crash hits the recovery from the first one.
