@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,28 +13,35 @@ from tiny_model import build_tiny_model
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes share the cores
+# Where this is set, every process that a test starts would compile torch, transformers, vLLM and Ray anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 LONG = (
-    "test_real_resume",
-    "test_bad_input",
-    "test_bad_run_directories",
-    "test_engine",
-    "test_engine_layouts",
-    "test_llm_vllm",
-    "test_scoring_engine",
-    "test_stopped_run",
-    "test_offline_command",
-    "test_long_shards",
-    "test_session",
-    "test_cluster",
-    "test_judge_command",
+    "actors/test_cluster.py",
+    "actors/test_llm_vllm.py",
+    "commands/test_keys.py",
+    "commands/test_bad_run_directories.py",
+    "actors/test_engine.py",
+    "actors/test_scoring_engine.py",
+    "actors/test_engine_layouts.py",
+    "commands/test_offline_command.py",
+    "commands/test_real_resume.py",
+    "loop/test_resume_kills.py",
+    "actors/test_long_shards.py",
+    "loop/test_offline_rounds.py",
+    "commands/test_bad_input.py",
+    "loop/test_coverage.py",
+    "store/test_store_crashes.py",
 )
-"""Files that start engines or run the command, the longest first: two processes that share the work end together."""
+"""Files of more than about ten seconds, the longest first: two processes that share the work then end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))  # stable: the order within a file stays
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    missing = [str(path) for path in places if not path.exists()]
+    assert not missing, f"conftest.LONG names files that are gone: {missing}"
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))  # stable: the order within a file stays
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         wait_for_nodes(address, len(started))
     yield address
-    for process in reversed(started):
+    for process in reversed(started):  # both at once: each takes a quarter of a minute
         os.killpg(process.pid, signal.SIGTERM)
+    for process in started:
         process.wait(timeout=60)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from judges.registry import build_caller, make_spec
 from judges.trial import try_judges
 from online_dpo.config.judges.hosted import PythonJudge
-from online_dpo.config.loading import load_config
+from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import ConfigError, JudgeError
 
@@ -44,7 +45,8 @@ WRAPPED = [f"judge={{type: length_penalty, rate: 0.1, judge: {COMPARES[0].remove
     ],
 )
 def test_what_goes_together(overrides: list[str]) -> None:
-    load_config(BASE, overrides)
+    config = load_config(BASE, overrides)
+    assert load_config(yaml.safe_load(dump_config(config))) == config
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from online_dpo.commands.fitting import check_lengths
 from online_dpo.commands.provenance import source_files
-from online_dpo.config.loading import load_config
+from online_dpo.config.loading import dump_config, load_config
 from online_dpo.errors import ConfigError
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
@@ -40,7 +41,8 @@ SETS = ["evaluation.sets.h.source=h.jsonl"]
     ],
 )
 def test_what_goes_together(base: dict[str, Any], overrides: list[str]) -> None:
-    load_config(base, overrides)
+    config = load_config(base, overrides)
+    assert load_config(yaml.safe_load(dump_config(config))) == config
 
 
 @pytest.mark.parametrize(

@@ -58,4 +58,5 @@ def test_simpo_asks_for_no_reference_log_probs(tmp_path: Path) -> None:
     run.go_on(stages)
     assert stages.learner.references == [(0,), (1,)]
     with RunStore.read(run.path) as store:
-        assert all(pair.chosen_ref_logps is None for pair in store.round(0).get_records("pairs", Pair))
+        pairs = store.round(0).get_records("pairs", Pair)
+    assert pairs and all(pair.chosen_ref_logps is None for pair in pairs)

@@ -43,5 +43,6 @@ def test_stage_seconds_add_up_to_the_round() -> None:
 
 
 def test_public_names_resolve() -> None:
+    assert {"load_config", "run"} <= set(online_dpo.__all__)
     for name in online_dpo.__all__:
         assert getattr(online_dpo, name) is not None
