@@ -1,4 +1,4 @@
-"""Rows of a data set as preferences: their columns, what is refused, and the prompt of a row that has no column for it."""
+"""Rows of a data set as preferences: their columns, what is refused, and the prompt where it has no column."""
 
 from __future__ import annotations
 

@@ -210,8 +210,8 @@ class PairSource:
             if isinstance(prompt, str):
                 raise
             raise DataError(
-                f"{self._table.label}; the chat template refuses {self._table.places[row]} ({error}): correct or remove "
-                f"the row, or change chat_template_kwargs"
+                f"{self._table.label}; the chat template refuses {self._table.places[row]} ({error}): correct or "
+                f"remove the row, or change chat_template_kwargs"
             ) from error
         found["num_split_boundaries"] = sum(answer.is_split for answer in encoded)
         return ids, [answer.token_ids for answer in encoded]

@@ -71,8 +71,8 @@ def check_row(place: str, row: Mapping[str, Any], *, column: str, setting: str, 
         return
     if not isinstance(value, list):
         raise DataError(
-            f"{label}; {column} of {place} is {kind(value)}, but a prompt is text or a list of chat messages: correct or "
-            f"remove the row, or set {setting} to another column"
+            f"{label}; {column} of {place} is {kind(value)}, but a prompt is text or a list of chat messages: correct "
+            f"or remove the row, or set {setting} to another column"
         )
     check_messages(value, place, column=column, label=label)
     if value and value[-1]["role"] == "assistant":
