@@ -13,7 +13,7 @@ from typing import Any
 from online_dpo.config.loading import load_judges
 from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError
-from online_dpo.reports.trackers import describe_latency
+from online_dpo.reports.metrics import describe_latency
 from online_dpo.statistics.comparisons import against_gold, agreement, comparisons_of, describe, order_consistency
 from online_dpo.statistics.judge_warnings import warnings
 from online_dpo.statistics.judges import report

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from online_dpo import embedded
 from online_dpo.commands.run import run
-from online_dpo.commands.status import read_status, rounds_table, seconds_table
+from online_dpo.commands.status import read_status
 from online_dpo.config.loading import load_config
 from online_dpo.reports.progress import describe_evaluation
+from online_dpo.reports.round_tables import rounds_table, seconds_table
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Prompt
 

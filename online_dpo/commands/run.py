@@ -18,7 +18,8 @@ from online_dpo.config.threads import keep_recorded_threads, resolve_threads
 from online_dpo.errors import RunDirectoryError
 from online_dpo.loop.control import Control, stop_reason
 from online_dpo.loop.stages import Event
-from online_dpo.reports.trackers import MetricsWriter, check_metrics
+from online_dpo.reports.metrics import MetricsWriter, check_metrics
+from online_dpo.reports.trackers import make_trackers
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 
@@ -160,7 +161,7 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
     """
     from online_dpo.loop.rounds import run_rounds
 
-    writer = MetricsWriter(store, tensorboard=materials.config.logging.tensorboard)
+    writer = MetricsWriter(store, make_trackers(materials.config.logging, store.path))
     events: Iterator[Event] = run_rounds(materials.job, stages, store)
     stopped = None
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from online_dpo.reports.layout import percent, titled
 from online_dpo.statistics.judge_warnings import is_large
 
 COLUMNS = (
@@ -33,7 +34,7 @@ def judges_table(rounds: list[dict[str, Any]]) -> Table | None:
     rows = [(str(r["policy_version"]), *cells) for r in rounds for cells in _rows(r)]
     if not rows:
         return None
-    table = Table(box=None, padding=(0, 1), title="\njudges", title_justify="left", title_style="bold")
+    table = titled("judges")
     used = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] for row in rows)]
     for i in used:
         table.add_column(COLUMNS[i], justify="left" if i == 1 else "right", no_wrap=True)
@@ -56,7 +57,7 @@ def latency_table(rounds: list[dict[str, Any]]) -> Table | None:
     ]
     if not rows:
         return None
-    table = Table(box=None, padding=(0, 1), title="\nms of a judge's call", title_justify="left", title_style="bold")
+    table = titled("ms of a judge's call")
     for name in ("round", "judge", "calls", "mean", "median", "95 %", "most"):
         table.add_column(name, justify="left" if name == "judge" else "right")
     for row in rows:
@@ -85,12 +86,12 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         yield (
             judge,
             str(figures["num_verdicts"]),
-            _share(figures["abstention_rate"]),
+            percent(figures["abstention_rate"]),
             covered,
-            _share(figures.get("order_consistency")),
-            _share(figures.get("repeat_agreement")),
-            _share(figures.get("first_wins")) + ("!" if is_large(figures, "first_wins") else ""),
-            _share(figures.get("longer_wins")) + ("!" if is_large(figures, "longer_wins") else ""),
+            percent(figures.get("order_consistency")),
+            percent(figures.get("repeat_agreement")),
+            percent(figures.get("first_wins")) + ("!" if is_large(figures, "first_wins") else ""),
+            percent(figures.get("longer_wins")) + ("!" if is_large(figures, "longer_wins") else ""),
             ", ".join(alphas),
             str(counters.get("num_judge_requests", counters.get("num_judge_calls", ""))),
             str(tokens or ""),
@@ -103,7 +104,3 @@ def _judges(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
     for name, evaluation in record["evaluation"].items():
         for judge, figures in evaluation.get("judges", {}).items():
             yield f"{judge} on {name}", figures["report"]
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"

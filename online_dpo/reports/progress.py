@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from online_dpo.loop.stages import Event
-from online_dpo.reports.wording import num_items, offline_outcomes, show_preferences
+from online_dpo.reports.data_set_lines import num_items, offline_outcomes, show_preferences
 from online_dpo.reports.yields import losses
 from online_dpo.types import REWARD, Verdict
 

@@ -1,135 +1,65 @@
-"""Where numbers go: a line of `metrics.jsonl` for every step, evaluation and round, and for every check of the
-generators' weights; TensorBoard on request.
+"""Trackers: where the records of a run are sent besides `metrics.jsonl`.
+
+A tracker of your own is a class with `track` and `close`, a line in `TRACKERS`, and its switch in the section `logging`
+of the config.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
-from online_dpo.loop.stages import Event
-from online_dpo.loop.weight_sync import CHECKS
-from online_dpo.store.run_store import RunStore
-
-RECORDED = (*CHECKS, "step", "evaluated", "evaluated_pairs", "round_done")
+from online_dpo.config.run import LoggingSection
 
 
-def check_metrics(store: RunStore) -> None:
-    """Compare `metrics.jsonl` with what the last finished round vouched for.
+class Tracker(Protocol):
+    """Somewhere to send the numbers of a run."""
 
-    Raises:
-        CorruptionError: that part of it is shorter than it was, or altered.
-    """
-    finished = store.finished_rounds()
-    if finished:
-        store.check_metrics(store.round(finished[-1]).state()["metrics"])
+    def track(self, record: Mapping[str, Any], step: int) -> None:
+        """Take one record.
 
-
-class StageClock:
-    """Seconds spent in each stage of a round, taken from the events that announce them."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._stage: str | None = None
-        self._since = clock()
-        self.seconds: dict[str, float] = {}
-
-    def hear(self, event: Event) -> None:
-        if event.kind in ("round_started", "stage", "round_done"):
-            now = self._clock()
-            if self._stage is not None:
-                self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
-            self._stage, self._since = event.data.get("stage", "preparing"), now
-        if event.kind == "round_started":
-            self.seconds = {}
-
-
-class JudgeClock:
-    """How long each judge's calls took in a round, of the process that hears this."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, list[float]] = {}
-
-    def hear(self, event: Event) -> None:
-        if event.kind == "round_started":
-            self._seconds = {}
-        for label, seconds in event.data.get("latencies_s", {}).items():
-            self._seconds.setdefault(label, []).extend(seconds)
-
-    def figures(self) -> dict[str, dict[str, float]]:
-        """Judge -> mean, median, 95 % quantile and maximum of the seconds of its answered calls."""
-        return {label: describe_latency(seconds) for label, seconds in self._seconds.items() if seconds}
-
-
-def describe_latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Of at least one call."""
-    ordered = sorted(seconds)
-    return {
-        "num_calls": len(ordered),
-        "mean": statistics.fmean(ordered),
-        "median": statistics.median(ordered),
-        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-        "max": ordered[-1],
-    }
-
-
-class MetricsWriter:
-    """Writes what lasts. Hears every event before anyone else does, and before the loop goes on to commit."""
-
-    def __init__(self, store: RunStore, *, tensorboard: bool) -> None:
-        self._store = store
-        self._clock = StageClock()
-        self._judges = JudgeClock()
-        self._board: Any = None
-        self._num_steps: int | None = None  # of the whole run; counted when first needed
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(store.path / "tensorboard"))
-
-    def hear(self, event: Event) -> None:
-        self._clock.hear(event)
-        self._judges.hear(event)
-        if event.kind not in RECORDED:
-            return
-        record: dict[str, Any] = {"kind": event.kind, "round": event.round_index, "time": time.time(), **event.data}
-        if event.kind == "round_done":
-            # Of this process: what a resumed round did before it was interrupted is not in here.
-            record["seconds"] = {name: round(value, 3) for name, value in self._clock.seconds.items()}
-            record["latency_s"] = self._judges.figures()
-        self._store.append_metrics(_finite(record))
-        if self._board is not None:
-            step = self._count_step() if event.kind == "step" else event.round_index
-            for name, value in _numbers(record):
-                self._board.add_scalar(f"{event.kind}/{name}", value, step)
+        Args:
+            record: as in `metrics.jsonl`; `kind` and `round` say what it is about.
+            step: where it stands: the optimizer step of the whole run for records of kind `step`, the round for others.
+        """
+        ...
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-
-    def _count_step(self) -> int:
-        if self._num_steps is None:
-            # A continued run goes on where the kept part of the metrics ends; this step's line is in it already.
-            self._num_steps = sum(record["kind"] == "step" for record in self._store.metrics())
-        else:
-            self._num_steps += 1
-        return self._num_steps - 1
+        """Send what is left."""
+        ...
 
 
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN or infinity: they become null, which readers see as missing."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
-    }
+class TensorBoard:
+    """Every number as a scalar, in the folder `tensorboard` of the run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # not before it is wanted: it imports torch
+
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def track(self, record: Mapping[str, Any], step: int) -> None:
+        for name, value in numbers_of(record):
+            self._writer.add_scalar(f"{record['kind']}/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
-def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+TRACKERS: Mapping[str, Callable[[Path], Tracker]] = {"tensorboard": TensorBoard}
+"""Field of `logging` -> what it switches on, given the run directory."""
+
+
+def make_trackers(section: LoggingSection, run_dir: Path) -> list[Tracker]:
+    """The trackers that the config switches on."""
+    return [make(run_dir) for name, make in TRACKERS.items() if getattr(section, name)]
+
+
+def numbers_of(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """`(path of keys, number)` of every number in a record; an estimate gives its value and its interval's ends."""
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}/")
+            yield from numbers_of(value, f"{prefix}{key}/")
         elif key in ("gain", "win_rate") and value is not None:
             for ending, number in zip(("", "_low", "_high"), value, strict=True):
                 yield f"{prefix}{key}{ending}", float(number)

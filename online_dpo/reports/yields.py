@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from online_dpo.reports.layout import titled
+
 GAVE = ("paired", "labelled")
 """The outcomes of prompts that gave pairs, or labelled answers."""
 
@@ -21,7 +23,7 @@ def read_yield(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Returns:
         `prompts`, how many of them `gave` something, their `share`, `lost` (why the others gave nothing -> prompts);
-        of answers labelled by their scores also `labels` (what became of each -> completions), and where there is a
+        of answers labelled by their scores also `labels` (what became of each -> completions), and where there is an
         annotator how many pairs it `overturned`.
     """
     if "outcomes" not in record:
@@ -40,12 +42,15 @@ def read_yield(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**found, "labels": record["labels"]} if "labels" in record else found
 
 
-def yield_table(yields: Sequence[Mapping[str, Any]], table: Table) -> Table:
-    """One row per round into an empty table: the share of prompts that gave something, and a column for each reason."""
+def yield_table(yields: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per round: the share of prompts that gave something, and a column for each reason why others did not."""
+    table = titled("yield of prompts")
     reasons = list(dict.fromkeys(reason for found in yields for reason in found["lost"]))
-    fates = list(dict.fromkeys(fate for found in yields for fate, number in found.get("labels", {}).items() if number))
+    labels = list(
+        dict.fromkeys(label for found in yields for label, number in found.get("labels", {}).items() if number)
+    )
     annotator = ["overturned"] if any("overturned" in found for found in yields) else []
-    columns = ("round", "prompts", "used", "share", *annotator, *reasons, *(f"answers\n{fate}" for fate in fates))
+    columns = ("round", "prompts", "used", "share", *annotator, *reasons, *(f"answers\n{label}" for label in labels))
     for name in columns:
         table.add_column(name.replace("_", "\n"), justify="right")
     for found in yields:
@@ -56,6 +61,6 @@ def yield_table(yields: Sequence[Mapping[str, Any]], table: Table) -> Table:
             f"{found['share']:.1%}",
             *(str(found.get(name, "")) for name in annotator),
             *(str(found["lost"].get(reason, 0)) for reason in reasons),
-            *(str(found.get("labels", {}).get(fate, 0)) for fate in fates),
+            *(str(found.get("labels", {}).get(label, 0)) for label in labels),
         )
     return table

@@ -15,7 +15,7 @@ from loop_kit import FakeStages, token_logps, weights_of
 from loop_runs import Kill, Run, comparable, records
 
 from online_dpo.errors import ConfigError, DataError
-from online_dpo.reports.wording import num_items
+from online_dpo.reports.data_set_lines import num_items
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Labelled, Pair, Row
 

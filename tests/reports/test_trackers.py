@@ -7,19 +7,21 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import online_dpo
+from online_dpo.config.run import LoggingSection
 from online_dpo.loop.stages import Event
-from online_dpo.reports.trackers import MetricsWriter, StageClock
+from online_dpo.reports.metrics import MetricsWriter, StageClock
+from online_dpo.reports.trackers import make_trackers
 from online_dpo.store.run_store import RunStore
 
 
 def test_tensorboard_gets_every_number_at_its_step(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "run", config_yaml="", info={}) as store:
         for losses in ((0.7, 0.6), (0.5,)):  # the second writer is that of a continued run
-            writer = MetricsWriter(store, tensorboard=True)
+            writer = MetricsWriter(store, make_trackers(LoggingSection(tensorboard=True), store.path))
             for loss in losses:
                 writer.hear(Event(kind="step", round_index=0, data={"loss": loss}))
             writer.close()
-        writer = MetricsWriter(store, tensorboard=True)
+        writer = MetricsWriter(store, make_trackers(LoggingSection(tensorboard=True), store.path))
         writer.hear(Event(kind="round_done", round_index=3, data={"evaluation": {"heldout": {"kl_initial": 1.5}}}))
         writer.close()
         assert [record.get("loss") for record in store.metrics()] == [0.7, 0.6, 0.5, None]

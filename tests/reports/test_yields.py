@@ -6,7 +6,6 @@ import io
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from online_dpo.reports.progress import describe_round
 from online_dpo.reports.yields import read_yield, yield_table
@@ -49,7 +48,7 @@ def test_the_yield_of_a_round() -> None:
 
 def test_the_table_has_a_row_for_each_round_and_a_column_for_each_reason() -> None:
     console = Console(width=200, file=io.StringIO())
-    console.print(yield_table([y for y in map(read_yield, (PAIRS, LABELS)) if y is not None], Table(box=None)))
+    console.print(yield_table([y for y in map(read_yield, (PAIRS, LABELS)) if y is not None]))
     rows = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     # round, prompts, used, share, tie, over_budget, undecided, then answers: desirable, undesirable, undecided
     assert rows[-2:] == [
@@ -58,10 +57,10 @@ def test_the_table_has_a_row_for_each_round_and_a_column_for_each_reason() -> No
     ]
 
 
-def test_the_table_tells_what_a_annotator_overturned() -> None:
+def test_the_table_tells_what_an_annotator_overturned() -> None:
     console = Console(width=200, file=io.StringIO())
     settled = {**PAIRS, "annotator": {"num_upheld": 3, "num_overturned": 2}, "outcomes": {"paired": 8}}
-    console.print(yield_table([y for y in map(read_yield, (settled,)) if y is not None], Table(box=None)))
+    console.print(yield_table([y for y in map(read_yield, (settled,)) if y is not None]))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[-1].split() == ["1", "8", "8", "100.0%", "2"] and "overturned" in lines[-2]
 

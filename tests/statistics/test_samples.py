@@ -16,7 +16,7 @@ from rich.console import Console
 from online_dpo.commands.status import read_status, show_status
 from online_dpo.loop.evaluation import committed_evaluation
 from online_dpo.loop.stages import Event
-from online_dpo.reports.trackers import StageClock
+from online_dpo.reports.metrics import StageClock
 from online_dpo.statistics.samples import (
     describe_completions,
     describe_items,
