@@ -71,7 +71,7 @@ class Supervised:
 
     @property
     def may_restart(self) -> bool:
-        """Whether its failures are for us to mend, up to a limit."""
+        """Whether it is replaced where it fails, up to a limit."""
         return bool(self._setting)
 
     def restart(self, error: ActorError) -> None:

@@ -1,6 +1,6 @@
 """The one exception hierarchy. Every message names the field or file, the value found and the remedy.
 
-`UserError` and its children are the user's to mend: the command line prints the message alone and exits with 2.
+`UserError` and its children are for the user to fix: the command line prints the message alone and exits with 2.
 Everything else exits with 1. All are built from one string, so they survive pickling between Ray processes.
 """
 
@@ -12,7 +12,7 @@ class OnlineDPOError(Exception):
 
 
 class UserError(OnlineDPOError, ValueError):
-    """Something the user can mend: the message says what and how."""
+    """Something the user can fix: the message says what and how."""
 
 
 class ConfigError(UserError):

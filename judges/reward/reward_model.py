@@ -93,30 +93,14 @@ class RewardModel:
         self._weights = _head_weights(output, config, field=field, label=label)
         self._max_tokens = self._input_limit(max_tokens, info.max_model_len, field)
         self._own_pad_id: int | None = config.get_text_config().pad_token_id
+        shape: dict[str, Any] = {"dtype": dtype, "batch_tokens": batch_tokens, "trust_remote_code": trust_remote_code}
         self._scorer: Scorer
         if engine is None:
-            self._scorer = Classifier(
-                folder,
-                config,
-                dtype=dtype,
-                batch_tokens=batch_tokens,
-                trust_remote_code=trust_remote_code,
-                on_gpu=on_gpu,
-                label=label,
-            )
+            self._scorer = Classifier(folder, config, on_gpu=on_gpu, label=label, **shape)
         else:
-            self._scorer = hosting.scorer(
-                ScorerRequest(
-                    path=str(folder),
-                    dtype=dtype,
-                    max_tokens=self._max_tokens,
-                    batch_tokens=batch_tokens,
-                    gpu_memory_utilization=engine.gpu_memory_utilization,
-                    kv_cache_gib=engine.kv_cache_gib,
-                    trust_remote_code=trust_remote_code,
-                    label=label,
-                )
-            )
+            memory = engine.model_dump(include={"gpu_memory_utilization", "kv_cache_gib"})
+            request = ScorerRequest(path=str(folder), max_tokens=self._max_tokens, label=label, **memory, **shape)
+            self._scorer = hosting.scorer(request)
         # A call that timed out may still be running in its thread, and fast tokenizers refuse to be shared.
         self._lock = threading.Lock()
 

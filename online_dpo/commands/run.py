@@ -51,7 +51,7 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         listeners: told of every event, in order.
 
     Raises:
-        UserError: something the user can mend; nothing committed is lost.
+        UserError: something the user can fix; nothing committed is lost.
         WeightMismatchError, ActorError, TrainingError: the run stopped; it can be resumed.
     """
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ from online_dpo.config.evaluation import EvaluationSection
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.run import RunConfig
 from online_dpo.config.wording import explain
-from online_dpo.errors import ConfigError
+from online_dpo.errors import ConfigError, first_line
 
 AnySection = typing.TypeVar("AnySection", bound=Section)
 
@@ -72,7 +72,7 @@ def _merge(source: str | Path | dict[str, Any], overrides: Sequence[str]) -> dic
         data = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
         chosen = typing.cast(dict[str, Any], OmegaConf.to_container(given, resolve=True))
     except OmegaConfBaseException as error:
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         raise ConfigError(
             f"the config cannot be put together: {first}; write ${{section.field}} of a field that has a value, or "
             f"${{oc.env:NAME}} of a variable that is set"

@@ -35,7 +35,7 @@ def check_coverage(store: RoundStore, prompts: Sequence[Prompt], collected: Coll
     reasons = group_reasons([v for v in verdicts if v.reason is not None and v.prompt_id not in covered])
     said = ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) or "fewer than two completions"
     remedy = (
-        f"mend the judge, then resume: the {len(failed)} prompts whose calls failed are asked about again, and nothing "
+        f"fix the judge, then resume: the {len(failed)} prompts whose calls failed are asked about again, and nothing "
         f"else; or resume with a lower verdicts.min_coverage"
         if failed
         else "no call failed, so asking again would change nothing: resume with a lower verdicts.min_coverage, or "

@@ -78,9 +78,9 @@ def describe_preferences(
         log-probs per token, which does not favour short answers; `shorter_accuracy`: share whose preferred answer is
         the shorter one (equally long ones count half), which is what knowing the lengths alone scores.
 
-        Where `before` is given, also the gain of the first two over the initial policy; `reward_accuracy`: share
-        whose preferred answer gained more (arXiv:2305.18290: the implicit reward is beta times that gain); and
-        `log_ratio_margin`: by how many nats, on average. `_low` and `_high` are paired-bootstrap 95 % intervals.
+        Where `before` is given, also how much the first two rose since the initial policy (`..._gain`);
+        `reward_accuracy`: share of pairs whose preferred answer has the larger log-ratio to the initial policy
+        (arXiv:2305.18290: the implicit reward is beta times it); and `log_ratio_margin`: by how many nats, on average. `_low` and `_high` are paired-bootstrap 95 % intervals.
     """
     lengths = [(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
     right = _right(now, lengths)
@@ -90,7 +90,7 @@ def describe_preferences(
     )
     if before is None:
         return figures
-    gaps = [
+    margins = [
         (c - c0) - (r - r0)
         for c, r, c0, r0 in zip(
             now["chosen_logps"],
@@ -100,12 +100,12 @@ def describe_preferences(
             strict=True,
         )
     ]
-    zeros = [0.0] * len(gaps)
+    zeros = [0.0] * len(margins)
     was_right = _right(before, lengths)
     for name, (old, new) in {
         **{f"{name}_gain": (was_right[name], right[name]) for name in right},
-        "reward_accuracy": (zeros, [float(gap > 0.0) for gap in gaps]),
-        "log_ratio_margin": (zeros, gaps),
+        "reward_accuracy": (zeros, [float(margin > 0.0) for margin in margins]),
+        "log_ratio_margin": (zeros, margins),
     }.items():
         interval = paired_bootstrap(_numbered(old), _numbered(new), seed=seed)
         assert interval is not None  # a set has at least one pair

@@ -2,8 +2,8 @@
 
 A round's `manifest.json` has the sha256 of each of its files and of the manifest before it. `latest` has the sha256
 of the last manifest, in the format of `sha256sum`, so `sha256sum -c latest` checks it. Both are written when
-everything else of the round is durable: first the manifest, then `latest`; a kill between the two is mended by
-`recover`.
+everything else of the round is durable: first the manifest, then `latest`; after a kill between the two, `recover`
+completes it.
 """
 
 from __future__ import annotations

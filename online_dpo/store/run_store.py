@@ -87,7 +87,7 @@ class RunStore:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Take a run directory in order to continue it, and mend what a kill left half done.
+        """Take a run directory in order to continue it, and complete what a kill left half done.
 
         Raises:
             RunDirectoryError: not a run directory, of another format version, in use, or not writable.
@@ -165,7 +165,7 @@ class RunStore:
         self.close()
 
     def amend(self, *, config_yaml: str) -> None:
-        """Replace the config on resume, where only fields changed that may. A kill on the way is mended by `open`."""
+        """Replace the config on resume, where only fields changed that may. `open` completes it after a kill."""
         if config_yaml != self.config_yaml:
             # config.yaml, run.json and their checksum cannot change in one instant: commit the new ones under
             # another name first, from where the change can be completed by whoever comes next.

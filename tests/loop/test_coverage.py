@@ -84,7 +84,7 @@ def test_the_round_fails_and_its_continuation_equals_a_run_that_never_failed(who
     message = fail(run, stages)
     assert message.startswith(
         "round 1: the judge has an opinion on 5 of 8 prompts, and verdicts.min_coverage is 0.75 (abstentions: "
-        "6 x failed: OSError: down, 3 x I would rather not); what was said is committed: mend the judge, then resume: "
+        "6 x failed: OSError: down, 3 x I would rather not); what was said is committed: fix the judge, then resume: "
         "the 2 prompts"
     )
     again = Failing(run.config, down=down[1:], mute=mute)
