@@ -80,7 +80,8 @@ def describe_preferences(
 
         Where `before` is given, also how much the first two rose since the initial policy (`..._gain`);
         `reward_accuracy`: share of pairs whose preferred answer has the larger log-ratio to the initial policy
-        (arXiv:2305.18290: the implicit reward is beta times it); and `log_ratio_margin`: by how many nats, on average. `_low` and `_high` are paired-bootstrap 95 % intervals.
+        (arXiv:2305.18290: the implicit reward is beta times it); and `log_ratio_margin`: by how many nats, on average.
+        `_low` and `_high` are paired-bootstrap 95 % intervals.
     """
     lengths = [(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
     right = _right(now, lengths)

@@ -70,7 +70,8 @@ class Opinion:
     def preference(self, i: int, j: int) -> Preference | None:
         """How much sample `i` is preferred to sample `j`; None where the judge did not say.
 
-        Where both orders were judged the probability is their mean, which cancels a judge's bias for the first place. An abstention about one of the two, or about the two together, is not overruled by anything else.
+        Where both orders were judged the probability is their mean, which cancels a judge's bias for the first
+        place. An abstention about one of the two, or about the two together, is not overruled by anything else.
         """
         if i > j:
             other = self.preference(j, i)
