@@ -12,12 +12,12 @@ from pydantic import BaseModel
 
 from judges.spec import JudgeSpec
 from judges.user.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
-from online_dpo import __version__
 from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import OuterJudge
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
+from online_dpo.version import __version__
 
 SAME_VERDICTS = frozenset({"batch_size", "batch_tokens", "threads"})
 """Fields besides the changeable ones that do not change what is said, beyond float error."""

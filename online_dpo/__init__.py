@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from online_dpo import _siblings
+from online_dpo.version import __version__ as __version__
 
 _siblings.pin()
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from online_dpo.config.run import RunConfig
     from online_dpo.errors import OnlineDPOError, UserError
     from online_dpo.types import Completion, Pair, Prompt, Verdict
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "Abstain": "judges.protocol",
