@@ -27,7 +27,6 @@ class Progress:
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._num_rounds = 0
-        self._round = 0
         self._began = time.monotonic()
         self._status: dict[str, str] = {}
 

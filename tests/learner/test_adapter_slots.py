@@ -5,21 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from learner_kit import NAME, make_pairs, make_spec, random_adapter, rows_of, save_tiny_llama, train, weights
+from learner_kit import NAME, make_pairs, make_spec, rows_of, train, weights
 
 from online_dpo.errors import ModelError, RunDirectoryError
 from online_dpo.learner.learner import Learner
-from online_dpo.types import Adapter
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    return save_tiny_llama(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def given(tiny, tmp_path_factory) -> Adapter:
-    return random_adapter(tiny, tmp_path_factory.mktemp("adapter"), seed=1)
 
 
 def test_the_initial_policy_is_the_adapter_that_is_continued(tiny, given):

@@ -12,9 +12,7 @@ from learner_kit import (
     make_pairs,
     make_spec,
     plain_peft,
-    random_adapter,
     rows_of,
-    save_tiny_llama,
     slow_token_logps,
     train,
     weights,
@@ -24,23 +22,6 @@ from learner_kit import (
 from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import TrainingError
 from online_dpo.learner.learner import Learner
-from online_dpo.types import Adapter
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    return save_tiny_llama(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def given(tiny, tmp_path_factory) -> Adapter:
-    """An adapter to continue: its policy is far from the base model."""
-    return random_adapter(tiny, tmp_path_factory.mktemp("adapter"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def other(tiny, tmp_path_factory) -> Adapter:
-    return random_adapter(tiny, tmp_path_factory.mktemp("other"), seed=2)
 
 
 @pytest.mark.parametrize("start", ["base", "adapter"])

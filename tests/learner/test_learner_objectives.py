@@ -17,8 +17,6 @@ from learner_kit import (
     make_pairs,
     make_spec,
     plain_peft,
-    random_adapter,
-    save_tiny_llama,
     slow_token_logps,
     train,
     with_dropout,
@@ -35,22 +33,6 @@ from online_dpo.types import Adapter, Labelled, Pair
 
 BETA = 0.1
 LN2 = math.log(2.0)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    return save_tiny_llama(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def given(tiny, tmp_path_factory) -> Adapter:
-    """An adapter to continue: its policy is far from the base model."""
-    return random_adapter(tiny, tmp_path_factory.mktemp("adapter"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def other(tiny, tmp_path_factory) -> Adapter:
-    return random_adapter(tiny, tmp_path_factory.mktemp("other"), seed=2)
 
 
 def section(name: str, **options: Any) -> Objective:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from learner_kit import EOS, VOCAB, plain_peft, random_adapter, save_tiny_llama, slow_token_logps
+from learner_kit import EOS, VOCAB, plain_peft, random_adapter, slow_token_logps
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -33,11 +33,6 @@ ROWS = [
     Row(prompt_ids=(5, 9), completion_ids=(EOS, 8, EOS, EOS, 4)),  # begins with EOS, has it inside
     Row(prompt_ids=(1, 2, 3, 4, 5, 6, 7, 8), completion_ids=(EOS,)),  # nothing but EOS
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    return save_tiny_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
