@@ -197,7 +197,7 @@ def test_a_real_server_refuses_in_its_own_words(serving: Serving, monkeypatch: p
     ):
         trial(endpoint={"model": "large"})
     [verdicts], _ = ask(build_llm(serving.section(), "judge"), question("word " * 5000, "x"))
-    assert len(verdicts) == 2
+    assert verdicts
     assert all(str(v.explanation).startswith("failed: status 400: ") and "4096" in str(v.explanation) for v in verdicts)
     monkeypatch.setenv("LOOPBACK_KEY", "another-key")
     with pytest.raises(StopJudging, match=r"refused the key \(status 401: Unauthorized"):
