@@ -1,7 +1,8 @@
 """Takes rounds off a run: they move to `set-aside/`, with their lines of the metrics.
 
-What is to be done is written to `rewind.json` before anything moves, and that file is removed last. A rewind that is
-killed on the way is therefore completed by whoever opens the run next: every step may be done twice.
+What is to be done is committed as `rewind.json` before anything moves, and taken back last. A rewind that is killed on
+the way is therefore completed by whoever opens the run next: every step may be done twice. Like every commit it has a
+checksum, so a damaged one is never followed.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from online_dpo.errors import RunDirectoryError
+from online_dpo.errors import CorruptionError, RunDirectoryError
+from online_dpo.store.commits import CHECKSUM, Commits
 from online_dpo.store.files import Files
 from online_dpo.store.history import History, canonical_json, round_folder
 from online_dpo.store.metrics_file import METRICS, MetricsFile
 from online_dpo.store.round_store import RoundStore
 
-PLAN = "rewind.json"
+PLAN, PLAN_FILE = "rewind", "rewind.json"
 SET_ASIDE = "set-aside/"
 
 
@@ -29,7 +31,13 @@ def rewind(files: Files, history: History, metrics: MetricsFile, num_kept: int |
         RunDirectoryError: there are not so many rounds, or no round can be played after them.
         CorruptionError: what would stay is damaged.
     """
-    completed = complete_rewind(files, history)
+    try:
+        completed = complete_rewind(files, history)
+    except CorruptionError:
+        if num_kept is None:
+            raise
+        _discard_plan(files)  # the user has said anew what to do
+        completed = None
     if completed is not None and completed["num_kept"] == num_kept:
         return str(completed["folder"])
     if num_kept is None:
@@ -47,16 +55,23 @@ def rewind(files: Files, history: History, metrics: MetricsFile, num_kept: int |
     taken = {key.split("/")[1] for key in files.keys(SET_ASIDE)}
     number = 1 + max((int(name) for name in taken if name.isdecimal()), default=0)
     folder = f"{SET_ASIDE}{number:05d}/"
-    files.put(PLAN, canonical_json({"num_kept": num_kept, "metrics_bytes": num_bytes, "folder": folder}))
+    plan = {"num_kept": num_kept, "metrics_bytes": num_bytes, "folder": folder}
+    _plans(files).put(PLAN, {PLAN_FILE: canonical_json(plan)})
     complete_rewind(files, history)
     return folder
 
 
 def complete_rewind(files: Files, history: History) -> dict[str, Any] | None:
-    """Do what `rewind.json` asks for, or the rest of it, and return its content; None where there is no such file."""
-    if not files.exists(PLAN):
+    """Do what the committed plan asks for, or the rest of it, and return its content; None where there is no plan.
+
+    Raises:
+        CorruptionError: the plan is damaged.
+    """
+    if not _plans(files).has(PLAN):
+        if files.exists(PLAN_FILE):
+            files.delete(PLAN_FILE)  # of a plan that a kill kept from being committed, or that was being taken back
         return None
-    plan: dict[str, Any] = json.loads(files.get(PLAN))
+    plan: dict[str, Any] = json.loads(_plans(files).get(PLAN)[PLAN_FILE])
     num_bytes, folder = plan["metrics_bytes"], plan["folder"]
     metrics = files.get(METRICS) if files.exists(METRICS) else b""
     if len(metrics) > num_bytes:
@@ -67,7 +82,7 @@ def complete_rewind(files: Files, history: History) -> dict[str, Any] | None:
     for index in history.on_disk():
         if index >= plan["num_kept"]:
             files.move(round_folder(index), folder + round_folder(index))
-    files.delete(PLAN)
+    _plans(files).remove(PLAN)
     return plan
 
 
@@ -77,7 +92,7 @@ def expect_no_rewind(files: Files) -> None:
     Raises:
         RunDirectoryError: a rewind is under way, or was killed.
     """
-    if files.exists(PLAN):
+    if _plans(files).has(PLAN):
         raise RunDirectoryError(
             f"{files.root} is being rewound, or its rewind was interrupted; if it was, `online-dpo rewind "
             f"{files.root}` completes it"
@@ -88,6 +103,25 @@ def delete_set_aside(files: Files) -> None:
     """Delete what every rewind of the run set aside."""
     for key in files.keys(SET_ASIDE):
         files.delete(key)
+
+
+def _plans(files: Files) -> Commits:
+    """Where a plan is committed."""
+    return Commits(
+        files,
+        "",
+        lambda: (
+            f"restore it from a backup, or say anew from which round on to play again, with `online-dpo rewind "
+            f"{files.root} --round N`"
+        ),
+    )
+
+
+def _discard_plan(files: Files) -> None:
+    """Take back a plan that cannot be read: its checksum first, as for every commit."""
+    for key in (f"{PLAN}{CHECKSUM}", PLAN_FILE):
+        if files.exists(key):
+            files.delete(key)
 
 
 def _expect_can_keep(files: Files, history: History, num_kept: int) -> None:

@@ -38,6 +38,14 @@ def split(path: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
     )
 
 
+def committed(path: Path) -> dict[str, bytes]:
+    """The files of the run, without what a process may leave that was killed while it wrote or took back a plan."""
+    files = {name: data for name, data in tree(path).items() if ".partial-" not in name}
+    if "rewind.sha256" not in files:
+        files.pop("rewind.json", None)
+    return files
+
+
 @pytest.mark.parametrize("num_kept", [0, 1, 2, 3])
 def test_what_is_taken_off_is_kept_and_the_run_goes_on(num_kept: int, run: Path, tmp_path: Path) -> None:
     before = tree(run)
@@ -66,22 +74,48 @@ def test_a_rewind_that_crashes_at_any_instant_is_completed(power_cut: bool, run:
         path = shutil.copytree(run, tmp_path / "crashed")
         for limit in (crash_at, crash_at % 7):  # the second crash hits the completion of the first
             with suppress(Crash), CrashingDisk(path, crash_at=limit, power_cut=power_cut):
-                if tree(path) != expected:  # else it is done, and there is nothing more to take off
+                if committed(path) != expected:  # else it is done, and there is nothing more to take off
                     RunStore.rewind(path, num_kept=1)
-        if (path / "rewind.json").exists():
+        if (path / "rewind.sha256").exists():
             with pytest.raises(RunDirectoryError, match=r"`online-dpo rewind .*` completes it"):
                 RunStore.read(path)
         else:
-            lasting = {name: data for name, data in tree(path).items() if ".partial-" not in name}
-            assert lasting in (before, expected)
-        if crash_at % 2:
-            RunStore.rewind(path, num_kept=1) if tree(path) != expected else None
+            assert committed(path) in (before, expected)
+        if crash_at % 2 and committed(path) != expected:
+            RunStore.rewind(path, num_kept=1)
         else:
             RunStore.open(path).close()  # as `online-dpo run` does
         left.append(tree(path))
         assert left[-1] in (before, expected), f"crash at change {crash_at}"
         shutil.rmtree(path)
     assert before in left and left[-1] == expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "forged", "checksum"])
+def test_a_damaged_plan_is_never_followed(damage: str, run: Path) -> None:
+    """Would catch a plan that takes off other rounds than it was told to, or moves them out of the run directory."""
+    plan, before = run / "rewind.json", tree(run)
+    with CrashingDisk(run, crash_at=8, power_cut=False), pytest.raises(Crash):
+        RunStore.rewind(run, num_kept=2)
+    assert (run / "rewind.sha256").exists()
+    match damage:
+        case "cut":
+            plan.write_bytes(plan.read_bytes()[:-9])
+        case "flipped":
+            plan.write_bytes(plan.read_bytes().replace(b'"num_kept": 2', b'"num_kept": 0'))
+        case "forged":
+            plan.write_bytes(plan.read_bytes().replace(b"set-aside/00001/", b"../../elsewhere/"))
+        case "checksum":
+            (run / "rewind.sha256").write_bytes(b"nothing\n")
+    left = tree(run)
+    for attempt in (lambda: RunStore.open(run), lambda: RunStore.rewind(run, num_kept=None)):
+        with pytest.raises(CorruptionError, match=r"rewind.*online-dpo rewind .* --round N`"):
+            attempt()
+        assert tree(run) == left
+    assert RunStore.rewind(run, num_kept=2) is not None  # said anew
+    kept = {name for name in before if not name.startswith("rounds/") or int(name.split("/")[1]) < 2}
+    assert {name for name in tree(run) if not name.startswith("set-aside/")} == kept
+    examine(run)
 
 
 @pytest.mark.parametrize("num_rounds", [0, 1])
