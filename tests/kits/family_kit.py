@@ -21,6 +21,7 @@ WINDOW = 8
 """Of attention, in tokens: rows of tests are longer."""
 
 LAYERS = ["sliding_attention", "full_attention"]
+GEMMA: dict[str, Any] = {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 24, "layer_types": LAYERS}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
