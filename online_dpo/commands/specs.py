@@ -11,7 +11,7 @@ from online_dpo.config.control import PathReference
 from online_dpo.config.learner import LoraSection
 from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.models.inspection import ModelInfo
-from online_dpo.models.model_files import tensor_shapes
+from online_dpo.models.model_files import of_expert, tensor_shapes
 
 MAX_NUM_SEQS = 256
 """Sequences that an engine decodes at once, at most; more only cost memory on the machines this was measured on."""
@@ -57,7 +57,8 @@ def linear_layers(model: ModelInfo) -> tuple[str, ...]:
     return _last_names(
         name
         for name in matrices
-        if not any(part in name for part in ("embed", ".experts."))
+        if "embed" not in name
+        and not of_expert(f"{name}.weight")
         and not name.endswith(("lm_head", "wte", "wpe", "mlp.gate", "block_sparse_moe.gate"))
     )
 
