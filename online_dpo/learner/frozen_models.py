@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from online_dpo.errors import ModelError, first_line
-from online_dpo.learner.logprobs import verify_head
+from online_dpo.learner.logprobs import verify_attention, verify_head
 from online_dpo.models.attention import implementation_for
 
 
@@ -24,10 +24,10 @@ class ModelSource:
 
 
 def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], device: torch.device) -> Any:
-    """A frozen model in eval mode, whose head is one that is known.
+    """A frozen model in eval mode, whose head and attention are known to be computed as they should.
 
     Raises:
-        ModelError: it does not load, or its head is unknown.
+        ModelError: it does not load, its head is unknown, or its attention drops something.
     """
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
@@ -45,4 +45,5 @@ def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], de
         ) from None
     model = model.to(device).requires_grad_(False).eval()
     verify_head(model)
+    verify_attention(model)
     return model

@@ -1,7 +1,7 @@
 """vLLM's log-probs of every family after a push, against the learner's: one engine and one process for each.
 
-    python tests/kits/family_engine.py             every family, into the table of docs/models.md
-    python tests/kits/family_engine.py GPT-2       one family, printed only
+python tests/kits/family_engine.py             every family, into the table of docs/models.md
+python tests/kits/family_engine.py GPT-2       one family, printed only
 """
 
 from __future__ import annotations
