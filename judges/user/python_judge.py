@@ -6,6 +6,7 @@ twice at once, so it need not be thread-safe; `async def` code runs `concurrency
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import json
@@ -17,10 +18,11 @@ from pydantic import BaseModel, ValidationError
 
 from judges.calling import Caller
 from judges.hosting import Hosting
-from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, as_list, count, show
+from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, count, limits_of
 from judges.spec import JudgeSpec
 from judges.threads import in_thread
 from judges.user.user_code import load_target
+from judges.values import as_list, how_many, show
 from online_dpo.errors import JudgeError
 from online_dpo.types import NUM_RANKINGS, Verdict
 
@@ -41,7 +43,7 @@ def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Jud
 
 
 class _UserCode:
-    """One callable of the user's, blocking or not, with or without `metadata`."""
+    """One callable of the user's, blocking or not, with or without `metadata`. It gets copies, which it may change."""
 
     def __init__(self, function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
         self._function = function
@@ -55,7 +57,8 @@ class _UserCode:
         return Limits(questions_per_call=1, calls_in_flight=None if self.is_async else 1)
 
     async def __call__(self, *args: Any, metadata: Any) -> Any:
-        keywords = {**self._keywords, "metadata": metadata} if self._wants_metadata else self._keywords
+        args = tuple(_copied(arg) for arg in args)
+        keywords = {**self._keywords, "metadata": _copied(metadata)} if self._wants_metadata else self._keywords
         if self.is_async:
             return await self._function(*args, **keywords)
         result = await in_thread(self._function, *args, **keywords)
@@ -94,9 +97,9 @@ class BatchJudge:
             [text for _, _, text in rows],
             metadata=[dict(q.metadata) for q, _, _ in rows],
         )
-        scores = as_list(answer)
+        scores = as_list(answer, len(rows))
         if scores is None or len(scores) != len(rows):
-            found = show(answer) if scores is None else f"{len(scores)} scores"
+            found = show(answer) if scores is None else f"{how_many(scores, len(rows))} scores"
             raise JudgeError(
                 f"returned {found} for {len(rows)} completions; return a list with one finite number for each, or "
                 f"{ABSTAIN_HINT.replace('return', 'put').replace(' to abstain', ' in its place to abstain')}"
@@ -138,6 +141,22 @@ class ListwiseJudge:
         return [
             q.ranking(await self._code(q.prompt, list(q.completions), metadata=dict(q.metadata))) for q in questions
         ]
+
+
+class ProtocolJudge:
+    """Calls `judge(questions)`, with questions that are its own to change."""
+
+    def __init__(self, instance: Judge) -> None:
+        self._instance = instance
+        self.limits = limits_of(instance)
+
+    async def judge(self, questions: Sequence[Question]) -> Sequence[Sequence[Verdict]]:
+        return await self._instance.judge(_copied(list(questions)))
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy. What a batch holds several times, such as a prompt for each of its completions, is copied each."""
+    return [copy.deepcopy(item) for item in value] if isinstance(value, list) else copy.deepcopy(value)
 
 
 def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str, both_orders: bool = False) -> Judge:
@@ -200,7 +219,7 @@ def _adapt_instance(instance: Any, *, field: str, label: str, both_orders: bool)
         if not inspect.iscoroutinefunction(instance.judge):
             raise JudgeError(f"{label} has a judge method that is not async; write async def judge(self, questions)")
         _refuse_both_orders(both_orders, field=field, label=label)
-        return cast(Judge, instance)
+        return ProtocolJudge(instance)
     methods = [name for name in KINDS if callable(getattr(instance, name, None))]
     if not methods:
         known = [name for name in dir(instance) if not name.startswith("_")]
