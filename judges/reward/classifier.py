@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from online_dpo.errors import JudgeError
+from online_dpo.models.attention import implementation_for
 
 
 class Classifier:
@@ -104,6 +105,7 @@ def _load(folder: Path, config: Any, *, dtype: str, trust_remote_code: bool, lab
             config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
+            attn_implementation=implementation_for(config),
             use_safetensors=True,
             output_loading_info=True,
         )

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from online_dpo.errors import ModelError, first_line
 from online_dpo.learner.logprobs import verify_head
+from online_dpo.models.attention import implementation_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,13 @@ def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], de
         ModelError: it does not load, or its head is unknown.
     """
     try:
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=getattr(torch, dtype), trust_remote_code=source.trust_remote_code
+            source.folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=source.trust_remote_code,
+            attn_implementation=implementation_for(config),
         )
     except (OSError, ValueError) as error:
         raise ModelError(

@@ -22,6 +22,8 @@ from tokenizers import pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -372,7 +374,16 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         ),
         {},
     ),
-}
+    "soft cap": (  # which SDPA would drop
+        lambda: Gemma2ForSequenceClassification(
+            shrink(
+                Gemma2Config, pad_token_id=0, num_labels=1, head_dim=16, num_key_value_heads=1,
+                attn_logit_softcapping=2.0, **LLAMA,
+            )
+        ),
+        {},
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -416,8 +427,9 @@ def lone_score(folder: Path, kind: type, question: Question, completion: str, li
         ids += [2] * (i > 0) + [3 + letters.index("Ġ" if c == " " else c) for c in part]
     if len(ids) > limit:
         ids = [1, *ids[len(ids) - limit + 1 :]]
+    model = kind.from_pretrained(folder, attn_implementation="eager").eval()  # type: ignore[attr-defined]
     with torch.no_grad():
-        logits = kind.from_pretrained(folder).eval()(input_ids=torch.tensor([ids])).logits[0]  # type: ignore[attr-defined]
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
     return float(logits[0] if len(logits) == 1 else torch.log(logits.softmax(-1)[1] / logits.softmax(-1)[0]))
 
 
@@ -425,6 +437,7 @@ KINDS = {
     "LlamaForSequenceClassification": LlamaForSequenceClassification,
     "GPT2ForSequenceClassification": GPT2ForSequenceClassification,
     "BertForSequenceClassification": BertForSequenceClassification,
+    "Gemma2ForSequenceClassification": Gemma2ForSequenceClassification,
 }
 
 
