@@ -149,6 +149,12 @@ class Limits:
     questions_per_call: int | None = None
     calls_in_flight: int | None = None
     own_retries: bool = False  # it limits and repeats its calls itself; repeating them all would pay twice
+    own_timeout: bool = False  # it holds `timeout_s` itself, and raises TimeoutError
+
+    @property
+    def held_from_outside(self) -> bool:
+        """Whether whoever calls it has to hold `timeout_s`."""
+        return not (self.own_retries or self.own_timeout)
 
 
 def limits_of(judge: Judge) -> Limits:

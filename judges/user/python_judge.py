@@ -2,26 +2,24 @@
 
 A parameter named `metadata` asks for the prompt's further columns. Blocking code runs in a thread and is never called
 twice at once, so it need not be thread-safe; `async def` code runs `concurrency` calls at a time.
+
+All of this runs in the process that `judge_process` starts, which waits for its imports: they are few.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import difflib
 import inspect
 import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
-
-from judges.calling import Caller
-from judges.hosting import Hosting
 from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, count, limits_of
-from judges.spec import JudgeSpec
 from judges.threads import in_thread
-from judges.user.user_code import load_target
 from judges.values import as_list, how_many, show
 from online_dpo.errors import JudgeError
 from online_dpo.types import NUM_RANKINGS, Verdict
@@ -33,13 +31,6 @@ PARAMETERS = {
     "compare": ("prompt", "a", "b"),
     "rank": ("prompt", "completions"),
 }
-
-
-def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Judge:
-    """Make a judge of the code that a spec names."""
-    section = spec.section
-    target = load_target(section.target, spec.source, label=spec.label)
-    return adapt(target, section.args, field=spec.field, name=section.target, both_orders=section.both_orders)
 
 
 class _UserCode:
@@ -61,7 +52,12 @@ class _UserCode:
         keywords = {**self._keywords, "metadata": _copied(metadata)} if self._wants_metadata else self._keywords
         if self.is_async:
             return await self._function(*args, **keywords)
-        result = await in_thread(self._function, *args, **keywords)
+        work = asyncio.ensure_future(in_thread(self._function, *args, **keywords))
+        try:
+            result = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # a thread cannot be killed; this process is, if that takes long
+            raise
         # A decorator may hide that a function is async.
         return await cast(Awaitable[Any], result) if inspect.isawaitable(result) else result
 
@@ -191,15 +187,16 @@ def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str, bot
 
 def _construct(target: type, args: Mapping[str, Any], field: str, label: str) -> Any:
     model = getattr(target, "Args", None)
-    has_args = inspect.isclass(model) and issubclass(model, BaseModel)
+    pydantic = sys.modules.get("pydantic")  # code that has not imported it has no model of it
+    has_args = pydantic is not None and inspect.isclass(model) and issubclass(model, pydantic.BaseModel)
     checked: Any = model if has_args else target
     _check_args(checked, args, (), field=field, label=label)
     try:
         return target(checked(**args)) if has_args else target(**args)
-    except ValidationError as error:
-        lines = [_explain(problem, field) for problem in error.errors()]
-        raise JudgeError("\n".join(f"{line} (as {label} has it)" for line in lines)) from None
     except Exception as error:
+        if pydantic is not None and isinstance(error, pydantic.ValidationError):
+            lines = [_explain(problem, field) for problem in error.errors()]
+            raise JudgeError("\n".join(f"{line} (as {label} has it)" for line in lines)) from None
         raise JudgeError(
             f"{label} could not be constructed: {type(error).__name__}: {error}; check {field}.args and what the "
             f"constructor reads"
