@@ -498,7 +498,7 @@ def test_unusable_reward_models_are_refused(zoo: Callable[[str], Path], tmp_path
 
     LlamaForCausalLM(shrink(LlamaConfig, pad_token_id=0, **LLAMA)).save_pretrained(tmp_path / "causal")
     save_tokenizer(tmp_path / "causal")
-    assert "has no weights for score.weight" in refuse(tmp_path / "causal")
+    assert "has no weights for score.weight" in refuse(tmp_path / "causal", ModelError)
     three = LlamaForSequenceClassification(shrink(LlamaConfig, pad_token_id=0, num_labels=3, **LLAMA))
     three.save_pretrained(tmp_path / "three")
     save_tokenizer(tmp_path / "three")
