@@ -22,7 +22,9 @@ GROUP = "online_dpo.judges"
 
 EMBEDDED = {"gold": ("online_dpo.embedded.gold", "GoldJudge")}
 FORMS = "path/to/file.py:name, package.module:name, embedded:gold or the name of an installed entry point"
-_BIND_UNSEEN = ("import *", "globals()", "vars()", "exec(", "setattr(", "__getattr__", "global ")
+_BINDS_UNSEEN = ("import *", "globals()", "vars()", "exec(", "setattr(", "__getattr__", "global ")
+"""What a file may bind names with that its top level does not show."""
+
 _serial = itertools.count()
 
 
@@ -67,9 +69,11 @@ def read_source(target: str, *, label: str, base_dir: Path) -> str | None:
         compile(source, place, "exec")
     except (SyntaxError, ValueError, OSError) as error:
         raise JudgeError(f"{label}: {_where_it_broke(error, place)}; fix the file") from None
-    bound = _bound_names(source, place)
-    if bound is not None and name not in bound:
-        raise _nothing_named(name, place, [n for n in bound if not n.startswith("_")], label)
+    if not any(word in source for word in _BINDS_UNSEEN):
+        symbols = symtable.symtable(source, place, "exec").get_symbols()
+        if not any(s.get_name() == name and (s.is_assigned() or s.is_imported()) for s in symbols):
+            known = [s.get_name() for s in symbols if s.is_namespace() and not s.get_name().startswith("_")]
+            raise _nothing_named(name, place, known, label)
     return source
 
 
@@ -144,14 +148,6 @@ def _nothing_named(name: str, place: str, known: list[str], label: str) -> Judge
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     has = f"it has {', '.join(known) or 'no function or class at all'}"
     return JudgeError(f"{label}: {place} has nothing named {name}; {f'did you mean {close[0]}?' if close else has}")
-
-
-def _bound_names(source: str, place: str) -> list[str] | None:
-    """What a file binds at its top level, in order, without running it; None where only running it can tell."""
-    if any(word in source for word in _BIND_UNSEEN):
-        return None
-    symbols = symtable.symtable(source, place, "exec").get_symbols()
-    return [s.get_name() for s in symbols if s.is_assigned() or s.is_imported() or s.is_namespace()]
 
 
 def _import_source(source: str, place: str, label: str) -> ModuleType:

@@ -229,7 +229,7 @@ def test_a_judge_that_is_not_there(command: str, target: str, message: str, work
 
 def test_every_judge_that_does_not_keep_its_contract_is_told_at_once(work: Path) -> None:
     (work / "judges.py").write_text(JUDGES)
-    (work / "imports.py").write_text("\nimport no_such_package\n")
+    (work / "imports.py").write_text("\nimport no_such_package as score\n")
     tried = "was tried on two canned completions and"
     abstain = 'return Abstain("why") to abstain'
     finite = f"for completion 0 of prompt trial; return a finite number, or {abstain}"
