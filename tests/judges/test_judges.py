@@ -31,6 +31,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from judges.isolation.failures import RaisedInChild
 from judges.protocol import Judge, Question, check_verdicts, collect_counts
 from judges.registry import build, make_spec
 from judges.reward.reward_model import RewardModel
@@ -194,7 +195,7 @@ from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
 from online_dpo.config.judges.hosted import PythonJudge
-section = PythonJudge(type="python", target="mine.py:f")
+section = PythonJudge(type="python", target="mine.py:f", timeout_s=0.2)
 judge = build(make_spec(section, field="judge", base_dir=Path({str(tmp_path)!r})))
 try:
     asyncio.run(try_judge(judge, field="judge", chat=False, timeout_s=0.2))
@@ -336,8 +337,9 @@ def test_the_file_travels_as_text(tmp_path: Path) -> None:
     assert (spec.section, spec.field, spec.source) == (section, "judge", source)
     judge = build(spec)
     assert values(ask(judge)) == [[9.0, 21.0, 6.0], [9.0, 24.0]]
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(RaisedInChild) as caught:
         ask(judge, [Question(prompt_id="e", prompt="", completions=("",))])
+    assert (caught.value.kind, caught.value.where) == ("ValueError", "judges/mine.py, line 6")
     assert "if not completion: raise ValueError('empty')  # é" in "".join(traceback.format_exception(caught.value))
 
 
