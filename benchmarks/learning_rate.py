@@ -185,7 +185,7 @@ def random_pairs(count: int, *, vocab_size: int, length: int = 48) -> list[Pair]
 
 
 def step_random(shape: Sequence[int], rates: Sequence[str], *, steps: int) -> None:
-    """By how many nats the chosen answers of a batch gain on the rejected ones after each step on it: a row for a rate."""
+    """Nats that the chosen answers of a batch gain on the rejected ones with each step on it: a row for a rate."""
     from online_dpo.config.learner import LearnerSection
     from online_dpo.config.objective.pairwise import SigmoidObjective
     from online_dpo.learner.spec import LearnerSpec
