@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from online_dpo import embedded
+from online_dpo.data.arrow_formats import saved_folder
 from online_dpo.data.row_formats import SUFFIXES, numbered_rows
 from online_dpo.errors import DataError, first_line
 from online_dpo.models.locating import HUB_ID
@@ -127,18 +128,33 @@ def _local_path(spec: Source, field: str) -> Path | None:
     if not known and not path.exists() and HUB_ID.fullmatch(source):
         return None
     if path.is_dir():
-        raise DataError(f"{label}, which is a folder; give one file ({', '.join(SUFFIXES)}) or a hub id org/name")
+        saved = saved_folder(path, spec.split, label, field)
+        if saved is None:
+            raise DataError(
+                f"{label}, which is a folder that save_to_disk did not write; give one file ({', '.join(SUFFIXES)}) or "
+                f"a hub id org/name"
+            )
+        _expect_default(spec, field, label, ("subset",))
+        return saved
     if not path.exists():
         raise DataError(f"{label}; there is no such file: give a {', '.join(SUFFIXES)} file or a hub id org/name")
     if not known:
         raise DataError(f"{label}, whose format is not known; give a file that ends with {', '.join(SUFFIXES)}")
-    for name, value, default in (("subset", spec.subset, None), ("split", spec.split, "train")):
-        if value != default:
+    if not path.is_file():
+        raise DataError(f"{label}, which is no regular file but a pipe, device or socket; write the rows into a file")
+    _expect_default(spec, field, label, ("subset", "split"))
+    return path
+
+
+def _expect_default(spec: Source, field: str, label: str, names: Sequence[str]) -> None:
+    """Refuse what only data sets of the hub have."""
+    for name in names:
+        value = getattr(spec, name)
+        if value != {"subset": None, "split": "train"}[name]:
             raise DataError(
                 f"{field}.{name} is {value}, but {label}, which is a file; only data sets of the hub have a {name}: "
                 f"remove {field}.{name}"
             )
-    return path
 
 
 def _load_hub(spec: Source, field: str) -> Any:
