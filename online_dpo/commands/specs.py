@@ -47,7 +47,7 @@ def engine_spec(materials: Materials) -> Any:
 
 
 def linear_layers(model: ModelInfo) -> tuple[str, ...]:
-    """Last names of the layers that `all-linear` may mean: those with a matrix, embeddings and head aside."""
+    """Last names of the layers that `all-linear` may mean: those with a matrix; embeddings, head and experts aside."""
     matrices = {
         name.removesuffix(".weight")
         for file in model.weight_files
@@ -55,7 +55,10 @@ def linear_layers(model: ModelInfo) -> tuple[str, ...]:
         if len(shape) == 2 and name.endswith(".weight")
     }
     return _last_names(
-        name for name in matrices if "embed" not in name and not name.endswith(("lm_head", "wte", "wpe"))
+        name
+        for name in matrices
+        if not any(part in name for part in ("embed", ".experts."))
+        and not name.endswith(("lm_head", "wte", "wpe", "mlp.gate", "block_sparse_moe.gate"))
     )
 
 

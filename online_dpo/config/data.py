@@ -26,18 +26,20 @@ class DataSource(Section):
     """Where a data set is found."""
 
     source: Place
-    """A hub id, a local .jsonl, .jsonl.gz, .json, .parquet or .csv file, or, for prompts, `embedded:openings/train`."""
+    """A hub id, a local .jsonl, .jsonl.gz, .json, .parquet, .arrow or .csv file, a folder that `save_to_disk` of
+    `datasets` wrote, or, for prompts, `embedded:openings/train`."""
     subset: str | None = None
     """The configuration of a hub data set (its `name`). null takes the default one."""
     split: str = "train"
-    """The split of a hub data set."""
+    """The split of a hub data set, or of a folder with several."""
 
 
 class PromptColumn(DataSource):
     """A data set of prompts and its column."""
 
     field: str = "prompt"
-    """The column that holds the prompt: text, or a list of chat messages."""
+    """The column that holds the prompt: text, or a list of chat messages. Where there is no column `prompt`, a column
+    `conversations` or `messages` is read, up to the assistant's last message."""
 
 
 class PromptsSection(PromptColumn):

@@ -21,7 +21,8 @@ class LoraSection(Section):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """The probability of dropping an input of the adapter in training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
-    """The linear layers that are adapted: all but the head, or those whose names are given."""
+    """The linear layers that are adapted: all but the head, or those whose names are given. Of a mixture of experts,
+    all-linear means those of attention."""
 
     @field_validator("targets")
     @classmethod

@@ -61,7 +61,7 @@ def read_saved(folder: Path, label: str) -> Iterator[NumberedRow]:
     yield from _rows(lambda: _arrow_batches([folder / Path(name).name for name in names], label), label, "Arrow file")
 
 
-def saved_folder(folder: Path, split: str, label: str, field: str) -> Path | None:
+def saved_folder(folder: Path, split: str, label: str, setting: str) -> Path | None:
     """The folder of one split that `save_to_disk` wrote; None where that is not what the folder is.
 
     Raises:
@@ -69,9 +69,7 @@ def saved_folder(folder: Path, split: str, label: str, field: str) -> Path | Non
     """
     if (folder / STATE).is_file():
         if split != "train":
-            raise DataError(
-                f"{field}.split is {split}, but {label}, which was saved without splits: remove {field}.split"
-            )
+            raise DataError(f"{setting} is {split}, but {label}, which was saved without splits: remove {setting}")
         return folder
     if not (folder / SPLITS).is_file():
         return None
@@ -79,7 +77,7 @@ def saved_folder(folder: Path, split: str, label: str, field: str) -> Path | Non
         return folder / split
     known = sorted(state.parent.name for state in folder.glob(f"*/{STATE}"))
     raise DataError(
-        f"{field}.split is {split}, but {label}, which has the splits {', '.join(known) or 'none'}: set {field}.split "
+        f"{setting} is {split}, but {label}, which has the splits {', '.join(known) or 'none'}: set {setting} "
         f"to one of them"
     )
 

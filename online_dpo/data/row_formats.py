@@ -111,11 +111,25 @@ def _read_csv(path: Path, label: str) -> Iterator[NumberedRow]:
                     yield f"line {begin}", dict(zip(header, cells, strict=True))
                 begin = reader.line_num + 1
         except UnicodeDecodeError as error:
-            raise DataError(f"{label}; what follows line {begin - 1} {not_utf8(error)}") from None
+            raise DataError(f"{label}; line {_first_foreign_line(path)} {not_utf8(error)}") from None
         except csv.Error as error:
             raise DataError(
                 f"{label}; the row at line {begin} is malformed CSV ({error}): correct or remove it"
             ) from None
+
+
+def _first_foreign_line(path: Path) -> int:
+    """The first line that is not UTF-8; a text stream decodes blocks, and knows no lines when it fails."""
+    with path.open("rb") as lines:
+        return next((number for number, line in enumerate(lines, start=1) if not _is_utf8(line)), 1)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parse(content: bytes) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from online_dpo.config.learner import LoraSection
 from online_dpo.errors import ModelError
+from online_dpo.learner import lora_targets
 from online_dpo.models.adapters import check_plain_lora, lora_layers
 from online_dpo.types import Adapter, WeightsRef, derive_seed
 
@@ -43,7 +44,8 @@ def attach(model: nn.Module, lora: LoraSection | None, adapter: Adapter | None, 
     Raises:
         ModelError: the adapter is not a plain LoRA, or does not fit the model.
     """
-    config = _new_config(lora or LoraSection()) if adapter is None else _parse_config(adapter)
+    lora = lora or LoraSection()
+    config = _new_config(lora, model) if adapter is None else _parse_config(adapter)
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda][:1]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, "lora"))
@@ -54,12 +56,15 @@ def attach(model: nn.Module, lora: LoraSection | None, adapter: Adapter | None, 
                 f"LoRA does not fit {type(model).__name__}: {error}; name linear layers of this model in "
                 f"learner.lora.targets, or use all-linear"
             ) from None
-        # PEFT has resolved `all-linear` in place by now, so the second slot targets the same layers.
+        if not isinstance(peft_model, PeftModel):
+            raise ModelError(
+                f"PEFT cannot wrap {type(model).__name__} with more than one adapter; choose another model"
+            )
+        lora_targets.check_targets(peft_model, POLICY, lora.targets if adapter is None else "the adapter's own")
+        # PEFT has resolved the targets in place by now, so the second slot has the same layers.
         frozen = copy.deepcopy(config)
         frozen.inference_mode = True
         peft_model.add_adapter(FROZEN, frozen)
-    if not isinstance(peft_model, PeftModel):
-        raise ModelError(f"PEFT cannot wrap {type(model).__name__} with more than one adapter; choose another model")
     for name, parameter in peft_model.named_parameters():
         parameter.requires_grad_(f".{POLICY}." in name)
     if adapter is not None:
@@ -173,10 +178,10 @@ def parse_weights(adapter: Adapter) -> dict[str, Tensor]:
         ) from None
 
 
-def _new_config(lora: LoraSection) -> LoraConfig:
+def _new_config(lora: LoraSection, model: nn.Module) -> LoraConfig:
     # PEFT and vLLM declare alpha as an integer; a whole number is written as one.
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
-    targets = lora.targets if isinstance(lora.targets, str) else sorted(lora.targets)
+    targets = lora_targets.all_linear(model) if lora.targets == "all-linear" else sorted(lora.targets)
     return LoraConfig(
         r=lora.r,
         lora_alpha=alpha,  # type: ignore[arg-type]

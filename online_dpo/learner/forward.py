@@ -111,7 +111,10 @@ class Forward:
 
     def _states(self, rows: Sequence[Row]) -> HiddenStates:
         if not self._packs:
-            return padded_states(self._model, batch_rows(rows).to(self._device))
+            batch = batch_rows(rows).to(self._device)
+            # Attention of transformers wants queries, keys and values in one dtype, and rotation makes float32 of two.
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._products.is_low):
+                return padded_states(self._model, batch)
         return packed_states(self._decoder, pack_rows(rows, min_shared=self.min_shared).to(self._device))
 
     def _head(self) -> Head:

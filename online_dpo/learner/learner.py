@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from online_dpo.errors import TrainingError
-from online_dpo.learner import adapter_slots, checkpoints
+from online_dpo.learner import adapter_slots, checkpoints, lora_targets
 from online_dpo.learner.batches import Batch
 from online_dpo.learner.forward import Forward
 from online_dpo.learner.frozen_models import load_model
@@ -65,7 +65,9 @@ class Learner:
 
     def notices(self) -> list[str]:
         """What the config asks for and this model or machine cannot give, one line each."""
-        return [*self._forward.notices, *(self._given.notices if self._given is not None else ())]
+        targets = lora_targets.notice(self.model, adapter_slots.POLICY)
+        given = self._given.notices if self._given is not None else ()
+        return [*([] if targets is None else [targets]), *self._forward.notices, *given]
 
     def initial_adapter(self) -> Adapter | None:
         """Version 0: the adapter that the run continues, or None when the initial policy is the base model."""

@@ -22,6 +22,8 @@ from tokenizers import pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -29,6 +31,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from judges.isolation.failures import RaisedInChild
 from judges.protocol import Judge, Question, check_verdicts, collect_counts
 from judges.registry import build, make_spec
 from judges.reward.reward_model import RewardModel
@@ -192,7 +195,7 @@ from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
 from online_dpo.config.judges.hosted import PythonJudge
-section = PythonJudge(type="python", target="mine.py:f")
+section = PythonJudge(type="python", target="mine.py:f", timeout_s=0.2)
 judge = build(make_spec(section, field="judge", base_dir=Path({str(tmp_path)!r})))
 try:
     asyncio.run(try_judge(judge, field="judge", chat=False, timeout_s=0.2))
@@ -263,11 +266,11 @@ LOADING = [
     ),
     ("judge.target", "", {"target": "other.py:f"}, "other.py does not exist"),
     ("judge.target", "def f(p, c)\n", {}, "mine.py does not import (line 1): SyntaxError: expected ':'"),
-    ("judge.target", "x = 1\n1 / 0\n", {}, "mine.py does not import (line 2): ZeroDivisionError: division by zero"),
-    ("judge.target", "import sys\nsys.exit(2)\n", {}, "mine.py does not import (line 2): SystemExit: 2"),
+    ("judge.target", "f = 1\n1 / 0\n", {}, "mine.py does not import (line 2): ZeroDivisionError: division by zero"),
+    ("judge.target", "import sys as f\nf.exit(2)\n", {}, "mine.py does not import (line 2): SystemExit: 2"),
     (
         "judge.target",
-        "\nimport helper_of_mine\n",
+        "\nimport helper_of_mine as f\n",
         {},
         "(line 2): ModuleNotFoundError: No module named 'helper_of_mine'; a judge's file travels to the workers alone",
     ),
@@ -334,8 +337,9 @@ def test_the_file_travels_as_text(tmp_path: Path) -> None:
     assert (spec.section, spec.field, spec.source) == (section, "judge", source)
     judge = build(spec)
     assert values(ask(judge)) == [[9.0, 21.0, 6.0], [9.0, 24.0]]
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(RaisedInChild) as caught:
         ask(judge, [Question(prompt_id="e", prompt="", completions=("",))])
+    assert (caught.value.kind, caught.value.where) == ("ValueError", "judges/mine.py, line 6")
     assert "if not completion: raise ValueError('empty')  # é" in "".join(traceback.format_exception(caught.value))
 
 
@@ -372,7 +376,16 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         ),
         {},
     ),
-}
+    "soft cap": (  # which SDPA would drop
+        lambda: Gemma2ForSequenceClassification(
+            shrink(
+                Gemma2Config, pad_token_id=0, num_labels=1, head_dim=16, num_key_value_heads=1,
+                attn_logit_softcapping=2.0, **LLAMA,
+            )
+        ),
+        {},
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -416,8 +429,9 @@ def lone_score(folder: Path, kind: type, question: Question, completion: str, li
         ids += [2] * (i > 0) + [3 + letters.index("Ġ" if c == " " else c) for c in part]
     if len(ids) > limit:
         ids = [1, *ids[len(ids) - limit + 1 :]]
+    model = kind.from_pretrained(folder, attn_implementation="eager").eval()  # type: ignore[attr-defined]
     with torch.no_grad():
-        logits = kind.from_pretrained(folder).eval()(input_ids=torch.tensor([ids])).logits[0]  # type: ignore[attr-defined]
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
     return float(logits[0] if len(logits) == 1 else torch.log(logits.softmax(-1)[1] / logits.softmax(-1)[0]))
 
 
@@ -425,6 +439,7 @@ KINDS = {
     "LlamaForSequenceClassification": LlamaForSequenceClassification,
     "GPT2ForSequenceClassification": GPT2ForSequenceClassification,
     "BertForSequenceClassification": BertForSequenceClassification,
+    "Gemma2ForSequenceClassification": Gemma2ForSequenceClassification,
 }
 
 
@@ -485,7 +500,7 @@ def test_unusable_reward_models_are_refused(zoo: Callable[[str], Path], tmp_path
 
     LlamaForCausalLM(shrink(LlamaConfig, pad_token_id=0, **LLAMA)).save_pretrained(tmp_path / "causal")
     save_tokenizer(tmp_path / "causal")
-    assert "has no weights for score.weight" in refuse(tmp_path / "causal")
+    assert "has no weights for score.weight" in refuse(tmp_path / "causal", ModelError)
     three = LlamaForSequenceClassification(shrink(LlamaConfig, pad_token_id=0, num_labels=3, **LLAMA))
     three.save_pretrained(tmp_path / "three")
     save_tokenizer(tmp_path / "three")

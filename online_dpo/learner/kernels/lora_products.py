@@ -34,7 +34,7 @@ class Products:
 
     def __init__(self, decoder: nn.Module, low: torch.dtype | None, *, compiled: bool = False) -> None:
         self._low = low
-        self._is_low = False
+        self.is_low = False  # whether products are taken in the low precision now
         self._copies: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._last_cast: tuple[Tensor, Tensor] | None = None
         keep: Any = torch.compiler.disable if compiled else lambda function: function
@@ -51,16 +51,16 @@ class Products:
     @contextmanager
     def lowered(self) -> Iterator[None]:
         """Products are taken in the low precision in here, if there is one."""
-        before, self._is_low = self._is_low, self._low is not None
+        before, self.is_low = self.is_low, self._low is not None
         try:
             yield
         finally:
-            self._is_low = before
+            self.is_low = before
             self._last_cast = None
 
     def matrix(self, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
         """Weight and bias to compute with now."""
-        if not self._is_low or layer.weight.dtype == self._low:
+        if not self.is_low or layer.weight.dtype == self._low:
             return layer.weight, layer.bias
         if layer not in self._copies:
             bias = None if layer.bias is None else layer.bias.detach().to(self._low)
@@ -69,7 +69,7 @@ class Products:
 
     def cast(self, x: Tensor) -> Tensor:
         """The input in the precision of the products. Layers that share an input share its cast."""
-        if not self._is_low or x.dtype == self._low:
+        if not self.is_low or x.dtype == self._low:
             return x
         if self._last_cast is None or self._last_cast[0] is not x:
             self._last_cast = (x, x.to(self._low))
