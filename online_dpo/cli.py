@@ -40,10 +40,9 @@ def run(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def resume(run_dir: RunDir, overrides: Overrides = None) -> None:
     """Continue a run from what it committed last."""
-    from online_dpo.commands.run import recorded_config
-    from online_dpo.commands.run import run as launch
+    from online_dpo.commands.run import continue_run, recorded_config
 
-    _play(launch, recorded_config(run_dir, overrides or ()))
+    _play(continue_run, recorded_config(run_dir, overrides or ()))
 
 
 @app.command()
@@ -115,6 +114,21 @@ def rewind(
     from online_dpo.commands.rewind import rewind as set_aside
 
     for line in set_aside(run_dir, round_number=round_number, delete=delete):
+        typer.echo(line)
+
+
+@app.command()
+def verify(
+    run_dir: RunDir,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option("--accept", metavar="FILE", help="Go on with this file damaged, if no later round reads it."),
+    ] = None,
+) -> None:
+    """Read every committed file; name each damaged one, what depends on it, and the cheapest way on."""
+    from online_dpo.commands.verify import verify as check
+
+    for line in check(run_dir, accept or ()):
         typer.echo(line)
 
 

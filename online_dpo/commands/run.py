@@ -15,7 +15,7 @@ from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
-from online_dpo.errors import RunDirectoryError
+from online_dpo.errors import ConfigError, RunDirectoryError
 from online_dpo.loop.control import Control, stop_reason
 from online_dpo.loop.stages import Event
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
@@ -46,6 +46,9 @@ class RunResult:
 def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
     """Start a run, or continue the one in its run directory.
 
+    A run of which no round is finished, and which cannot be continued under this config, is set aside within its run
+    directory, and a new one is started there.
+
     Args:
         config: from `load_config`.
         listeners: told of every event, in order.
@@ -54,10 +57,24 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         UserError: something the user can fix; nothing committed is lost.
         WeightMismatchError, ActorError, TrainingError: the run stopped; it can be resumed.
     """
+    if RunStore.exists(config.run_dir):
+        line = _make_room(config)
+        if line is None:
+            return continue_run(config, listeners=listeners)
+        _tell(listeners, line)
+    RunStore.expect_room(config.run_dir)  # before engines start, not after
     with ExitStack() as stack:
-        if not RunStore.exists(config.run_dir):
-            RunStore.expect_room(config.run_dir)  # before engines start, not after
-            return _play(prepare(config), None, stack, listeners)
+        return _play(prepare(config), None, stack, listeners)
+
+
+def continue_run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
+    """Continue the run in the config's run directory.
+
+    Raises:
+        ConfigError: it cannot be continued under this config.
+        UserError, WeightMismatchError, ActorError, TrainingError: as `run`.
+    """
+    with ExitStack() as stack:
         store = stack.enter_context(RunStore.open(config.run_dir))
         inputs, notes = inspect_continuation(config, store)
         for line in notes:
@@ -77,6 +94,31 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         return _result(store)
 
 
+def _make_room(config: RunConfig) -> str | None:
+    """Set a run aside that cannot be continued under this config, if no round of it is finished.
+
+    Returns:
+        A line about it; None where nothing was set aside.
+
+    Raises:
+        UserError: no run can be started under this config either; nothing was moved.
+    """
+    with RunStore.open(config.run_dir) as store:
+        if store.finished_rounds():
+            return None
+        try:
+            inspect_continuation(config, store)
+            return None
+        except ConfigError as error:
+            reason = str(error).splitlines()[0]
+        load_inputs(inspect_inputs(config))  # nothing is moved for a config that cannot be used
+        folder = store.set_aside()
+    return (
+        f"the run in {config.run_dir} has no finished round and cannot go on under this config ({reason}): it lies in "
+        f"{folder} now, and a new run begins"
+    )
+
+
 def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, list[str]]:
     """See whether a run can be continued under a config; nothing slow is loaded and nothing is changed.
 
@@ -90,11 +132,18 @@ def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, li
     """
     store.verify()
     check_metrics(store)
+    if (num_finished := len(store.finished_rounds())) > config.run.rounds:
+        raise ConfigError(
+            f"run.rounds is {config.run.rounds} and {num_finished} rounds of {store.path} are finished; set it to "
+            f"{num_finished} or more, or take rounds off first with `online-dpo rewind {store.path} --round "
+            f"{config.run.rounds + 1}`"
+        )
     recorded = load_config(_yaml_mapping(store.config_yaml))
     recorded = recorded.model_copy(update={"run": recorded.run.model_copy(update=_place(config))})
     config = keep_recorded_threads(config, recorded)
     notes = check_resumable(recorded, resolve_threads(config))
     inputs = inspect_inputs(config)
+    notes += [f"damage to {store.path / key} was accepted" for key in store.accepted()]
     return inputs, notes + check_same_inputs(store.info, inputs)
 
 
@@ -105,7 +154,7 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Seq
         RunDirectoryError: there is no run.
         UserError: as `run`.
     """
-    return run(recorded_config(Path(run_dir), overrides), listeners=listeners)
+    return continue_run(recorded_config(Path(run_dir), overrides), listeners=listeners)
 
 
 def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:

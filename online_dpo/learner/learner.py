@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +45,6 @@ class Learner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base = load_model(spec.base, dtype=spec.dtype, device=self.device)
         self.model = adapter_slots.attach(base, spec.lora, spec.adapter, seed=spec.seed)
-        lora_targets.check_stored(self.model, adapter_slots.POLICY, Path(spec.model_folder))
         given: Any = None
         if isinstance(spec.reference, Adapter):
             adapter_slots.add_given(self.model, spec.reference)

@@ -6,6 +6,7 @@ PEFT's own `all-linear` also adapts fused expert tensors and routers of mixture-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from online_dpo.errors import ModelError
 from online_dpo.learner.logprobs import base_model
 from online_dpo.models.adapters import check_base, lora_layers
-from online_dpo.models.model_files import of_expert, weight_files
+from online_dpo.models.model_files import of_expert
 
 _LINEAR = (nn.Linear, Conv1D)
 
@@ -81,28 +82,25 @@ def check_targets(model: PeftModel, adapter_name: str, targets: str | list[str])
         )
 
 
-def check_stored(model: PeftModel, adapter_name: str, folder: Path) -> None:
+def check_stored(model: PeftModel, adapter_name: str, weight_files: Sequence[Path]) -> None:
     """Refuse LoRA on a layer that the base model's files do not hold, since updates are merged into what they hold.
 
     transformers renames and fuses tensors as it loads some models, so layers need not be what the files have.
 
     Args:
-        model: with its LoRA.
+        model: with its LoRA; it may be without content.
         adapter_name: of the trained slot.
-        folder: of the base model; a quantised one is not merged into and passes.
+        weight_files: of the base model.
 
     Raises:
-        ModelError: a layer is not there, or has another shape.
+        ModelError: a layer is not there, has another shape, or is an expert's.
     """
-    base: Any = base_model(model)
-    if getattr(base.config, "quantization_config", None) is not None:
-        return
-    label = f"LoRA is on linear layers of {type(base).__name__}"
+    label = f"LoRA is on linear layers of {type(base_model(model)).__name__}"
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     config: Any = model.peft_config[adapter_name]
     layers = lora_layers({name: tuple(tensor.shape) for name, tensor in state.items()}, config.r, label)
     remedy = "an update could not be merged there: name layers in learner.lora.targets that its files hold"
-    check_base(layers, weight_files(folder, label), label, remedy=remedy)
+    check_base(layers, weight_files, label, remedy=remedy)
 
 
 def notice(model: PeftModel, adapter_name: str) -> str | None:

@@ -22,6 +22,22 @@ _TOKENIZER_FILES = ("tokenizer*", "merges.txt", "special_tokens_map.json", "adde
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _MIB = 1 << 20
 _EXPERT = re.compile(r"\.experts\.|\.block_sparse_moe\.(in|out)put_linear\.")  # the second is how Granite calls them
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointers(folder: Path, label: str) -> None:
+    """Refuse files in whose place Git-LFS put a pointer, because the repository was cloned without it.
+
+    Raises:
+        ModelError: there is one.
+    """
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        with file.open("rb") as stream:
+            if stream.read(len(_GIT_LFS)) == _GIT_LFS:
+                raise ModelError(
+                    f"{label}, whose {file.name} is a Git-LFS pointer and not the file itself; run `git lfs install` "
+                    f"and `git lfs pull` in that folder, or download the model again"
+                )
 
 
 def read_json(file: Path, label: str) -> dict[str, Any]:
@@ -79,6 +95,12 @@ def weight_files(folder: Path, label: str) -> tuple[Path, ...]:
         )
     if missing:
         raise ModelError(f"{label}, which has no weights file {missing[0]}; download the model or save it again")
+    extra = sorted(file.name for file in folder.glob("*.safetensors") if file.name not in names)
+    if extra and not (folder / INDEX).is_file():
+        raise ModelError(
+            f"{label}, which has {extra[0]} beside model.safetensors; vLLM would load both and Transformers only the "
+            f"second: move {extra[0]} elsewhere"
+        )
     files = tuple(folder / name for name in names)
     for file in files:
         tensor_shapes(file, label)
@@ -139,6 +161,19 @@ def context_length(config: dict[str, Any]) -> int | None:
     # The other kinds of scaling leave a length in the config that is already scaled.
     stretched = rope.get("rope_type", rope.get("type")) in ("linear", "dynamic")
     return int(min(lengths) * (rope.get("factor") or 1.0)) if stretched else min(lengths)
+
+
+def rope_switch(config: dict[str, Any]) -> int | None:
+    """The length in tokens beyond which a model takes its long factors of rotation (longrope), None without any.
+
+    Args:
+        config: the content of config.json.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return None
+    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    return original if isinstance(original, int) else None
 
 
 def fingerprint(folder: Path, weights: tuple[Path, ...]) -> str:

@@ -75,20 +75,38 @@ class Commits:
         Raises:
             CorruptionError: a file is missing, altered or too many.
         """
-        parent, contents = self._parent(name), {}
-        for path, digest in self._listed(name).items():
-            try:
-                contents[path] = self._files.get(parent + path)
-            except FileNotFoundError:
-                self.corrupt(parent + path, "is missing")
-            if hashlib.sha256(contents[path]).hexdigest() != digest:
-                self.corrupt(parent + path, "does not match the sha256 that was committed with it")
-        return contents
+        return {path: self._checked(name, path, digest) for path, digest in self._listed(name).items()}
+
+    def get_file(self, name: str, path: str) -> bytes:
+        """One file of a commit; the others may be damaged.
+
+        Raises:
+            CorruptionError: it is missing or altered, or the commit has no such file.
+        """
+        digest = self._listed(name).get(path)
+        if digest is None:
+            self.corrupt(self._checksum_key(name), f"does not list {path}")
+        return self._checked(name, path, digest)
+
+    def _checked(self, name: str, path: str, digest: str) -> bytes:
+        key = self._parent(name) + path
+        try:
+            data = self._files.get(key)
+        except FileNotFoundError:
+            self.corrupt(key, "is missing")
+        if hashlib.sha256(data).hexdigest() != digest:
+            self.corrupt(key, "does not match the sha256 that was committed with it")
+        return data
 
     def check(self, name: str) -> None:
         """The checks of `get`, without holding the files in memory."""
         for key, digest in self.digests(name).items():
-            check_digest(self._files, key, digest, self.corrupt)
+            try:
+                found = self._files.digest(key)
+            except FileNotFoundError:
+                self.corrupt(key, "is missing")
+            if found != digest:
+                self.corrupt(key, "does not match the sha256 that was committed with it")
 
     def digests(self, name: str) -> dict[str, str]:
         """Key (relative to the run directory) -> recorded sha256 of each file of a commit."""
@@ -133,13 +151,3 @@ class Commits:
     def _parent(self, name: str) -> str:
         folder, slash, _ = f"{self._folder}{name}".rpartition("/")
         return folder + slash
-
-
-def check_digest(files: Files, key: str, digest: str, corrupt: Callable[[str, str], NoReturn]) -> None:
-    """Compare a file with its recorded sha256; `corrupt(key, problem)` raises."""
-    try:
-        found = files.digest(key)
-    except FileNotFoundError:
-        corrupt(key, "is missing")
-    if found != digest:
-        corrupt(key, "does not match the sha256 that was committed with it")

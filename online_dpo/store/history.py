@@ -12,10 +12,12 @@ import hashlib
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from online_dpo.errors import CorruptionError
-from online_dpo.store.commits import CHECKSUM, Commits, check_digest, checksum_lines, parse_checksum_lines
+from online_dpo.store.commits import CHECKSUM, Commits, checksum_lines, parse_checksum_lines
+from online_dpo.store.damage import ALTERED, MISSING, Damage, consequence, is_read_later, read_accepted
 from online_dpo.store.files import Files
 
 LATEST = "latest"
@@ -101,7 +103,7 @@ class History:
             if self._manifest(index)["previous"] != previous:
                 self._corrupt(index, manifest_key(index), "does not continue the round before it")
             previous = self._files.digest(manifest_key(index))
-            self._check_files(index, may_be_pruned=index < num_rounds - 1)
+            self._check_files(index, num_rounds=num_rounds)
 
     def lacks_optimizer(self, index: int) -> bool:
         """Whether the optimizer state of a finished round was not kept, so that no round can be played after it."""
@@ -145,14 +147,60 @@ class History:
             for name in commits.names():
                 commits.check(name)
             return
-        self._check_files(index, may_be_pruned=index < last)
+        self._check_files(index, num_rounds=last + 1)
 
-    def _check_files(self, index: int, *, may_be_pruned: bool) -> None:
+    def damages(self, num_rounds: int) -> Iterator[Damage]:
+        """Every damaged file of the first rounds that is not accepted, in the order of the rounds."""
+        for index in range(num_rounds):
+            yield from self._damages_of(index, num_rounds)
+
+    def _check_files(self, index: int, *, num_rounds: int) -> None:
+        for damage in self._damages_of(index, num_rounds):
+            raise CorruptionError(damage.sentence)
+
+    def _damages_of(self, index: int, num_rounds: int) -> Iterator[Damage]:
+        accepted = read_accepted(self._files)
         for path, digest in self._manifest(index)["files"].items():
             key = round_folder(index) + path
-            if may_be_pruned and self._removed(index, path) and not self._files.exists(key):
+            if index < num_rounds - 1 and self._removed(index, path) and not self._files.exists(key):
                 continue
-            check_digest(self._files, key, digest, lambda key, problem: self._corrupt(index, key, problem))
+            found = self._files.digest(key) if self._files.exists(key) else None
+            if found == digest:
+                continue
+            is_read = is_read_later(path, index, num_rounds, self._reference_versions(num_rounds))
+            if not is_read and accepted.get(key) == {"recorded": digest, "found": found}:
+                continue
+            yield Damage(
+                root=self._files.root,
+                key=key,
+                problem=MISSING if found is None else ALTERED,
+                recorded=digest,
+                found=found,
+                consequence=consequence(path, index, num_rounds, is_read=is_read),
+                remedy=self.remedy(index),
+                is_acceptable=not is_read,
+            )
+
+    def copies(self, damage: Damage, num_rounds: int) -> list[str]:
+        """Keys of whole files that are, by what was recorded, the same as a damaged one."""
+        listed = [
+            (round_folder(index) + path, digest)
+            for index in range(num_rounds)
+            for path, digest in self._manifest(index)["files"].items()
+        ]
+        return [
+            key
+            for key, digest in listed
+            if digest == damage.recorded and self._files.exists(key) and self._files.digest(key) == digest
+        ]
+
+    def _reference_versions(self, num_rounds: int) -> list[int]:
+        """The policies that the round after the first `num_rounds` is measured against; none where that is damaged."""
+        try:
+            state = json.loads(self._files.get(f"{round_folder(num_rounds - 1)}state.json"))
+            return [int(version) for version in state.get("reference_versions", ())]
+        except (FileNotFoundError, ValueError, AttributeError, TypeError):
+            return []
 
     def remedy(self, index: int) -> str:
         """What a user can do about damage in a round, as the end of a sentence."""

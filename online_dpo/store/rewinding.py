@@ -52,13 +52,26 @@ def rewind(files: Files, history: History, metrics: MetricsFile, num_kept: int |
         position = RoundStore(num_kept - 1, files, history).state()["metrics"]
         metrics.check(position)
         num_bytes = position["bytes"]
+    folder = next_folder(files)
+    _move(files, history, {"num_kept": num_kept, "metrics_bytes": num_bytes, "folder": folder})
+    return folder
+
+
+def set_rounds_aside(files: Files, history: History, folder: str) -> None:
+    """Move all rounds and all metrics to a folder."""
+    _move(files, history, {"num_kept": 0, "metrics_bytes": 0, "folder": folder})
+
+
+def next_folder(files: Files) -> str:
+    """Where the next rounds are set aside; relative to the run directory."""
     taken = {key.split("/")[1] for key in files.keys(SET_ASIDE)}
     number = 1 + max((int(name) for name in taken if name.isdecimal()), default=0)
-    folder = f"{SET_ASIDE}{number:05d}/"
-    plan = {"num_kept": num_kept, "metrics_bytes": num_bytes, "folder": folder}
+    return f"{SET_ASIDE}{number:05d}/"
+
+
+def _move(files: Files, history: History, plan: dict[str, Any]) -> None:
     _plans(files).put(PLAN, {PLAN_FILE: canonical_json(plan)})
     complete_rewind(files, history)
-    return folder
 
 
 def complete_rewind(files: Files, history: History) -> dict[str, Any] | None:

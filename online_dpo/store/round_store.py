@@ -92,7 +92,7 @@ class RoundStore:
         self._commits.put(name, {last + ending: data for ending, data in contents.items()})
 
     def _get(self, name: str, extension: str) -> bytes:
-        return self._commits.get(name)[name.rpartition("/")[2] + extension]
+        return self._commits.get_file(name, name.rpartition("/")[2] + extension)
 
     def _expect_unfinished(self, name: str) -> None:
         if self._files.exists(manifest_key(self.index)):

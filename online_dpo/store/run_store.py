@@ -6,23 +6,29 @@ with the sha256 that was committed with the data.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from online_dpo.errors import CorruptionError, RunDirectoryError
 from online_dpo.store.commits import Commits
-from online_dpo.store.files import TEMPORARY, Files, FolderLock, expect_writable
-from online_dpo.store.history import History, canonical_json, round_folder
-from online_dpo.store.metrics_file import MetricsFile
-from online_dpo.store.rewinding import complete_rewind, delete_set_aside, expect_no_rewind, rewind
+from online_dpo.store.damage import Damage, put_accepted, read_accepted
+from online_dpo.store.files import Files, FolderLock, expect_writable
+from online_dpo.store.history import History, round_folder
+from online_dpo.store.metrics_file import METRICS, MetricsFile
+from online_dpo.store.rewinding import (
+    SET_ASIDE,
+    complete_rewind,
+    delete_set_aside,
+    expect_no_rewind,
+    next_folder,
+    rewind,
+    set_rounds_aside,
+)
 from online_dpo.store.round_store import RoundStore
-
-FORMAT_VERSION = 3
-_RUN_FILES = {"config.yaml", "run.json"}
+from online_dpo.store.run_format import RUN_FILES, expect_format, holds_run, refuse_foreign, run_files
 
 
 class RunStore:
@@ -48,8 +54,7 @@ class RunStore:
 
     @classmethod
     def exists(cls, path: Path) -> bool:
-        """Whether the folder holds a run. A `create` that was killed does not count and may be repeated."""
-        return any((path / f"{name}.sha256").is_file() for name in ("run", "amendment"))
+        return holds_run(path)
 
     @classmethod
     def expect_room(cls, path: Path) -> None:
@@ -58,7 +63,7 @@ class RunStore:
         Raises:
             RunDirectoryError: the folder holds something else, or cannot be written.
         """
-        _refuse_foreign(path)
+        refuse_foreign(path)
         expect_writable(path)
 
     @classmethod
@@ -73,12 +78,12 @@ class RunStore:
         Raises:
             RunDirectoryError: the folder holds something else, is in use, or cannot be written.
         """
-        _refuse_foreign(path)  # before the lock, so as to leave nothing in someone else's folder
+        refuse_foreign(path)  # before the lock, so as to leave nothing in someone else's folder
         store = cls(path, FolderLock(path))
         try:
-            _refuse_foreign(path)  # another process may have been faster to the lock
+            refuse_foreign(path)  # another process may have been faster to the lock
             store._files.remove_temporaries()
-            store._commits.put("run", _run_files(config_yaml, info))
+            store._commits.put("run", run_files(config_yaml, info))
             store._load()
         except BaseException:
             store.close()
@@ -94,7 +99,7 @@ class RunStore:
             CorruptionError: settings, manifests and `latest` do not fit each other. Data is checked when read,
                 and all of it by `verify`.
         """
-        _expect_format(path)
+        expect_format(path)
         store = cls(path, FolderLock(path))
         try:
             complete_rewind(store._files, store._history)
@@ -114,7 +119,7 @@ class RunStore:
         Raises:
             RunDirectoryError, CorruptionError: as for `open`.
         """
-        _expect_format(path)
+        expect_format(path)
         store = cls(path, None)
         expect_no_rewind(store._files)
         try:
@@ -141,7 +146,7 @@ class RunStore:
             RunDirectoryError: as for `open`; there are not so many rounds, or no round can be played after them.
             CorruptionError: what would stay is damaged.
         """
-        _expect_format(path)
+        expect_format(path)
         with cls(path, FolderLock(path)) as store:
             store._files.remove_temporaries()
             store._load()
@@ -169,7 +174,7 @@ class RunStore:
         if config_yaml != self.config_yaml:
             # config.yaml, run.json and their checksum cannot change in one instant: commit the new ones under
             # another name first, from where the change can be completed by whoever comes next.
-            new = _run_files(config_yaml, self.info)
+            new = run_files(config_yaml, self.info)
             self._commits.put("amendment", {f"amendment/{name}": data for name, data in new.items()})
             self._complete_amendment()
             self._load()
@@ -183,6 +188,55 @@ class RunStore:
         self._check()
         for index in range(self._history.num_finished() + 1):
             self._history.check_round(index)
+
+    def damages(self) -> list[Damage]:
+        """Every damaged file of the finished rounds that was not accepted, in the order of the rounds."""
+        return list(self._history.damages(self._history.num_finished()))
+
+    def copies(self, damage: Damage) -> list[str]:
+        """Whole files of the run that hold, by what was recorded, the same bytes as a damaged one."""
+        return self._history.copies(damage, self._history.num_finished())
+
+    def accepted(self) -> list[str]:
+        """Files whose damage was accepted, relative to the run directory."""
+        return sorted(read_accepted(self._files))
+
+    def accept(self, keys: Collection[str]) -> None:
+        """Accept damage to files that no later round reads; both digests of each are recorded in `accepted.json`.
+
+        Raises:
+            RunDirectoryError: a file is not damaged, or a later round reads it; nothing is accepted then.
+        """
+        damages = {damage.key: damage for damage in self.damages()}
+        for key in keys:
+            if key not in damages:
+                raise RunDirectoryError(
+                    f"--accept is {key}, which is no damaged file of a finished round of {self.path}; give one that "
+                    f"`online-dpo verify {self.path}` names"
+                )
+            if not damages[key].is_acceptable:
+                raise RunDirectoryError(f"--accept is {key}, and {damages[key].consequence}; {damages[key].remedy}")
+        put_accepted(self._files, [damages[key] for key in keys])
+
+    def set_aside(self) -> Path:
+        """Move a run without a finished round into a folder of its own, from where it could be continued.
+
+        `create` can then use the run directory. After a kill on the way this can be repeated.
+
+        Raises:
+            ValueError: a round is finished.
+        """
+        if self._history.num_finished():
+            raise ValueError(f"{self.path} has finished rounds; `rewind` takes them off")
+        folder, names = next_folder(self._files), {"run.sha256", *RUN_FILES}
+        for name in sorted(names):
+            self._files.put(folder + name, self._files.get(name))
+        set_rounds_aside(self._files, self._history, folder)
+        self._files.delete(METRICS)  # its lines were moved
+        for name in sorted({entry.name for entry in self.path.iterdir()} - {"lock", SET_ASIDE.rstrip("/"), *names}):
+            self._files.move(name, folder + name)
+        self._files.delete("run.sha256")  # from here on there is no run
+        return self.path / folder
 
     def finished_rounds(self) -> list[int]:
         """Indices of the finished rounds: 0, 1, ... without a gap."""
@@ -266,10 +320,10 @@ class RunStore:
         """Read and check config.yaml and run.json, or the ones that are to replace them."""
         name = "amendment" if self._commits.has("amendment") else "run"
         files = {path.removeprefix("amendment/"): data for path, data in self._commits.get(name).items()}
-        if set(files) != _RUN_FILES:
+        if set(files) != RUN_FILES:
             self._commits.corrupt(f"{name}.sha256", "does not list config.yaml and run.json")
         info = json.loads(files["run.json"])
-        del info["format_version"], info["config_sha256"]  # for people and for `_expect_format`
+        del info["format_version"], info["config_sha256"]  # for people and for `expect_format`
         self.config_yaml, self.info = files["config.yaml"].decode(), info
 
     def _complete_amendment(self) -> None:
@@ -294,47 +348,3 @@ class RunStore:
             return f"restore it from a backup, or move {self.path} away and start again: no round is finished"
         adapter = self.path / round_folder(num_finished - 1) / "adapter"
         return f"restore it from a backup, or start a new run that continues its policy, with model.adapter={adapter}"
-
-
-def _run_files(config_yaml: str, info: Mapping[str, Any]) -> dict[str, bytes]:
-    data = config_yaml.encode()
-    own = {"format_version": FORMAT_VERSION, "config_sha256": hashlib.sha256(data).hexdigest()}
-    if own.keys() & info.keys():
-        raise ValueError(f"info must not have the keys {sorted(own)}")
-    return {"config.yaml": data, "run.json": canonical_json({**own, **info})}
-
-
-def _refuse_foreign(path: Path) -> None:
-    """A new run needs an empty folder, or one in which an earlier `create` was killed."""
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    if RunStore.exists(path):
-        raise RunDirectoryError(
-            f"{path} holds a run already; continue it with `online-dpo resume {path}`, or choose another run.name"
-        )
-    left_by_us = {name for name in names if name in _RUN_FILES | {"lock"} or name.startswith(TEMPORARY)}
-    if names - left_by_us or (names and "lock" not in names):
-        raise RunDirectoryError(
-            f"{path} is not empty and holds no run; choose another run.name or run.dir, or empty the folder"
-        )
-
-
-def _expect_format(path: Path) -> None:
-    """Look at the format version before anything else: another version may have other checksums, or none."""
-    try:
-        version = json.loads((path / "run.json").read_bytes())["format_version"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunDirectoryError(
-            f"{path} is not a run directory: it has no run.json; give the folder that `online-dpo run` printed"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        version = None  # damaged: the checksum will say so
-    if isinstance(version, int) and version != FORMAT_VERSION:
-        raise RunDirectoryError(
-            f"{path} has format version {version} and this program reads version {FORMAT_VERSION}; use the release "
-            f"of online-dpo that wrote it, or start a new run with another run.name"
-        )
-    if not RunStore.exists(path):
-        raise RunDirectoryError(
-            f"{path} is not a run directory: it has no run.sha256, as when the start of a run was interrupted; start "
-            f"it again with `online-dpo run`, or restore the file from a backup"
-        )
