@@ -9,6 +9,7 @@ All of this runs in the process that `judge_process` starts, which waits for its
 from __future__ import annotations
 
 import asyncio
+import copy
 import difflib
 import inspect
 import json
@@ -17,8 +18,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import Any, cast
 
-from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, as_list, count, show
+from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, count, limits_of
 from judges.threads import in_thread
+from judges.values import as_list, how_many, show
 from online_dpo.errors import JudgeError
 from online_dpo.types import NUM_RANKINGS, Verdict
 
@@ -32,7 +34,7 @@ PARAMETERS = {
 
 
 class _UserCode:
-    """One callable of the user's, blocking or not, with or without `metadata`."""
+    """One callable of the user's, blocking or not, with or without `metadata`. It gets copies, which it may change."""
 
     def __init__(self, function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
         self._function = function
@@ -46,7 +48,8 @@ class _UserCode:
         return Limits(questions_per_call=1, calls_in_flight=None if self.is_async else 1)
 
     async def __call__(self, *args: Any, metadata: Any) -> Any:
-        keywords = {**self._keywords, "metadata": metadata} if self._wants_metadata else self._keywords
+        args = tuple(_copied(arg) for arg in args)
+        keywords = {**self._keywords, "metadata": _copied(metadata)} if self._wants_metadata else self._keywords
         if self.is_async:
             return await self._function(*args, **keywords)
         work = asyncio.ensure_future(in_thread(self._function, *args, **keywords))
@@ -90,9 +93,9 @@ class BatchJudge:
             [text for _, _, text in rows],
             metadata=[dict(q.metadata) for q, _, _ in rows],
         )
-        scores = as_list(answer)
+        scores = as_list(answer, len(rows))
         if scores is None or len(scores) != len(rows):
-            found = show(answer) if scores is None else f"{len(scores)} scores"
+            found = show(answer) if scores is None else f"{how_many(scores, len(rows))} scores"
             raise JudgeError(
                 f"returned {found} for {len(rows)} completions; return a list with one finite number for each, or "
                 f"{ABSTAIN_HINT.replace('return', 'put').replace(' to abstain', ' in its place to abstain')}"
@@ -134,6 +137,22 @@ class ListwiseJudge:
         return [
             q.ranking(await self._code(q.prompt, list(q.completions), metadata=dict(q.metadata))) for q in questions
         ]
+
+
+class ProtocolJudge:
+    """Calls `judge(questions)`, with questions that are its own to change."""
+
+    def __init__(self, instance: Judge) -> None:
+        self._instance = instance
+        self.limits = limits_of(instance)
+
+    async def judge(self, questions: Sequence[Question]) -> Sequence[Sequence[Verdict]]:
+        return await self._instance.judge(_copied(list(questions)))
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy. What a batch holds several times, such as a prompt for each of its completions, is copied each."""
+    return [copy.deepcopy(item) for item in value] if isinstance(value, list) else copy.deepcopy(value)
 
 
 def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str, both_orders: bool = False) -> Judge:
@@ -197,7 +216,7 @@ def _adapt_instance(instance: Any, *, field: str, label: str, both_orders: bool)
         if not inspect.iscoroutinefunction(instance.judge):
             raise JudgeError(f"{label} has a judge method that is not async; write async def judge(self, questions)")
         _refuse_both_orders(both_orders, field=field, label=label)
-        return cast(Judge, instance)
+        return ProtocolJudge(instance)
     methods = [name for name in KINDS if callable(getattr(instance, name, None))]
     if not methods:
         known = [name for name in dir(instance) if not name.startswith("_")]

@@ -10,7 +10,6 @@ from typing import Any
 from judges.protocol import Question, StopJudging, check_verdicts, collect_counts, limits_of
 from judges.user.python_judge import adapt
 from judges.user.user_code import load_target
-from online_dpo.types import Verdict
 
 FIELDS = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty")
 """Of a verdict, as they travel; the prompt is known."""
@@ -66,10 +65,5 @@ class JudgeService:
                 said = check_verdicts(questions, await self._judge.judge(questions))
             except StopJudging as error:
                 return {"stopped": str(error), "counts": counts}
-        return {"verdicts": [[_fields(verdict) for verdict in verdicts] for verdicts in said], "counts": counts}
-
-
-def _fields(verdict: Verdict) -> list[Any]:
-    """In the order of `FIELDS`; numbers that the user's own code put in may be of any type that is one."""
-    values = (getattr(verdict, name) for name in FIELDS)
-    return [value if value is None or isinstance(value, (str, int)) else float(value) for value in values]
+        rows = [[[getattr(verdict, name) for name in FIELDS] for verdict in verdicts] for verdicts in said]
+        return {"verdicts": rows, "counts": counts}

@@ -34,7 +34,7 @@ async def never_cancelled(p, c):
     return len(c)
 class endless:
     def score_batch(self, ps, cs):
-        return itertools.repeat(1) if "bad" in cs else [len(c) for c in cs]
+        return (i for i in itertools.count() if i < 0) if "bad" in cs else [len(c) for c in cs]
 def leaves(p, c):
     if c == "bad": os._exit(3)
     return len(c)

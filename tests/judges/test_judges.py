@@ -266,11 +266,11 @@ LOADING = [
     ),
     ("judge.target", "", {"target": "other.py:f"}, "other.py does not exist"),
     ("judge.target", "def f(p, c)\n", {}, "mine.py does not import (line 1): SyntaxError: expected ':'"),
-    ("judge.target", "x = 1\n1 / 0\n", {}, "mine.py does not import (line 2): ZeroDivisionError: division by zero"),
-    ("judge.target", "import sys\nsys.exit(2)\n", {}, "mine.py does not import (line 2): SystemExit: 2"),
+    ("judge.target", "f = 1\n1 / 0\n", {}, "mine.py does not import (line 2): ZeroDivisionError: division by zero"),
+    ("judge.target", "import sys as f\nf.exit(2)\n", {}, "mine.py does not import (line 2): SystemExit: 2"),
     (
         "judge.target",
-        "\nimport helper_of_mine\n",
+        "\nimport helper_of_mine as f\n",
         {},
         "(line 2): ModuleNotFoundError: No module named 'helper_of_mine'; a judge's file travels to the workers alone",
     ),
@@ -500,7 +500,7 @@ def test_unusable_reward_models_are_refused(zoo: Callable[[str], Path], tmp_path
 
     LlamaForCausalLM(shrink(LlamaConfig, pad_token_id=0, **LLAMA)).save_pretrained(tmp_path / "causal")
     save_tokenizer(tmp_path / "causal")
-    assert "has no weights for score.weight" in refuse(tmp_path / "causal")
+    assert "has no weights for score.weight" in refuse(tmp_path / "causal", ModelError)
     three = LlamaForSequenceClassification(shrink(LlamaConfig, pad_token_id=0, num_labels=3, **LLAMA))
     three.save_pretrained(tmp_path / "three")
     save_tokenizer(tmp_path / "three")
