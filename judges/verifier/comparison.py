@@ -78,10 +78,7 @@ class Comparison:
 
     def _read(self, text: str) -> Any:
         """The answer of a completion in the form of its method; None where there is none."""
-        if self._pattern is not None:
-            stated = _last_match(self._pattern, text)
-        else:
-            stated = final_answer(text)
+        stated = final_answer(text) if self._pattern is None else _last_match(self._pattern, text)
         match self._method:
             case "exact":
                 stated = text if stated is None and self._pattern is None else stated
@@ -105,11 +102,8 @@ class Comparison:
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    last = None
-    for last in pattern.finditer(text):
-        pass
-    found: str | None = None if last is None else last.group(1 if pattern.groups else 0)
-    return found
+    matches = list(pattern.finditer(text))
+    return matches[-1].group(1 if pattern.groups else 0) if matches else None
 
 
 def _plain(text: str) -> str | None:

@@ -8,9 +8,9 @@ MAX_LENGTH = 400  # characters of an answer
 
 _BETWEEN = r"[\s*_:\"'`]{0,5}"
 _REMARKS = "(?:correct|incorrect|wrong|reasonable|consistent|plausible|valid|verified|indeed|unique)"
-_MARKERS = (
-    re.compile(r"####\s{0,5}(?=(.{1,400}))"),
-    re.compile(rf"(?i)\banswers?\b{_BETWEEN}(?:(?:is|are|was|=|:){_BETWEEN}){{1,3}}(?=(\S.{{0,400}}))(?!{_REMARKS}\b)"),
+_HASHES = re.compile(r"####\s{0,5}(?=(.{1,400}))")
+_SENTENCE = re.compile(
+    rf"(?i)\banswers?\b{_BETWEEN}(?:(?:is|are|was|=|:){_BETWEEN}){{1,3}}(?=(\S.{{0,400}}))(?!{_REMARKS}\b)"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _ALSO = re.compile(r"[\s$\\()\[\]]{0,8}(?:,|,?\s*(?:or|and))[\s$\\()\[\]]{0,8}")
@@ -21,16 +21,19 @@ _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\\d])\$([^$\n]+?)(?<!\\)\$|\\\((.+?)
 def final_answer(text: str) -> str | None:
     """What the last marker of a text names, up to the end of its sentence; None where there is no marker.
 
-    Boxes that are joined by a comma, `or` or `and` are one answer, a list.
+    After a box only another box or `####` counts: what follows is a check of the answer. Boxes that are joined by a
+    comma, `or` or `and` are one answer, a list.
     """
-    found = [(m.start(), first_sentence(m.group(1))) for marker in _MARKERS for m in marker.finditer(text)]
+    found = [(m.start(), first_sentence(m.group(1))) for m in _HASHES.finditer(text)]
     boxes = _boxes(text)
+    if not boxes:
+        found += [(m.start(), first_sentence(m.group(1))) for m in _SENTENCE.finditer(text)]
     while boxes:
         start, end, inside = boxes.pop()
         while boxes and _ALSO.fullmatch(text[boxes[-1][1] : start]):
             start, _, before = boxes.pop()
             inside = f"{before}, {inside}"
-        found.append((end, inside))  # its end: a box in the sentence of a marker is that sentence's answer
+        found.append((end, inside))
     return max(found)[1] if found else None
 
 

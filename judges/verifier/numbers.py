@@ -38,7 +38,7 @@ _INTEGER = r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:\{,\}\d{3})+(?!\d)|\d{1,3}(?:(?:
 _DECIMAL = rf"(?:{_INTEGER})(?:\.\d+)?|\.\d+"
 _FRACTION = r"\\[dt]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(-?\d+)\s*\}|(\d))"
 _NUMBER = re.compile(
-    rf"(?<![\w.^])(?P<sign>[-+]?)\s?(?:\\?[$\u20ac\u00a3]\s?)?(?P<minus>-?)"
+    rf"(?<![\w.^])(?<![+-][+-])(?:(?<![+-])(?P<sign>[-+]))?\s?(?:\\?[$\u20ac\u00a3]\s?)?(?P<minus>-?)"
     rf"(?:(?P<whole>\d+)?\s*{_FRACTION}"
     r"|(?P<mixed>\d+) (?P<above>\d+)/(?P<below>\d+)"
     rf"|(?P<top>{_DECIMAL})\s?/\s?(?P<bottom>{_DECIMAL})"
@@ -111,7 +111,7 @@ def _read(text: str, *, alone: bool = False) -> Fraction | None:
     before, after = text[: match.start()], text[match.end() :]
     if alone and not (_LABEL.fullmatch(before.strip()) and _UNIT.fullmatch(after)):
         return None
-    if _OPERAND.search(before + match["sign"]) or _COMMAND.search(before) or _COMMAND.search(after):
+    if _OPERAND.search(before + (match["sign"] or "")) or _COMMAND.search(before) or _COMMAND.search(after):
         return None
     if _DENIED.search(before) or _GOES_ON.match(after) or _LIST.search(_SEPARATORS.sub(_keep_commas, text)):
         return None
@@ -129,7 +129,7 @@ def _keep_commas(match: re.Match[str]) -> str:
 def _value(match: re.Match[str]) -> Fraction | None:
     groups = match.groupdict()
     above, below = (next((g for g in match.groups()[i : i + 2] if g), None) for i in _FRACTION_GROUPS)
-    negative = "-" in (groups["sign"], groups["minus"])
+    negative = (groups["sign"] == "-") != (groups["minus"] == "-")
     try:
         if above is not None and below is not None:
             value = int(groups["whole"] or 0) + Fraction(int(above), int(below))

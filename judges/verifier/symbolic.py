@@ -87,7 +87,8 @@ def same(reference: Reading, answer: Reading, *, tolerance: float | None) -> boo
         equal = equal_numbers(reference.number, answer.number, tolerance)
         if equal or reference.percent == answer.percent:
             return equal
-        return equal_numbers(*(r.number / (100 if r.percent else 1) for r in (reference, answer)), tolerance)  # type: ignore[operator]
+        a, b = (Fraction(1, 100) if r.percent else Fraction(1) for r in (reference, answer))
+        return equal_numbers(reference.number * a, answer.number * b, tolerance)
     if _CLOSED_INFINITY.search(answer.latex):
         return False  # sympy makes an open end of it
     return _equal_values(reference.parsed, answer.parsed)

@@ -23,7 +23,7 @@ from judges.verifier import verifier
 from judges.verifier.numbers import read_number
 from online_dpo.errors import JudgeError
 
-MATH = Path(__file__).parents[3] / "shared" / "data" / "math500.jsonl"
+MATH = Path(__file__).parents[2].parent / "shared" / "data" / "math500.jsonl"
 Verify = Callable[..., list[Any]]
 
 

@@ -64,6 +64,7 @@ SYMBOLIC_RIGHT = [
     ("0", r"\boxed{-0}"),
     ("7", "Adding them up, there are seven days, so the final answer is $7$. I hope it is correct."),
     (r"\frac{3}{4}", "Thus the probability is $\\frac{3}{4}$."),
+    ("44", r"Hence \boxed{44}. We may check our answer: $17 \cdot 44 = 748$, so our answer is correct."),
     ("9", "**Answer:** 9"),
     ("9", r"\(\boxed{9}\)"),
     (r"\frac{9}{4}", r"\[\boxed{\dfrac{9}{4}}\]"),
