@@ -98,7 +98,7 @@ def linear_layers(model: ModelInfo) -> tuple[str, ...]:
         for name in matrices
         if "embed" not in name
         and not of_expert(f"{name}.weight")
-        and not name.endswith(("lm_head", "wte", "wpe", "mlp.gate", "block_sparse_moe.gate"))
+        and not name.endswith(("lm_head", "wte", "wpe", "mlp.gate", "block_sparse_moe.gate", "router.layer"))
     )
 
 

@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PUSHES = ("merge", "lora")
 LIMIT_S = 300.0
+PAGE = ROOT / "docs" / "models.md"
+RULE = "|---|---|---|---|---|"  # the line of its table above the rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class Compared:
     sampled: float  # the pushed policy's, of tokens that it sampled
     back: float  # between the engine's own of the base model, before and after another push
     moved: float  # how far the policy is from the base model, by the learner
+    layers: str  # that LoRA is on
+    is_packed: bool  # whether the learner packs rows
 
     @property
     def gap(self) -> float:
@@ -38,7 +42,7 @@ class Compared:
 
 
 class Refused(Exception):
-    """Our own code, or vLLM, does not take the family; the message is the last line of what was said."""
+    """Our own code, or vLLM, does not take the family; the message says why."""
 
 
 def compare(family: str, push: str, folder: Path) -> Compared:
@@ -57,7 +61,10 @@ def compare(family: str, push: str, folder: Path) -> Compared:
     from learner_kit import make_spec
     from safetensors.torch import load, save
 
+    from online_dpo.commands.specs import check_cpu_engine
+    from online_dpo.errors import ConfigError
     from online_dpo.learner.learner import Learner
+    from online_dpo.models.inspection import inspect_model
     from online_dpo.types import Adapter, Row
 
     learner = Learner(make_spec(str(build_family(family, folder / "model")), threads=2))
@@ -66,6 +73,10 @@ def compare(family: str, push: str, folder: Path) -> Compared:
     adapter = Adapter(version=1, weights=save(tensors, metadata={"format": "pt"}), config=fresh.config)
     for name, content in adapter.files().items():
         (folder / name).write_bytes(content)
+    try:
+        check_cpu_engine(inspect_model(folder / "model", field="model.path"), "the model", push)
+    except ConfigError as error:
+        raise Refused(str(error)) from None
     engine = _in_an_engine(push, folder)
     rows = [Row(prompt_ids=tuple(p), completion_ids=tuple(c)) for p, c in engine["rows"]]
     answers = [Row(prompt_ids=tuple(p), completion_ids=tuple(c)) for p, c in engine["answers"]]
@@ -76,6 +87,8 @@ def compare(family: str, push: str, folder: Path) -> Compared:
         sampled=_gap(engine["sampled"], learner.score(answers, [adapter])[0].token_logps),
         back=_gap(engine["again"], engine["base"]),
         moved=_gap(of_policy, of_base),
+        layers=", ".join(sorted({name.split(".")[-3] for name in tensors})),
+        is_packed=not any("pads its rows" in line for line in learner.notices()),
     )
 
 
@@ -91,7 +104,8 @@ def _in_an_engine(push: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S, cwd=ROOT)
     if done.returncode != 0:
         (folder / "stderr").write_text(done.stderr)
-        raise Refused([line for line in done.stderr.splitlines() if "Error: " in line][-1])
+        said = [line for line in done.stderr.splitlines() if "Error: " in line][-1]
+        raise Refused(said.partition("Error: ")[2].replace(str(folder / "model"), "the model"))
     found: dict[str, Any] = json.loads((folder / "engine.json").read_text())
     return found
 
@@ -150,6 +164,34 @@ def _gap(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> f
     return max(abs(a - b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True))
 
 
+def write_row(page: Path, family: str, cells: Sequence[str]) -> None:
+    """Put a family's row into the table of a page, in the order of `FAMILIES`, in place of the one it had."""
+    from family_kit import FAMILIES
+
+    lines = page.read_text().splitlines()
+    start = lines.index(RULE) + 1
+    end = next(i for i in range(start, len(lines) + 1) if i == len(lines) or not lines[i].startswith("|"))
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines[start:end]}
+    rows[family] = f"| {' | '.join((family, *cells))} |"
+    lines[start:end] = [rows[name] for name in FAMILIES if name in rows]
+    page.write_text("\n".join(lines) + "\n")
+
+
+def seen(family: str) -> list[str]:
+    """The cells of a family's row."""
+    found: dict[str, Compared | Refused] = {}
+    for push in PUSHES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found[push] = compare(family, push, Path(folder))
+            except Refused as error:
+                found[push] = error
+    works = [one for one in found.values() if isinstance(one, Compared)]
+    learner = [works[0].layers, "packed" if works[0].is_packed else "padded"] if works else ["", ""]
+    pushes = [f"{one.gap:.0e}" if isinstance(one, Compared) else f"refused: {one}" for one in found.values()]
+    return [*learner, *pushes]
+
+
 def main(arguments: list[str]) -> None:
     """See the module."""
     if arguments[:1] == ["--engine"]:
@@ -158,12 +200,9 @@ def main(arguments: list[str]) -> None:
     from family_kit import FAMILIES
 
     for family in arguments or FAMILIES:
-        for push in PUSHES:
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    print(family, push, compare(family, push, Path(folder)), flush=True)
-                except Refused as error:
-                    print(family, push, "refused:", error, flush=True)
+        cells = seen(family)
+        print(family, cells, flush=True)
+        write_row(PAGE, family, cells)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,6 @@ def test_an_update_of_gpt2_is_merged_as_peft_merges_it(prefix: str, tmp_path: Pa
     file = tmp_path / "model" / "model.safetensors"
     tensors = {name.replace("transformer.", prefix): tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    save_file({"idle": torch.zeros(1)}, tmp_path / "model" / "consolidated.safetensors")  # no file of the model
     lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     wrapped = get_peft_model(model, lora)
     wrapped.save_pretrained(tmp_path / "adapter")
