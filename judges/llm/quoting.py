@@ -47,8 +47,8 @@ def neutralise(text: str) -> str:
 
 def without_tokens(text: str, tokens: list[str]) -> str:
     """`text`, in which none of these tokens of a vocabulary occurs: their first character is spelled out."""
-    for token in sorted(tokens, key=len, reverse=True):
-        if token and not token.isspace():
+    for token in sorted((token for token in tokens if token.strip()), key=len, reverse=True):
+        while token in text and "&" not in token:  # again where two overlapped; our escapes have an ampersand
             text = text.replace(token, _code(token[0]) + token[1:])
     return text
 

@@ -31,7 +31,7 @@ from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
 from online_dpo.loop.verdicts import asked_again, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
-from online_dpo.statistics.judge_warnings import judge_warnings
+from online_dpo.statistics.judge_warnings import judge_warnings, warnings
 from online_dpo.statistics.overoptimisation import compare_with_best
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
 from online_dpo.store.round_store import RoundStore
@@ -177,7 +177,8 @@ class Rounds:
             REWARD: mean([verdict.score for verdict in said.verdicts if verdict.score is not None]),
         }
         yield Event(kind="paired", round_index=store.index, data={"num_items": len(selected.items), **figures})
-        check_not_empty(selected, store.index, len(drawn.prompts))
+        told = [warning for judge, found in reports.items() for warning in warnings(judge, found)]
+        check_not_empty(selected, store.index, len(drawn.prompts), told)
         return Gathered(
             items=selected.items,
             figures={**drawn.figures, **figures, "judges": reports},

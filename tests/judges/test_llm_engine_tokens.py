@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from actors.chat_engine import control_tokens, encode
 from judges.chat import ChatRequest
 
-# One that no rule of ours would break, and one whose tokenizer overlooks case.
+# Among them two that no rule for texts would break.
 SPECIAL = ["<s>", "~~start~~", "]~b]", "[|assistant|]", "END OF TURN"]
 TEMPLATE = (
     "<s>{% for m in messages %}~~start~~{{ m['role'] }} {{ m['content'] }}{% endfor %}"
@@ -20,9 +20,9 @@ TEMPLATE = (
 
 
 def tokenizer_of(*added: AddedToken) -> Any:
-    letters = {chr(i): i for i in range(32, 127)} | {"?!": 127}
+    letters = {chr(i + 32): i for i in range(95)} | {"?!": 95}
     tokenizer = Tokenizer(models.WordLevel(letters, unk_token="?!"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL] + [*added])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?!", chat_template=TEMPLATE)
 
@@ -39,16 +39,14 @@ def test_a_special_token_in_a_text_is_broken(token: str) -> None:
     for text in (token, f"x{token}y", token * 3, f"{token[:1]}{token}{token[1:]}", f"\u00e9 {token}"):
         ids = encode(tokenizer, request(text))
         assert ids is not None
-        found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i >= 128]
+        found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i > 95]
         assert found == ["<s>", "~~start~~", "~~start~~", "[|assistant|]"], "those of the template"
     plain = tokenizer(tokenizer.apply_chat_template(list(request(token).messages), tokenize=False)).input_ids
     assert tokenizer.convert_tokens_to_ids(token) in plain[2:], "as it is, it would be one"
 
 
 def test_a_token_that_a_tokenizer_makes_all_the_same_refuses_the_question() -> None:
-    """Here of two letters with a space between them that it strips, which no text shows."""
-    from tokenizers import normalizers
-
+    """Here it overlooks case, which no text shows."""
     tokenizer = tokenizer_of(AddedToken("stop", special=True, normalized=True))
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert encode(tokenizer, request("STOP")) is None

@@ -67,7 +67,15 @@ class RewardModelJudge(HostedJudge):
     """Whether code that comes with the model may run."""
 
 
-class PythonJudge(HostedJudge):
+class IsolatedJudge(HostedJudge):
+    """A judge that works in a process of its own, which is killed and replaced where it hangs."""
+
+    memory_limit_gb: float | None = changeable(None, gt=0.0)
+    """Resident memory in GB that this process may take; above it the process is killed, and its call fails. null takes
+    half of the machine's memory."""
+
+
+class PythonJudge(IsolatedJudge):
     """A function or class of yours."""
 
     about = "a function or class of yours, from a file, a package, or an installed entry point"
@@ -81,7 +89,7 @@ class PythonJudge(HostedJudge):
     """Whether `compare` is asked about (a, b) and (b, a); pairs then take the mean."""
 
 
-class VerifierJudge(HostedJudge):
+class VerifierJudge(IsolatedJudge):
     """Compares the answer that a completion ends with to a column of the prompt's source: 1 = right, 0 = wrong."""
 
     about = "1 where a completion's final answer is the one in a column of the prompts, 0 where it is not"
