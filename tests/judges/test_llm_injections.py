@@ -6,6 +6,7 @@ import html
 import json
 import re
 import unicodedata
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from llm_kit import ask, question, section
 
 from judges.chat import ChatReply
 from judges.llm.building import build_llm
-from judges.llm.prompts import ReplyFormat, build_messages, make_format
+from judges.llm.prompts import ReplyFormat, _hash_that_is_not_in, build_messages, make_format
 from judges.llm.quoting import neutralise
 from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain
@@ -146,9 +147,9 @@ def test_a_text_that_holds_the_key_or_the_code_gets_others() -> None:
         found = wanted_of(*answers)
         assert found.key != KEY == plain.key and found.code not in "".join(answers)
         assert isinstance(read_json(ChatReply(text=answers[1], is_tied=False), found), Abstain)
-    every = [f"{i:06x}" for i in range(0, 1 << 24, 3)]  # a third of all codes
-    found = wanted_of("".join(every), "y", form="pairwise")
-    assert found.code not in "".join(every)
+    first, second, third = (sha256(f"{attempt} source".encode()).hexdigest()[:6] for attempt in range(3))
+    assert _hash_that_is_not_in("content", "source", 6) == first
+    assert _hash_that_is_not_in(f"{first} in {second}", "source", 6) == third
     assert len({wanted_of("x", "y", vote=i).code for i in range(9)} | {wanted_of("y", "x").code}) == 10
     assert wanted_of("x", "y", coded=False).code is None
 
