@@ -97,7 +97,7 @@ class Generator:
         try:
             self._llm: Any = make()
         except ValueError as error:  # pydantic's is one too
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).rstrip(".")
             remedy = "set generator.weight_push to merge" if "LoRA" in reason else "choose another model"
             raise ModelError(f"vLLM does not serve {spec.model_folder}: {reason}; {remedy}") from None
         self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None

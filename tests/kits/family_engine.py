@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PUSHES = ("merge", "lora")
 LIMIT_S = 300.0
 PAGE = ROOT / "docs" / "models.md"
+REFUSED = "refused"
 RULE = "|---|---|---|---|---|"  # the line of its table above the rows
 
 
@@ -32,8 +33,6 @@ class Compared:
     sampled: float  # the pushed policy's, of tokens that it sampled
     back: float  # between the engine's own of the base model, before and after another push
     moved: float  # how far the policy is from the base model, by the learner
-    layers: str  # that LoRA is on
-    is_packed: bool  # whether the learner packs rows
 
     @property
     def gap(self) -> float:
@@ -87,8 +86,6 @@ def compare(family: str, push: str, folder: Path) -> Compared:
         sampled=_gap(engine["sampled"], learner.score(answers, [adapter])[0].token_logps),
         back=_gap(engine["again"], engine["base"]),
         moved=_gap(of_policy, of_base),
-        layers=", ".join(sorted({name.split(".")[-3] for name in tensors})),
-        is_packed=not any("pads its rows" in line for line in learner.notices()),
     )
 
 
@@ -179,17 +176,24 @@ def write_row(page: Path, family: str, cells: Sequence[str]) -> None:
 
 def seen(family: str) -> list[str]:
     """The cells of a family's row."""
-    found: dict[str, Compared | Refused] = {}
+    from family_kit import build_family
+    from learner_kit import make_spec
+
+    from online_dpo.learner.learner import Learner
+
+    with tempfile.TemporaryDirectory() as folder:
+        learner = Learner(make_spec(str(build_family(family, Path(folder) / "model"))))
+    targets: Any = learner.model.peft_config["default"].target_modules
+    is_padded = any("pads its rows" in line for line in learner.notices())
+    cells = [", ".join(sorted({name.split(".")[-1] for name in targets})), "padded" if is_padded else "packed"]
     for push in PUSHES:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found[push] = compare(family, push, Path(folder))
+                cells.append(f"{compare(family, push, Path(folder)).gap:.0e}")
             except Refused as error:
-                found[push] = error
-    works = [one for one in found.values() if isinstance(one, Compared)]
-    learner = [works[0].layers, "packed" if works[0].is_packed else "padded"] if works else ["", ""]
-    pushes = [f"{one.gap:.0e}" if isinstance(one, Compared) else f"refused: {one}" for one in found.values()]
-    return [*learner, *pushes]
+                print(family, push, error, flush=True)
+                cells.append(REFUSED)
+    return cells
 
 
 def main(arguments: list[str]) -> None:
