@@ -139,7 +139,8 @@ CHANGEABLE = {
     "generator.num_gpus",
     "generator.gpu_memory_utilization",
     "generator.kv_cache_gib",
-    "generator.max_restarts",
+    "cluster.max_restarts",
+    "cluster.stall_timeout_s",
     "generator.tolerance",
     "generator.rescored",
     *(
