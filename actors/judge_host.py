@@ -121,7 +121,9 @@ class JudgeHost:
     def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._caller is None:
-            hosting = Hosting(engine=_start_chat_engine, scorer=_start_scorer, counted=self._counted)
+            hosting = Hosting(
+                engine=_start_chat_engine, scorer=_start_scorer, counted=self._counted, threads=self._threads
+            )
             self._caller = build_caller(self._spec, hosting=hosting, sleep=self._sleep)
             if self._threads is not None and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)

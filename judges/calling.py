@@ -6,14 +6,16 @@ Whatever goes wrong inside a judge ends as a counted abstention, never as an opi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
 
+from judges.isolation.failures import Interrupted, kind_of
 from judges.protocol import (
     Judge,
     Limits,
@@ -59,6 +61,15 @@ class AsksOthers(Protocol):
         ...
 
 
+@runtime_checkable
+class Isolated(Protocol):
+    """A judge that works in a child process."""
+
+    async def ready(self) -> None:
+        """Replace the process where it died; no call's time runs meanwhile."""
+        ...
+
+
 class Caller:
     """One judge and the rules by which it is called. All methods run on one event loop.
 
@@ -89,8 +100,8 @@ class Caller:
         self._rules = section if isinstance(section, HostedJudge) else None
         self._limits = limits = limits_of(judge) if self._rules is not None else Limits()
         if self._rules is not None:
-            calls = min(self._rules.concurrency, limits.calls_in_flight or self._rules.concurrency)
-            self._slots = asyncio.Semaphore(calls)
+            self._num_slots = min(self._rules.concurrency, limits.calls_in_flight or self._rules.concurrency)
+            self._slots, self._alone = asyncio.Semaphore(self._num_slots), asyncio.Lock()
             self._batch_size = min(self._rules.batch_size, limits.questions_per_call or self._rules.batch_size)
 
     def batches(self, questions: Sequence[Question]) -> list[Sequence[Question]]:
@@ -156,35 +167,57 @@ class Caller:
         return await retrying(self._ask, batch, measured)
 
     async def _ask(self, batch: Sequence[Question], measured: Measurements | None) -> list[list[Verdict]]:
-        """One call, within its slot and its time.
-
-        A blocking judge's thread cannot be killed: after a timeout it runs on beside the next call, unobserved.
-        """
+        """One call; once more, with no other beside it, where its process died and it is not known of which call."""
         if self._rules is None:
             return check_verdicts(batch, await cast(AsksOthers, self.judge).judge(batch, measured))
-        timeout_s = None if self._limits.own_retries else self._rules.timeout_s
-        async with self._slots:
-            count("num_judge_calls")
-            limit, started = asyncio.timeout(timeout_s), time.perf_counter()
+        try:
+            async with self._slots:
+                return await self._call(batch, measured)
+        except Interrupted:
+            count("num_judge_retries")
+            async with self._every_slot():
+                return await self._call(batch, measured)
+
+    @contextlib.asynccontextmanager
+    async def _every_slot(self) -> AsyncIterator[None]:
+        taken = 0
+        async with self._alone:
             try:
-                async with limit:
-                    with collect_counts() as own:  # what it counts reaches the shard's counts only if it succeeds
-                        verdicts = check_verdicts(batch, await self.judge.judge(batch))
-            except TimeoutError:
-                if limit.expired():
-                    count("num_judge_timeouts")
-                    raise TimeoutError(f"no answer within {timeout_s:g} s") from None
-                raise
-            except StopJudging:
-                _count_all(own)  # some of it may have been paid for
-                raise
-            except SystemExit as error:  # would end the host
-                raise RuntimeError(f"called sys.exit({error.code})") from error
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise  # somebody cancelled the host's task, not the judge its own
-                raise RuntimeError("cancelled its own call") from error
+                for _ in range(self._num_slots):
+                    await self._slots.acquire()
+                    taken += 1
+                yield
+            finally:
+                for _ in range(taken):
+                    self._slots.release()
+
+    async def _call(self, batch: Sequence[Question], measured: Measurements | None) -> list[list[Verdict]]:
+        """One call within its time."""
+        assert self._rules is not None
+        timeout_s = self._rules.timeout_s
+        if isinstance(self.judge, Isolated):
+            await self.judge.ready()
+        count("num_judge_calls")
+        limit, started = asyncio.timeout(timeout_s if self._limits.held_from_outside else None), time.perf_counter()
+        try:
+            async with limit:
+                with collect_counts() as own:  # what it counts reaches the shard's counts only if it succeeds
+                    verdicts = check_verdicts(batch, await self.judge.judge(batch))
+        except TimeoutError:
+            if limit.expired() or self._limits.own_timeout:
+                count("num_judge_timeouts")
+                raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+            raise
+        except StopJudging:
+            _count_all(own)  # some of it may have been paid for
+            raise
+        except SystemExit as error:  # would end the host
+            raise RuntimeError(f"called sys.exit({error.code})") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # somebody cancelled the host's task, not the judge its own
+            raise RuntimeError("cancelled its own call") from error
         if measured is not None:
             measured.add_latency(self.label, time.perf_counter() - started)
         _count_all(own)
@@ -207,4 +240,4 @@ def _explain(question: Question, error: Exception) -> list[Verdict]:
         return question.abstain_from_all(str(error), kind="unasked")
     message = " ".join(str(error).split())
     message = message if len(message) <= 200 else f"{message[:197]}..."
-    return question.abstain_from_all(f"{type(error).__name__}: {message}", kind="failed")
+    return question.abstain_from_all(f"{kind_of(error)}: {message}", kind="failed")

@@ -50,6 +50,7 @@ class Hosting:
     scorer: Callable[[ScorerRequest], Scorer] = _no_engine
     # What judges counted in this run before this process began: name of a count -> its sum.
     counted: Mapping[str, float] = field(default_factory=dict)
+    threads: int | None = None  # of torch; None = as the process has it
 
 
 NO_HOSTING = Hosting()

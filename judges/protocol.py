@@ -10,13 +10,13 @@ Most judges need less than this: see `judges.user.python_judge` for plain functi
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+from judges.values import as_list, how_many, read_number, read_position, show, storable
 from online_dpo.errors import JudgeError
 from online_dpo.types import Abstention, PromptContent, Verdict
 
@@ -32,6 +32,10 @@ class Abstain:
 
     reason: str = "no reason given"
     kind: Abstention = field(default="abstained", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reason, str):
+            raise JudgeError(f'gave {show(self.reason)} as the reason of an Abstain; write it as text: Abstain("why")')
 
 
 class StopJudging(JudgeError):
@@ -97,22 +101,24 @@ class Question:
         """
         if isinstance(value, Abstain):
             return self.abstain_from_all(value.reason, kind=value.kind)
-        order = as_list(value)
         count = len(self.completions)
-        numbers = None if order is None else [read_number(item) for item in order]
-        if numbers is None or None in numbers or sorted(n for n in numbers if n is not None) != list(range(count)):
+        items = as_list(value, count)
+        order = [i for item in items or [] if (i := read_position(item)) is not None]
+        if items is None or len(order) != len(items) or sorted(order) != list(range(count)):
             raise JudgeError(
-                f"returned {show(value)} for the {count} completions of prompt {self.prompt_id}; return every "
-                f"position from 0 to {count - 1} once, the best first, or {ABSTAIN_HINT}"
+                f"returned {show(value)} for the {count} completions of prompt {self.prompt_id}; return a list of "
+                f"every position from 0 to {count - 1} once, the best first, or {ABSTAIN_HINT}"
             )
-        places = {int(n): place for place, n in enumerate(numbers) if n is not None}
+        places = {position: place for place, position in enumerate(order)}
         return [self.score(i, float(count - 1 - places[i])) for i in range(count)]
 
     def abstain(
         self, position: int, reason: str, *, second: int | None = None, kind: Abstention = "abstained"
     ) -> Verdict:
         """No opinion about a completion, or about the pair (`position`, `second`)."""
-        return Verdict(prompt_id=self.prompt_id, first=position, second=second, reason=reason, abstention=kind)
+        return Verdict(
+            prompt_id=self.prompt_id, first=position, second=second, reason=storable(reason), abstention=kind
+        )
 
     def abstain_from_all(self, reason: str, *, kind: Abstention = "abstained") -> list[Verdict]:
         """No opinion about any of the completions."""
@@ -143,6 +149,12 @@ class Limits:
     questions_per_call: int | None = None
     calls_in_flight: int | None = None
     own_retries: bool = False  # it limits and repeats its calls itself; repeating them all would pay twice
+    own_timeout: bool = False  # it holds `timeout_s` itself, and raises TimeoutError
+
+    @property
+    def held_from_outside(self) -> bool:
+        """Whether whoever calls it has to hold `timeout_s`."""
+        return not (self.own_retries or self.own_timeout)
 
 
 def limits_of(judge: Judge) -> Limits:
@@ -181,19 +193,23 @@ def check_verdicts(questions: Sequence[Question], answer: object) -> list[list[V
         JudgeError: the number of lists is not the number of questions, something is no `Verdict`, names another
             prompt or an unknown position, says two things about the same subject, or leaves a completion out.
     """
-    lists = as_list(answer)
+    lists = as_list(answer, len(questions))
     if lists is None or len(lists) != len(questions):
-        found = show(answer) if lists is None else f"{len(lists)} lists of verdicts"
-        raise JudgeError(f"returned {found} for {len(questions)} questions; return one list of verdicts for each")
+        found = show(answer) if lists is None else f"{how_many(lists, len(questions))} lists of verdicts"
+        raise JudgeError(
+            f"returned {found} for {len(questions)} questions; return a list with one list of verdicts for each"
+        )
     return [_check_one(question, item) for question, item in zip(questions, lists, strict=True)]
 
 
 def _check_one(question: Question, answer: object) -> list[Verdict]:
     where = f"for prompt {question.prompt_id}"
-    verdicts = as_list(answer)
+    positions = range(len(question.completions))
+    # At most one about each completion, and one about each two in each order.
+    verdicts = as_list(answer, len(positions) ** 2)
     if verdicts is None or not all(isinstance(v, Verdict) for v in verdicts):
         raise JudgeError(f"returned {show(answer)} {where}; return a list of Verdict, such as question.score(0, 1.5)")
-    positions = range(len(question.completions))
+    verdicts = [_with_plain_values(verdict, where) for verdict in verdicts]
     seen: set[tuple[int, int | None]] = set()
     for verdict in verdicts:
         subject = (verdict.first, verdict.second)
@@ -216,31 +232,18 @@ def _check_one(question: Question, answer: object) -> list[Verdict]:
     return verdicts
 
 
-def read_number(value: object) -> float | None:
-    """`value` as a finite float, or None where it is none. Never guesses: text and booleans are no numbers."""
-    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
-    if is_bool or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
-        return None
-    try:
-        number = float(value)
-    except (OverflowError, TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+def _with_plain_values(verdict: Verdict, where: str) -> Verdict:
+    """A verdict that the judge may have made itself, with Python's own numbers and text that can be stored."""
+    plain: dict[str, Any] = {name: getattr(verdict, name) for name in PLAIN}
+    if all(plain[name] is None or type(plain[name]) is kind for name, kind in PLAIN.items()) and not verdict.reason:
+        return verdict
+    readers = {int: read_position, float: read_number, str: lambda v: storable(v) if isinstance(v, str) else None}
+    for name, kind in PLAIN.items():
+        value = plain[name]
+        plain[name] = None if value is None else readers[kind](value)
+        if value is not None and plain[name] is None:
+            raise JudgeError(f"returned a verdict {where} whose {name} is {show(value)}, which is no {kind.__name__}")
+    return replace(verdict, **plain)
 
 
-def as_list(value: object) -> list[Any] | None:
-    """The elements of a sequence (lists, tuples, arrays, tensors), or None for text, mappings and single values."""
-    if isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0 or not hasattr(value, "__iter__"):
-        return None
-    return list(value)
-
-
-def show(value: object) -> str:
-    """A value in a message: its repr, shortened, on one line, with its type where the repr does not tell."""
-    text = " ".join(repr(value).split())
-    text = text if len(text) <= 80 else f"{text[:77]}..."
-    return (
-        text
-        if value is None or isinstance(value, (str, int, float, list, tuple, dict))
-        else f"{text} ({type(value).__name__})"
-    )
+PLAIN = {"first": int, "second": int, "score": float, "probability": float, "uncertainty": float, "reason": str}

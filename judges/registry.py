@@ -32,7 +32,7 @@ from online_dpo.config.judges.section import (
 
 MODULES: Mapping[type, str] = {
     RewardModelJudge: "judges.reward.reward_model",
-    PythonJudge: "judges.user.python_judge",
+    PythonJudge: "judges.user.judge_process",
     LlmJudge: "judges.llm.building",
     VerifierJudge: "judges.verifier.verifier",
     ProcessJudge: "judges.outer.process",

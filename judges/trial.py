@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from judges.calling import AsksOthers, Caller
+from judges.isolation.failures import ProcessEnded, RaisedInChild, kind_of
 from judges.protocol import Judge, Question, StopJudging, check_verdicts, limits_of
 from online_dpo.config.pairing import PairingSection, explain_no_scores
 from online_dpo.errors import JudgeError
@@ -69,7 +70,8 @@ async def try_judge(
     """
     content: PromptContent = [{"role": "user", "content": TEXT}] if chat else TEXT
     question = Question(prompt_id="trial", prompt=content, completions=ANSWERS, metadata=dict(metadata or {}))
-    limit = asyncio.timeout(None if limits_of(judge).own_retries else timeout_s)
+    limits = limits_of(judge)
+    limit = asyncio.timeout(timeout_s if limits.held_from_outside else None)
     try:
         async with limit:
             verdicts = check_verdicts([question], await judge.judge([question]))[0]
@@ -81,14 +83,21 @@ async def try_judge(
     except JudgeError as error:
         raise JudgeError(f"{field} was tried on two canned completions and {error}") from error
     except (Exception, SystemExit) as error:
-        if limit.expired():
+        if limit.expired() or (limits.own_timeout and isinstance(error, TimeoutError)):
             raise JudgeError(
                 f"{field} was tried on two canned completions and did not return within {timeout_s:g} s; make it "
                 f"return, or raise its timeout_s"
             ) from error
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         raise JudgeError(
-            f"{field} was tried on two canned completions and raised {type(error).__name__}: {error}{where}; a judge "
+            f"{field} was tried on two canned completions and raised {kind_of(error)}: {error}{_where(error)}; a judge "
             f"must answer any text, or abstain"
         ) from error
+
+
+def _where(error: BaseException) -> str:
+    """The innermost frame, in parentheses."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    if isinstance(error, (RaisedInChild, ProcessEnded)):
+        where = error.where
+    return where and f" ({where})"

@@ -68,5 +68,9 @@ class ShapeError(OnlineDPOError, ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of somebody else's error, for a message of ours; the error's type if it has no text."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    """The first line of somebody else's error, for a message of ours; the error's type if it has no text.
+
+    A line that ends in a colon says nothing yet: the next one is taken along.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

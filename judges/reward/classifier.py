@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
-from online_dpo.errors import JudgeError
-from online_dpo.models.attention import implementation_for
+from online_dpo.models.loading import check_finite, load_weights
 
 
 class Classifier:
@@ -44,11 +42,19 @@ class Classifier:
             label: the model in error messages.
 
         Raises:
-            JudgeError: the model has no classification head.
+            ModelError: the model has no classification head, or a weight is missing or no number.
         """
-        model = _load(folder, config, dtype=dtype, trust_remote_code=trust_remote_code, label=label)
+        model = load_weights(
+            folder,
+            config,
+            label=label,
+            classifies=True,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+        )
         self._device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
+        check_finite(self._model.state_dict().items(), label=label)
         self._batch_tokens = batch_tokens
         self._own_pad_id: int | None = config.get_text_config().pad_token_id
 
@@ -96,26 +102,3 @@ class Classifier:
             return self._own_pad_id
         endings = {row[-1] for row in rows}
         return next(i for i in range(len(endings) + 1) if i not in endings)
-
-
-def _load(folder: Path, config: Any, *, dtype: str, trust_remote_code: bool, label: str) -> Any:
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            attn_implementation=implementation_for(config),
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except ValueError as error:
-        raise JudgeError(f"{label} is no sequence-classification model: {error}; choose a reward model") from error
-    # transformers would fill these with random numbers and only warn.
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise JudgeError(
-            f"{label} has no weights for {missing}; it was not saved as a sequence-classification model: choose a "
-            f"reward model"
-        )
-    return model

@@ -6,6 +6,7 @@ forward pass, beyond float error.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,13 @@ class RewardModel:
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
         rows = [(q, i) for q in questions for i in range(len(q.completions))]
-        scores, num_truncated = await in_thread(self._score, [(q.prompt, q.completions[i]) for q, i in rows])
+        given_up = threading.Event()
+        try:
+            texts = [(q.prompt, q.completions[i]) for q, i in rows]
+            scores, num_truncated = await in_thread(self._score, texts, given_up)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
         count("num_truncated_judge_inputs", num_truncated)
         verdicts: list[list[Verdict]] = []
         for (question, i), value in zip(rows, scores, strict=True):
@@ -115,12 +122,17 @@ class RewardModel:
             verdicts[-1].append(question.score(i, value))
         return verdicts
 
-    def _score(self, texts: Sequence[tuple[PromptContent, str]]) -> tuple[list[float], int]:
-        """Scores in the order given, and how many inputs were cut."""
-        with self._lock:
+    def _score(self, texts: Sequence[tuple[PromptContent, str]], given_up: threading.Event) -> tuple[list[float], int]:
+        """Scores in the order given, and how many inputs were cut; none once nobody waits for them any more."""
+        while not self._lock.acquire(timeout=1.0):
+            if given_up.is_set():
+                return [], 0
+        try:
             encoded = [self._encode(prompt, completion) for prompt, completion in texts]
             rows = [self._cut(ids) for ids in encoded]
             logits = self._scorer.logits([self._until_read(row) for row in rows])
+        finally:
+            self._lock.release()
         scores = [math.fsum(w * x for w, x in zip(self._weights, row, strict=True) if w) for row in logits]
         return scores, sum(len(row) < len(ids) for row, ids in zip(rows, encoded, strict=True))
 

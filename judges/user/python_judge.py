@@ -2,25 +2,25 @@
 
 A parameter named `metadata` asks for the prompt's further columns. Blocking code runs in a thread and is never called
 twice at once, so it need not be thread-safe; `async def` code runs `concurrency` calls at a time.
+
+All of this runs in the process that `judge_process` starts, which waits for its imports: they are few.
 """
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import difflib
 import inspect
 import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
-
-from judges.calling import Caller
-from judges.hosting import Hosting
-from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, as_list, count, show
-from judges.spec import JudgeSpec
+from judges.protocol import ABSTAIN_HINT, Judge, Limits, Question, count, limits_of
 from judges.threads import in_thread
-from judges.user.user_code import load_target
+from judges.values import as_list, how_many, show
 from online_dpo.errors import JudgeError
 from online_dpo.types import NUM_RANKINGS, Verdict
 
@@ -33,15 +33,8 @@ PARAMETERS = {
 }
 
 
-def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Judge:
-    """Make a judge of the code that a spec names."""
-    section = spec.section
-    target = load_target(section.target, spec.source, label=spec.label)
-    return adapt(target, section.args, field=spec.field, name=section.target, both_orders=section.both_orders)
-
-
 class _UserCode:
-    """One callable of the user's, blocking or not, with or without `metadata`."""
+    """One callable of the user's, blocking or not, with or without `metadata`. It gets copies, which it may change."""
 
     def __init__(self, function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
         self._function = function
@@ -55,10 +48,16 @@ class _UserCode:
         return Limits(questions_per_call=1, calls_in_flight=None if self.is_async else 1)
 
     async def __call__(self, *args: Any, metadata: Any) -> Any:
-        keywords = {**self._keywords, "metadata": metadata} if self._wants_metadata else self._keywords
+        args = tuple(_copied(arg) for arg in args)
+        keywords = {**self._keywords, "metadata": _copied(metadata)} if self._wants_metadata else self._keywords
         if self.is_async:
             return await self._function(*args, **keywords)
-        result = await in_thread(self._function, *args, **keywords)
+        work = asyncio.ensure_future(in_thread(self._function, *args, **keywords))
+        try:
+            result = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # a thread cannot be killed; this process is, if that takes long
+            raise
         # A decorator may hide that a function is async.
         return await cast(Awaitable[Any], result) if inspect.isawaitable(result) else result
 
@@ -94,9 +93,9 @@ class BatchJudge:
             [text for _, _, text in rows],
             metadata=[dict(q.metadata) for q, _, _ in rows],
         )
-        scores = as_list(answer)
+        scores = as_list(answer, len(rows))
         if scores is None or len(scores) != len(rows):
-            found = show(answer) if scores is None else f"{len(scores)} scores"
+            found = show(answer) if scores is None else f"{how_many(scores, len(rows))} scores"
             raise JudgeError(
                 f"returned {found} for {len(rows)} completions; return a list with one finite number for each, or "
                 f"{ABSTAIN_HINT.replace('return', 'put').replace(' to abstain', ' in its place to abstain')}"
@@ -140,6 +139,22 @@ class ListwiseJudge:
         ]
 
 
+class ProtocolJudge:
+    """Calls `judge(questions)`, with questions that are its own to change."""
+
+    def __init__(self, instance: Judge) -> None:
+        self._instance = instance
+        self.limits = limits_of(instance)
+
+    async def judge(self, questions: Sequence[Question]) -> Sequence[Sequence[Verdict]]:
+        return await self._instance.judge(_copied(list(questions)))
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy. What a batch holds several times, such as a prompt for each of its completions, is copied each."""
+    return [copy.deepcopy(item) for item in value] if isinstance(value, list) else copy.deepcopy(value)
+
+
 def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str, both_orders: bool = False) -> Judge:
     """Make a judge of a user's function or class.
 
@@ -172,15 +187,16 @@ def adapt(target: object, args: Mapping[str, Any], *, field: str, name: str, bot
 
 def _construct(target: type, args: Mapping[str, Any], field: str, label: str) -> Any:
     model = getattr(target, "Args", None)
-    has_args = inspect.isclass(model) and issubclass(model, BaseModel)
+    pydantic = sys.modules.get("pydantic")  # code that has not imported it has no model of it
+    has_args = pydantic is not None and inspect.isclass(model) and issubclass(model, pydantic.BaseModel)
     checked: Any = model if has_args else target
     _check_args(checked, args, (), field=field, label=label)
     try:
         return target(checked(**args)) if has_args else target(**args)
-    except ValidationError as error:
-        lines = [_explain(problem, field) for problem in error.errors()]
-        raise JudgeError("\n".join(f"{line} (as {label} has it)" for line in lines)) from None
     except Exception as error:
+        if pydantic is not None and isinstance(error, pydantic.ValidationError):
+            lines = [_explain(problem, field) for problem in error.errors()]
+            raise JudgeError("\n".join(f"{line} (as {label} has it)" for line in lines)) from None
         raise JudgeError(
             f"{label} could not be constructed: {type(error).__name__}: {error}; check {field}.args and what the "
             f"constructor reads"
@@ -200,7 +216,7 @@ def _adapt_instance(instance: Any, *, field: str, label: str, both_orders: bool)
         if not inspect.iscoroutinefunction(instance.judge):
             raise JudgeError(f"{label} has a judge method that is not async; write async def judge(self, questions)")
         _refuse_both_orders(both_orders, field=field, label=label)
-        return cast(Judge, instance)
+        return ProtocolJudge(instance)
     methods = [name for name in KINDS if callable(getattr(instance, name, None))]
     if not methods:
         known = [name for name in dir(instance) if not name.startswith("_")]

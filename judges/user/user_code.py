@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import importlib.util
 import itertools
 import linecache
+import symtable
 import sys
 import tokenize
 import traceback
@@ -20,6 +22,9 @@ GROUP = "online_dpo.judges"
 
 EMBEDDED = {"gold": ("online_dpo.embedded.gold", "GoldJudge")}
 FORMS = "path/to/file.py:name, package.module:name, embedded:gold or the name of an installed entry point"
+_BINDS_UNSEEN = ("import *", "globals()", "vars()", "exec(", "setattr(", "__getattr__", "global ")
+"""What a file may bind names with that its top level does not show."""
+
 _serial = itertools.count()
 
 
@@ -37,13 +42,23 @@ def read_source(target: str, *, label: str, base_dir: Path) -> str | None:
         base_dir: what a relative file path is relative to.
 
     Raises:
-        JudgeError: the target is malformed, its file is missing or no Python, or no such entry point is installed.
+        JudgeError: the target is malformed, its file is missing, no Python or has nothing of that name, or no such
+            package or entry point is installed.
     """
     if is_entry_point(target):
         find_entry_point(target, label)
         return None
     place, name = split_target(target, label)
-    if place == "embedded" or not _is_file(place):
+    if place == "embedded":
+        _find_embedded(name, label)
+        return None
+    if not _is_file(place):
+        package = place.split(".")[0]  # to look for what is inside would import it
+        if not (package.isidentifier() and _is_importable(package)):
+            raise JudgeError(
+                f"{label}: there is no package or module {package}; install it on every node, or give a file by its "
+                f"path, such as {place.replace('.', '/')}.py:{name}"
+            )
         return None
     path = base_dir / place
     if not path.is_file():
@@ -54,6 +69,11 @@ def read_source(target: str, *, label: str, base_dir: Path) -> str | None:
         compile(source, place, "exec")
     except (SyntaxError, ValueError, OSError) as error:
         raise JudgeError(f"{label}: {_where_it_broke(error, place)}; fix the file") from None
+    if not any(word in source for word in _BINDS_UNSEEN):
+        symbols = symtable.symtable(source, place, "exec").get_symbols()
+        if not any(s.get_name() == name and (s.is_assigned() or s.is_imported()) for s in symbols):
+            known = [s.get_name() for s in symbols if s.is_namespace() and not s.get_name().startswith("_")]
+            raise _nothing_named(name, place, known, label)
     return source
 
 
@@ -69,19 +89,13 @@ def load_target(target: str, source: str | None, *, label: str) -> object:
     else:
         place, name = split_target(target, label)
     if place == "embedded":
-        if name not in EMBEDDED:
-            raise JudgeError(f"{label} is not embedded; the embedded judges are {', '.join(sorted(EMBEDDED))}")
-        place, name = EMBEDDED[name]
+        place, name = _find_embedded(name, label)
     module = _import_module(place, name, label) if source is None else _import_source(source, place, label)
     found: object = module
     for part in name.split("."):  # an entry point may name a method of a class
         if not hasattr(found, part):
             known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            has = f"it has {', '.join(known) or 'no function or class at all'}"
-            raise JudgeError(
-                f"{label}: {place} has nothing named {name}; {f'did you mean {close[0]}?' if close else has}"
-            )
+            raise _nothing_named(name, place, known, label)
         found = getattr(found, part)
     return found
 
@@ -115,6 +129,25 @@ def split_target(target: str, label: str) -> tuple[str, str]:
     if not (colon and place and name.isidentifier()):
         raise JudgeError(f"{label} names no function or class; write {FORMS}")
     return place, name
+
+
+def _is_importable(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # a module without a spec, such as __main__ here
+        return False
+
+
+def _find_embedded(name: str, label: str) -> tuple[str, str]:
+    if name not in EMBEDDED:
+        raise JudgeError(f"{label} is not embedded; the embedded judges are {', '.join(sorted(EMBEDDED))}")
+    return EMBEDDED[name]
+
+
+def _nothing_named(name: str, place: str, known: list[str], label: str) -> JudgeError:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    has = f"it has {', '.join(known) or 'no function or class at all'}"
+    return JudgeError(f"{label}: {place} has nothing named {name}; {f'did you mean {close[0]}?' if close else has}")
 
 
 def _import_source(source: str, place: str, label: str) -> ModuleType:

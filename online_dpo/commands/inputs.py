@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ from typing import Any
 from judges.registry import make_spec
 from judges.spec import JudgeSpec
 from online_dpo.commands.fitting import check_lengths, check_optional_packages
+from online_dpo.commands.model_checks import NamedModel, check_models, inspect_judge_models, own_models
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
 from online_dpo.config.run import RunConfig
 from online_dpo.config.threads import resolve_threads
+from online_dpo.data.encoding import PromptEncoder
 from online_dpo.data.preference_files import peek_preferences
 from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
 from online_dpo.data.prompts import Cursor, PromptSource, validate_source
+from online_dpo.errors import JudgeError, ModelError
 from online_dpo.loop.draws import check_one_form, first_written
 from online_dpo.loop.rounds import Job
 from online_dpo.loop.weight_sync import NUM_PROBE_ROWS, probe_rows
@@ -25,7 +28,7 @@ from online_dpo.models.adapters import read_adapter
 from online_dpo.models.given_reference import GivenReference, inspect_reference
 from online_dpo.models.inspection import ModelInfo, inspect_model
 from online_dpo.models.locating import locate
-from online_dpo.models.tokenizer import load_tokenizer
+from online_dpo.models.tokenizer import check_ids, load_tokenizer
 from online_dpo.types import REWARD, Adapter, Prompt
 
 
@@ -38,6 +41,7 @@ class Inputs:
     adapter: Adapter | None
     reference: GivenReference | None  # what `reference.path` names
     judges: Mapping[str, JudgeSpec]  # the training judge under `reward`, `annotator`, the evaluation's by their names
+    models: tuple[NamedModel, ...]  # every one that is loaded, the policy's first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +72,20 @@ def inspect_inputs(config: RunConfig) -> Inputs:
     """
     config = resolve_threads(config)
     check_optional_packages(config)
-    judges = {
-        judge_name(field): make_spec(section, field=field, base_dir=Path.cwd())
-        for field, section in judge_sections(config).items()
-    }
+    judges = judge_specs(config)
     peek_sources(config)
     model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, base=model)
     check_lengths(config, model)
     reference = inspect_reference(config, model)
-    return Inputs(config=config, model=model, adapter=adapter, reference=reference, judges=judges)
+    return Inputs(
+        config=config,
+        model=model,
+        adapter=adapter,
+        reference=reference,
+        judges=judges,
+        models=(*own_models(config, model, reference), *judge_models(config)),
+    )
 
 
 def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
@@ -86,6 +94,41 @@ def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
     if config.pairing.annotator is not None:
         training["pairing.annotator"] = config.pairing.annotator
     return training | {f"evaluation.judges.{name}": judge for name, judge in config.evaluation.judges.items()}
+
+
+def judge_specs(config: RunConfig) -> dict[str, JudgeSpec]:
+    """Judge's name -> what it is made of.
+
+    Raises:
+        JudgeError: targets name nothing; a line for each such judge.
+    """
+    specs, problems = {}, []
+    for field, section in judge_sections(config).items():
+        try:
+            specs[judge_name(field)] = make_spec(section, field=field, base_dir=Path.cwd())
+        except JudgeError as error:
+            problems.append(str(error))
+    if problems:
+        raise JudgeError("\n".join(problems))
+    return specs
+
+
+def judge_models(config: RunConfig, wanted: Callable[[str], bool] = lambda path: True) -> list[NamedModel]:
+    """The models that the judges need; `wanted` says of a path whether to look at it.
+
+    Raises:
+        ModelError: models are missing or damaged; a line for each such judge.
+    """
+    found: list[NamedModel] = []
+    problems = []
+    for field, section in judge_sections(config).items():
+        try:
+            found += inspect_judge_models(section, field, wanted=wanted)
+        except ModelError as error:
+            problems.append(str(error))
+    if problems:
+        raise ModelError("\n".join(problems))
+    return found
 
 
 def judge_name(field: str) -> str:
@@ -115,13 +158,17 @@ def pair_sections(config: RunConfig) -> dict[str, PairColumns]:
 
 
 def load_inputs(inputs: Inputs) -> Materials:
-    """Load tokenizer and prompts.
+    """Check every model without its weights, and load tokenizer and prompts.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, or there are not enough usable prompts.
+        UserError: a model is not whole, the tokenizer cannot be loaded, or there are not enough usable prompts.
     """
     config, model = inputs.config, inputs.model
+    check_models(
+        config, inputs.models, inputs.adapter, inputs.reference
+    )  # first: what is wrong with a model may keep its tokenizer from loading
     tokenizer = load_tokenizer(model.folder, trust_remote_code=config.model.trust_remote_code)
+    check_ids(tokenizer.get_vocab(), f"model.path is {config.model.path}", vocab_size=model.vocab_size)
     job, first = load_job(config, model, tokenizer)
     return Materials(
         config=config,
@@ -129,6 +176,7 @@ def load_inputs(inputs: Inputs) -> Materials:
         adapter=inputs.adapter,
         reference=inputs.reference,
         judges=inputs.judges,
+        models=inputs.models,
         job=job,
         first=first,
     )
@@ -160,6 +208,9 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         written = first_written(config, pairs)
         check_one_form(config, sampled, written)
         sampled = sampled or [written]
+    if sampled[0].messages is not None:
+        encoder = PromptEncoder(tokenizer, config.chat_template_kwargs)
+        encoder.check_template(sampled[0].messages, f"model.path is {config.model.path}")
     first = sampled[:NUM_PROBE_ROWS]
     vocab_size = model.vocab_size or len(tokenizer)
     job = Job(

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from judges.hosting import NeedsEngine
-from judges.registry import build_caller, make_spec
+from judges.registry import build_caller
 from judges.trial import try_judges
 from online_dpo.commands.fitting import check_lengths, check_optional_packages
-from online_dpo.commands.inputs import judge_sections, peek_sources, prepare
+from online_dpo.commands.inputs import judge_models, judge_sections, judge_specs, peek_sources, prepare
+from online_dpo.commands.model_checks import check_weights
 from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import describe_draw
 from online_dpo.errors import JudgeError, ModelError
+from online_dpo.models.adapters import read_adapter
 from online_dpo.models.given_reference import inspect_reference
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
@@ -35,14 +37,17 @@ def validate_light(config: RunConfig) -> Iterator[str]:
         if isinstance(config.reference, PathReference) and _is_local(config.reference.path):
             inspect_reference(config, model)
             yield f"reference.path: {config.reference.path} fits model.path"
+        if config.model.adapter is not None and _is_local(config.model.adapter):
+            read_adapter(config.model.adapter, base=model)
+            yield f"model.adapter: {config.model.adapter} fits model.path"
     else:
         yield f"model.path: {config.model.path} is a hub id; not looked up without --deep"
     peek_sources(config)
     yield "data: every local source is there and has its columns"
-    for field, judge in judge_sections(config).items():
-        make_spec(judge, field=field, base_dir=Path.cwd())
+    judge_specs(config)
+    judge_models(config, _is_local)
     if judge_sections(config):
-        yield "judges: targets are well-formed and local files compile"
+        yield "judges: targets name what is there, local files compile, and local models are whole"
 
 
 def validate_deep(config: RunConfig) -> Iterator[str]:
@@ -53,6 +58,9 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
     """
     yield from validate_light(config)
     materials = prepare(config)
+    yield "models: every weight is there and has the shape that its model's config gives it; LoRA fits the policy"
+    check_weights(materials.models)
+    yield "weights: every value is a finite number"
     yield f"first prompt: {len(materials.first.token_ids)} tokens, {materials.first.content!r}"
     for name, prompts in materials.job.evaluation_sets.items():
         yield f"evaluation.sets.{name}: {len(prompts)} prompts"

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from online_dpo.errors import ConfigError, ModelError
+from online_dpo.errors import ConfigError, ModelError, first_line
 from online_dpo.types import Message
 
 _TEMPLATE_ARGUMENTS_IN_USE = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message")
+_TWO_TEXTS = ("What is two plus two?", "Name a colour.")
 
 
 def is_blank(content: str | Sequence[Mapping[str, Any]]) -> bool:
@@ -71,6 +72,36 @@ class PromptEncoder:
     def encode_chat(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """`[T]` ids of a chat up to where the assistant answers; special tokens are the template's alone."""
         return tuple(self._tokenize(self._render(messages, add_generation_prompt=True)))
+
+    def check_template(self, messages: Sequence[Message], label: str) -> None:
+        """Refuse a chat template that renders no answer to a chat, or the same text whatever is said.
+
+        Args:
+            messages: a prompt's.
+            label: the start of errors.
+
+        Raises:
+            ModelError: it fails, or leaves out what the last message or its answer says.
+        """
+        remedy = "correct chat_template.jinja or chat_template in tokenizer_config.json, or use prompts of plain text"
+        last: Message = messages[-1]
+        try:
+            asked = {
+                self._render([*messages[:-1], {"role": last["role"], "content": text}], add_generation_prompt=True)
+                for text in _TWO_TEXTS
+            }
+            answered = {
+                self._render([*messages, {"role": "assistant", "content": text}], add_generation_prompt=False)
+                for text in _TWO_TEXTS
+            }
+        # A template raises what its author chose.
+        except Exception as error:
+            raise ModelError(
+                f"{label}, whose chat template does not render a prompt and its answer ({first_line(error)}); {remedy}"
+            ) from error
+        if len(asked) == 1 or len(answered) == 1:
+            what = "a prompt" if len(asked) == 1 else "an answer"
+            raise ModelError(f"{label}, whose chat template renders the same text whatever {what} says; {remedy}")
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         rendered: str = self._tokenizer.apply_chat_template(

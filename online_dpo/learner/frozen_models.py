@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from online_dpo.errors import ModelError, first_line
 from online_dpo.learner.logprobs import verify_head
-from online_dpo.models.attention import implementation_for
+from online_dpo.models.loading import check_finite, load_weights, read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,22 +25,18 @@ def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], de
     """A frozen model in eval mode, whose head is one that is known.
 
     Raises:
-        ModelError: it does not load, or its head is unknown.
+        ModelError: it does not load, a weight is missing or no number, or its head is unknown.
     """
-    try:
-        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=source.trust_remote_code,
-            attn_implementation=implementation_for(config),
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{source.field} {source.name} does not load as a causal language model: {first_line(error)}; give a "
-            f"folder with config.json and safetensors weights, or a hub id"
-        ) from None
+    label = f"{source.field} is {source.name}"
+    config = read_config(source.folder, label=label, trust_remote_code=source.trust_remote_code)
+    model = load_weights(
+        source.folder,
+        config,
+        label=label,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=source.trust_remote_code,
+    )
     model = model.to(device).requires_grad_(False).eval()
+    check_finite(model.state_dict().items(), label=label)
     verify_head(model)
     return model

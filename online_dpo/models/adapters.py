@@ -62,6 +62,7 @@ def read_adapter(path: str, *, base: ModelInfo | None, field: str = "model.adapt
                 else "give a folder that PEFT's save_pretrained wrote"
             )
             raise ModelError(f"{label}, which has no {name}; {hint}")
+    model_files.refuse_pointers(folder, label)
     config = model_files.read_json(folder / "adapter_config.json", label)
     check_plain_lora(config, label)
     modules = lora_layers(model_files.tensor_shapes(folder / "adapter_model.safetensors", label), config["r"], label)

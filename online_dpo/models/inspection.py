@@ -21,7 +21,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]  # sorted set: the tokenizer's, config.json's and generation_config.json's
     max_model_len: int | None  # tokens; None = the config does not say
     vocab_size: int | None  # V, rows of the embedding; None = the config does not say
-    model_type: str | None
+    model_type: str
     architectures: tuple[str, ...]
     fingerprint: str  # sha256, the same for the same files in any folder
     weight_files: tuple[Path, ...]  # safetensors, in name order
@@ -47,13 +47,25 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
             else "give a folder that save_pretrained wrote"
         )
         raise ModelError(f"{label}, which has no config.json; {hint}")
+    model_files.refuse_pointers(folder, label)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{label}, which has an adapter_config.json beside its config.json; Transformers would put that adapter on "
+            f"the model and vLLM would not: move the adapter into a folder of its own, and give it as model.adapter"
+        )
     config = model_files.read_json(folder / "config.json", label)
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError(
+            f"{label}, whose config.json names no model_type, so that its architecture is unknown; put the config.json "
+            f"there that the weights were saved with"
+        )
     nested = config.get("text_config")
     # Multimodal configs keep the language model's numbers one level down.
     flat = {**nested, **config} if isinstance(nested, dict) else config
     vocab_size = flat.get("vocab_size") if isinstance(flat.get("vocab_size"), int) else None
     weights = model_files.weight_files(folder, label)
     tokens = tokenizer.special_token_ids(folder, label, vocab_size=vocab_size, generates=generates)
+    tokenizer.check_ids(tokenizer.vocabulary(folder, label)[0], label, vocab_size=vocab_size)
     eos_token_ids = {tokens["eos_token"]} if "eos_token" in tokens else set()
     generation_file = folder / "generation_config.json"
     generation = model_files.read_json(generation_file, label) if generation_file.is_file() else {}
@@ -64,7 +76,7 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
         eos_token_ids=tuple(sorted(eos_token_ids)),
         max_model_len=model_files.context_length(flat),
         vocab_size=vocab_size,
-        model_type=config.get("model_type"),
+        model_type=config["model_type"],
         architectures=tuple(config.get("architectures") or ()),
         fingerprint=model_files.fingerprint(folder, weights),
         weight_files=weights,

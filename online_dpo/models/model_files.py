@@ -18,6 +18,22 @@ VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 _TOKENIZER_FILES = ("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _MIB = 1 << 20
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointers(folder: Path, label: str) -> None:
+    """Refuse files in whose place Git-LFS put a pointer, because the repository was cloned without it.
+
+    Raises:
+        ModelError: there is one.
+    """
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        with file.open("rb") as stream:
+            if stream.read(len(_GIT_LFS)) == _GIT_LFS:
+                raise ModelError(
+                    f"{label}, whose {file.name} is a Git-LFS pointer and not the file itself; run `git lfs install` "
+                    f"and `git lfs pull` in that folder, or download the model again"
+                )
 
 
 def read_json(file: Path, label: str) -> dict[str, Any]:
@@ -75,6 +91,12 @@ def weight_files(folder: Path, label: str) -> tuple[Path, ...]:
         )
     if missing:
         raise ModelError(f"{label}, which has no weights file {missing[0]}; download the model or save it again")
+    extra = sorted(file.name for file in folder.glob("*.safetensors") if file.name not in names)
+    if extra and not (folder / INDEX).is_file():
+        raise ModelError(
+            f"{label}, which has {extra[0]} beside model.safetensors; vLLM would load both and Transformers only the "
+            f"second: move {extra[0]} elsewhere"
+        )
     files = tuple(folder / name for name in names)
     for file in files:
         tensor_shapes(file, label)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,27 @@ def _checked_id(folder: Path, label: str, key: str, content: str, vocab_size: in
             f"tokenizer that belongs to the model again with save_pretrained"
         )
     return token_id
+
+
+def check_ids(tokens: Mapping[str, int], label: str, *, vocab_size: int | None) -> None:
+    """Refuse a tokenizer that knows tokens for which the model has no embedding.
+
+    Args:
+        tokens: token -> id.
+        label: the start of errors.
+        vocab_size: rows of the model's embedding; None = unknown.
+
+    Raises:
+        ModelError: there is such a token.
+    """
+    beyond = [] if vocab_size is None else [(i, token) for token, i in tokens.items() if i >= vocab_size]
+    if beyond:
+        index, token = max(beyond)
+        raise ModelError(
+            f"{label}, whose tokenizer gives the token {token!r} the id {index}, but whose embedding has {vocab_size} "
+            f"rows ({len(beyond)} ids are beyond them); put the tokenizer there that belongs to the model, or resize "
+            f"the model once with resize_token_embeddings and save it"
+        )
 
 
 def vocabulary(folder: Path, label: str) -> tuple[dict[str, int], bool]:

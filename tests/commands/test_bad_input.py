@@ -61,7 +61,7 @@ def test_wrong_usage(arguments: list[str], message: str, tmp_path: Path) -> None
         ("sampling=none", 'sampling is "none"; it must be a mapping with some of the keys num_samples, temperature'),
         ("run.name=a/b", "run.name is \"a/b\"; use letters, digits, '.', '_' and '-'"),
         ("run.name=${oc.env:NO_SUCH}", "Environment variable 'NO_SUCH' not found\"; write ${section.field} of a"),
-        ("learner.lr=[", "override 'learner.lr=[' cannot be read (while parsing a flow node did not find"),
+        ("learner.lr=[", "override 'learner.lr=[' cannot be read (while parsing a flow node expected the node"),
         ("rounds", "override 'rounds' is not of the form section.field=value, such as run.rounds=3"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_judge_that_is_not_there(command: str, target: str, message: str, work
 
 def test_every_judge_that_does_not_keep_its_contract_is_told_at_once(work: Path) -> None:
     (work / "judges.py").write_text(JUDGES)
-    (work / "imports.py").write_text("\nimport no_such_package\n")
+    (work / "imports.py").write_text("\nimport no_such_package as score\n")
     tried = "was tried on two canned completions and"
     abstain = 'return Abstain("why") to abstain'
     finite = f"for completion 0 of prompt trial; return a finite number, or {abstain}"
@@ -241,7 +241,6 @@ def test_every_judge_that_does_not_keep_its_contract_is_told_at_once(work: Path)
         "judges.py:nan": f" {tried} returned nan {finite}",
         "judges.py:none": f" {tried} returned None {finite}",
         "judges.py:text": f" {tried} returned 'good' {finite}",
-        "judges.py:godo": ": judges.py has nothing named godo; did you mean good?",
         "imports.py:score": ": imports.py does not import (line 2): ModuleNotFoundError: No module named "
         "'no_such_package'; a judge's file travels to the workers alone, so it may import installed packages only",
     }
@@ -255,12 +254,23 @@ def test_every_judge_that_does_not_keep_its_contract_is_told_at_once(work: Path)
 def test_a_run_begins_with_a_trial_of_its_judges(work: Path) -> None:
     """Would catch a run directory that a run left which never began, and a traceback of a judge's actor."""
     (work / "judges.py").write_text(JUDGES)
-    other = "evaluation.judges.other={type: python, target: 'judges.py:godo'}"
+    other = "evaluation.judges.other={type: python, target: 'judges.py:none'}"
     assert refused(
         "run", "config.yaml", "judge.target=judges.py:raises", other, cwd=work, run=online_dpo
     ).splitlines() == [
         "judge.target judges.py:raises was tried on two canned completions and raised KeyError: 'no such word' "
         "(judges.py, line 9); a judge must answer any text, or abstain",
+        "evaluation.judges.other.target judges.py:none was tried on two canned completions and returned None for "
+        'completion 0 of prompt trial; return a finite number, or return Abstain("why") to abstain',
+    ]
+
+
+def test_every_judge_that_is_not_there_is_told_at_once_and_before_ray_starts(work: Path) -> None:
+    (work / "judges.py").write_text(JUDGES)
+    other = "evaluation.judges.other={type: python, target: 'judges.py:godo'}"
+    assert refused("run", "config.yaml", "judge.target=none.py:score", other, cwd=work).splitlines() == [
+        f"judge.target none.py:score: the file {work}/none.py does not exist; give the path of a Python file and "
+        ":score",
         "evaluation.judges.other.target judges.py:godo: judges.py has nothing named godo; did you mean good?",
     ]
 

@@ -31,6 +31,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from judges.isolation.failures import RaisedInChild
 from judges.protocol import Judge, Question, check_verdicts, collect_counts
 from judges.registry import build, make_spec
 from judges.reward.reward_model import RewardModel
@@ -194,7 +195,7 @@ from pathlib import Path
 from judges.registry import build, make_spec
 from judges.trial import try_judge
 from online_dpo.config.judges.hosted import PythonJudge
-section = PythonJudge(type="python", target="mine.py:f")
+section = PythonJudge(type="python", target="mine.py:f", timeout_s=0.2)
 judge = build(make_spec(section, field="judge", base_dir=Path({str(tmp_path)!r})))
 try:
     asyncio.run(try_judge(judge, field="judge", chat=False, timeout_s=0.2))
@@ -265,11 +266,11 @@ LOADING = [
     ),
     ("judge.target", "", {"target": "other.py:f"}, "other.py does not exist"),
     ("judge.target", "def f(p, c)\n", {}, "mine.py does not import (line 1): SyntaxError: expected ':'"),
-    ("judge.target", "x = 1\n1 / 0\n", {}, "mine.py does not import (line 2): ZeroDivisionError: division by zero"),
-    ("judge.target", "import sys\nsys.exit(2)\n", {}, "mine.py does not import (line 2): SystemExit: 2"),
+    ("judge.target", "f = 1\n1 / 0\n", {}, "mine.py does not import (line 2): ZeroDivisionError: division by zero"),
+    ("judge.target", "import sys as f\nf.exit(2)\n", {}, "mine.py does not import (line 2): SystemExit: 2"),
     (
         "judge.target",
-        "\nimport helper_of_mine\n",
+        "\nimport helper_of_mine as f\n",
         {},
         "(line 2): ModuleNotFoundError: No module named 'helper_of_mine'; a judge's file travels to the workers alone",
     ),
@@ -336,8 +337,9 @@ def test_the_file_travels_as_text(tmp_path: Path) -> None:
     assert (spec.section, spec.field, spec.source) == (section, "judge", source)
     judge = build(spec)
     assert values(ask(judge)) == [[9.0, 21.0, 6.0], [9.0, 24.0]]
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(RaisedInChild) as caught:
         ask(judge, [Question(prompt_id="e", prompt="", completions=("",))])
+    assert (caught.value.kind, caught.value.where) == ("ValueError", "judges/mine.py, line 6")
     assert "if not completion: raise ValueError('empty')  # é" in "".join(traceback.format_exception(caught.value))
 
 
@@ -498,7 +500,7 @@ def test_unusable_reward_models_are_refused(zoo: Callable[[str], Path], tmp_path
 
     LlamaForCausalLM(shrink(LlamaConfig, pad_token_id=0, **LLAMA)).save_pretrained(tmp_path / "causal")
     save_tokenizer(tmp_path / "causal")
-    assert "has no weights for score.weight" in refuse(tmp_path / "causal")
+    assert "has no weights for score.weight" in refuse(tmp_path / "causal", ModelError)
     three = LlamaForSequenceClassification(shrink(LlamaConfig, pad_token_id=0, num_labels=3, **LLAMA))
     three.save_pretrained(tmp_path / "three")
     save_tokenizer(tmp_path / "three")

@@ -16,8 +16,8 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from online_dpo.errors import ModelError
-from online_dpo.learner import frozen_models
 from online_dpo.learner.learner import Learner
+from online_dpo.models import loading
 from online_dpo.types import Adapter
 
 PAIRS = make_pairs(4)
@@ -128,7 +128,7 @@ def test_a_soft_cap_is_applied_and_one_that_is_dropped_is_found(
     for under, wanted in zip(learner.score(ROWS, ["policy", None]), expected, strict=False):
         for row, value in zip(under.token_logps, wanted, strict=True):
             torch.testing.assert_close(torch.tensor(row), value, rtol=0, atol=2e-5)
-    monkeypatch.setattr(frozen_models, "implementation_for", lambda config: None)
+    monkeypatch.setattr(loading, "implementation_for", lambda config: None)
     with pytest.raises(ModelError, match=r"asks for attention that its implementation \(sdpa\) does not apply"):
         Learner(make_spec(str(model)))
 

@@ -255,7 +255,7 @@ def test_a_reference_with_another_vocabulary(
 
 def test_a_reference_that_is_too_small(saved: Path, other: Path) -> None:
     change_json(other / "config.json", vocab_size=5)
-    with pytest.raises(ModelError, match=r"whose embedding has 5 rows, and the policy's tokens have ids up to 5"):
+    with pytest.raises(ModelError, match=r"gives the token 'world' the id 5, but whose embedding has 5 rows"):
         inspected(saved, other)
     change_json(other / "config.json", vocab_size=32, max_position_embeddings=30)
     with pytest.raises(ConfigError, match=r"whose context is 30 tokens; prompts\.max_tokens and .* are together 32"):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from online_dpo.config.base import Auto, Count, Section, changeable
+from online_dpo.config.base import Auto, Count, Place, Section, changeable
 
 
 class HostedJudge(Section):
@@ -50,7 +50,7 @@ class RewardModelJudge(HostedJudge):
     about = "a sequence-classification model with its own tokenizer and chat template"
 
     type: Literal["reward_model"]
-    path: str
+    path: Place
     """A folder, a hub id, or `embedded:reward` for the tiny model that ships with the package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The number format of the weights."""
@@ -67,13 +67,21 @@ class RewardModelJudge(HostedJudge):
     """Whether code that comes with the model may run."""
 
 
-class PythonJudge(HostedJudge):
+class IsolatedJudge(HostedJudge):
+    """A judge that works in a process of its own, which is killed and replaced where it hangs."""
+
+    memory_limit_gb: float | None = changeable(None, gt=0.0)
+    """Resident memory in GB that this process may take; above it the process is killed, and its call fails. null takes
+    half of the machine's memory."""
+
+
+class PythonJudge(IsolatedJudge):
     """A function or class of yours."""
 
     about = "a function or class of yours, from a file, a package, or an installed entry point"
 
     type: Literal["python"]
-    target: str
+    target: Place
     """`path/to/file.py:name`, `package.module:name`, `embedded:gold`, or the name of an installed entry point."""
     args: dict[str, Any] = Field({})
     """Further keyword arguments of a function, or the arguments of a class's constructor."""
@@ -81,7 +89,7 @@ class PythonJudge(HostedJudge):
     """Whether `compare` is asked about (a, b) and (b, a); pairs then take the mean."""
 
 
-class VerifierJudge(HostedJudge):
+class VerifierJudge(IsolatedJudge):
     """Compares the answer that a completion ends with to a column of the prompt's source: 1 = right, 0 = wrong."""
 
     about = "1 where a completion's final answer is the one in a column of the prompts, 0 where it is not"
@@ -117,6 +125,6 @@ def check_regex(value: str) -> str:
     """
     try:
         re.compile(value)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"is {value!r}, which is no regular expression ({error}); correct it") from None
     return value

@@ -1,0 +1,114 @@
+"""What a run's models must be, checked before Ray starts: every one that its config names, the judges' too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from online_dpo.config.control import PathReference
+from online_dpo.config.judges.hosted import RewardModelJudge
+from online_dpo.config.judges.llm import ChatEngineSection, LlmJudge
+from online_dpo.config.judges.section import JudgeSection, hosted_judges
+from online_dpo.config.run import RunConfig
+from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
+from online_dpo.models.given_reference import GivenReference
+from online_dpo.models.inspection import ModelInfo, inspect_model
+from online_dpo.models.locating import locate
+from online_dpo.types import Adapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedModel:
+    """A model that a field of the config names, and what its folder says about it."""
+
+    field: str  # such as `judge.path`
+    path: str  # that the field has
+    info: ModelInfo
+    classifies: bool = False  # a reward model; else a language model
+    trust_remote_code: bool
+
+    @property
+    def label(self) -> str:
+        """The start of errors."""
+        return f"{self.field} is {self.path}"
+
+
+def inspect_judge_models(judge: JudgeSection, field: str, *, wanted: Callable[[str], bool]) -> Iterator[NamedModel]:
+    """Find the models of a judge and of those inside it, and look at their files.
+
+    Args:
+        judge: the section.
+        field: where it stands in the config.
+        wanted: whether a path is to be looked at; a hub id may be downloaded.
+
+    Raises:
+        ModelError: a model is missing or damaged.
+    """
+    model: RewardModelJudge | ChatEngineSection
+    for place, section in hosted_judges(judge, field):
+        if isinstance(section, RewardModelJudge):
+            name, model, classifies = f"{place}.path", section, True
+        elif isinstance(section, LlmJudge) and section.engine is not None:
+            name, model, classifies = f"{place}.engine.path", section.engine, False
+        else:
+            continue
+        if wanted(model.path):
+            info = inspect_model(locate(model.path, field=name), field=name, generates=not classifies)
+            trusted = model.trust_remote_code
+            yield NamedModel(field=name, path=model.path, info=info, classifies=classifies, trust_remote_code=trusted)
+
+
+def own_models(config: RunConfig, model: ModelInfo, reference: GivenReference | None) -> list[NamedModel]:
+    """The models of the policy and, where it is another one, of the reference."""
+    trusted = config.model.trust_remote_code
+    found = [NamedModel(field="model.path", path=config.model.path, info=model, trust_remote_code=trusted)]
+    section = config.reference
+    if isinstance(section, PathReference) and isinstance(reference, ModelInfo):
+        trusted = section.trust_remote_code
+        found.append(NamedModel(field=REFERENCE_FIELD, path=section.path, info=reference, trust_remote_code=trusted))
+    return found
+
+
+def check_models(
+    config: RunConfig, models: Sequence[NamedModel], adapter: Adapter | None, reference: GivenReference | None
+) -> None:
+    """Build every model without its weights, compare it with its files, and put LoRA on the policy; takes a second.
+
+    Args:
+        config: of the run.
+        models: the policy first.
+        adapter: that the policy continues.
+        reference: what `reference.path` names.
+
+    Raises:
+        ModelError: a model is of another kind, lacks a weight or has one of another shape; or LoRA fits no layer.
+    """
+    import torch
+
+    from online_dpo.learner import adapter_slots
+    from online_dpo.models.loading import check_finite, empty_model
+
+    given = reference if isinstance(reference, Adapter) else None
+    for field, found in (("model.adapter", adapter), (REFERENCE_FIELD, given)):
+        if found is not None:
+            check_finite(adapter_slots.parse_weights(found).items(), label=f"{field} is an adapter")
+    empty = [
+        empty_model(m.info, label=m.label, trust_remote_code=m.trust_remote_code, classifies=m.classifies)
+        for m in models
+    ]
+    with torch.device("meta"):
+        policy = adapter_slots.attach(empty[0], config.learner.lora, adapter, seed=config.run.seed)
+        if given is not None:
+            adapter_slots.add_given(policy, given)
+
+
+def check_weights(models: Sequence[NamedModel]) -> None:
+    """Read every weight of every model.
+
+    Raises:
+        ModelError: one is NaN or infinite.
+    """
+    from online_dpo.models.loading import check_finite, stored_tensors
+
+    for model in models:
+        check_finite(stored_tensors(model.info), label=model.label)
