@@ -59,8 +59,11 @@ _JUDGED = {**_PLACE, "judge": "`reward`, or the name of an evaluation judge"}
 _GAPS = "nats per token: mean, largest mean of a row, largest of a token, and mean to the policy before"
 
 EVENTS = {
-    "run_started": EventKind(when="once, when everything is loaded", data={"num_rounds": "`run.rounds`"}),
-    "round_started": EventKind(when="a round begins, or goes on after a resume"),
+    "run_started": EventKind(
+        when="everything is loaded; again where the learner was lost and started anew",
+        data={"num_rounds": "`run.rounds`"},
+    ),
+    "round_started": EventKind(when="a round begins, or goes on after a resume or a lost learner"),
     "stage": EventKind(
         when="a stage of the round begins",
         data={
