@@ -160,6 +160,32 @@ def break_pad_beyond_embedding(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        (
+            "tokenizer.json",
+            {"model": {"vocab": {"a": []}}},
+            "something else where tokens and their ids should be; save",
+        ),
+        ("tokenizer.json", {"model": 3}, "something else where tokens and their ids should be; save"),
+        ("tokenizer.json", {"added_tokens": [{"id": 1}]}, "something else where tokens and their ids should be; save"),
+        ("generation_config.json", {"eos_token_id": [None]}, r"has the eos_token_id \[None\]; it must be a token's id"),
+        ("config.json", {"eos_token_id": "</s>"}, "has the eos_token_id </s>; it must be a token's id, or a list"),
+    ],
+)
+def test_json_of_another_shape_is_no_traceback(folder: Path, file: str, change: dict[str, Any], expected: str) -> None:
+    change_json(folder / file, **change)
+    with pytest.raises(ModelError, match=expected):
+        inspect_model(folder, field="model.path")
+
+
+@pytest.mark.parametrize("rope", [True, "linear", {"rope_type": "linear", "factor": "2"}])
+def test_a_context_is_read_whatever_stands_beside_it(folder: Path, rope: Any) -> None:
+    change_json(folder / "config.json", rope_parameters=rope)
+    assert inspect_model(folder, field="model.path").max_model_len == 128
+
+
+@pytest.mark.parametrize(
     ("breakage", "expected"),
     [
         (break_no_config, "has no config.json; give a folder that save_pretrained wrote"),
