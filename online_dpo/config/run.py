@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from online_dpo.config.base import Auto, Count, FolderName, Section, changeable
+from online_dpo.config.base import Auto, Count, FolderName, Place, Section, changeable
 from online_dpo.config.consistency import check_consistency
 from online_dpo.config.control import AlarmSection, DriftSection, FixedReference, ReferenceSection
 from online_dpo.config.data import ModelSection, PromptsSection
@@ -30,7 +30,7 @@ class RunSection(Section):
 
     name: FolderName = changeable("run")
     """The run's name. The run directory is `dir`/`name`, which may be moved and renamed."""
-    dir: str = changeable("runs")
+    dir: Place = changeable("runs")
     """The folder in which the run directory lies."""
     rounds: int = Field(5, ge=1)
     """The number of rounds. It may grow on resume where no schedule is stretched over the run."""

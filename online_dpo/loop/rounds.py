@@ -31,9 +31,10 @@ from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
 from online_dpo.loop.verdicts import asked_again, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
-from online_dpo.statistics.judge_warnings import judge_warnings
+from online_dpo.statistics.judge_warnings import judge_warnings, warnings
 from online_dpo.statistics.overoptimisation import compare_with_best
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
+from online_dpo.statistics.update_warnings import update_warnings
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import REWARD, Adapter, Items, Prompt, Row, SamplingPlan
@@ -177,7 +178,8 @@ class Rounds:
             REWARD: mean([verdict.score for verdict in said.verdicts if verdict.score is not None]),
         }
         yield Event(kind="paired", round_index=store.index, data={"num_items": len(selected.items), **figures})
-        check_not_empty(selected, store.index, len(drawn.prompts))
+        told = [warning for judge, found in reports.items() for warning in warnings(judge, found)]
+        check_not_empty(selected, store.index, len(drawn.prompts), told)
         return Gathered(
             items=selected.items,
             figures={**drawn.figures, **figures, "judges": reports},
@@ -273,7 +275,8 @@ class Rounds:
         """See whether all is in bounds and close the round; what comes back starts the next one."""
         index, control = position.round_index, position.control
         assert updated.adapter is not None
-        summary["warnings"] = list(judge_warnings(summary))
+        peak_lr = self.config.learner.lr
+        summary["warnings"] = [*judge_warnings(summary), *update_warnings(summary, peak_lr=peak_lr)]
         if summary["evaluation"]:
             since = compare_with_best(
                 partial(committed_evaluation, self.store),

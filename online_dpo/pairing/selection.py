@@ -72,14 +72,25 @@ def select(
     return Selected(items=pairing.pairs, outcomes=pairing.outcomes, counts=pairing.counts)
 
 
-def check_not_empty(selected: Selected, round_index: int, num_prompts: int) -> None:
-    """Raises NoPairsError where a round has nothing of its own to train on."""
+def check_not_empty(selected: Selected, round_index: int, num_prompts: int, warnings: Sequence[str] = ()) -> None:
+    """See whether a round has anything of its own to train on.
+
+    Args:
+        selected: its items.
+        round_index: its number, from 0.
+        num_prompts: how many it drew.
+        warnings: about its judges, which may say why there is nothing.
+
+    Raises:
+        NoPairsError: it has nothing.
+    """
     if selected.items:
         return
     reasons = ", ".join(f"{name} {value}" for name, value in selected.outcomes.items() if value)
     nothing = "pair" if selected.labels is None else "label"
+    why = f" ({'; '.join(warnings)})" if warnings else ""
     raise NoPairsError(
-        f"round {round_index + 1} gave no {nothing} from {num_prompts} prompts: {reasons}; what was sampled and judged "
-        f"is committed in rounds/{round_index:05d} and stays so: look at it, then start a new run, under another "
-        f"run.name, with a judge that tells these completions apart"
+        f"round {round_index + 1} gave no {nothing} from {num_prompts} prompts: {reasons}{why}; what was sampled and "
+        f"judged is committed in rounds/{round_index:05d} and stays so: look at it, then start a new run, under "
+        f"another run.name, with a judge that tells these completions apart"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from online_dpo.reports.layout import percent, titled
-from online_dpo.statistics.judge_warnings import is_large
+from online_dpo.statistics.judge_warnings import is_inconsistent, is_large
 
 COLUMNS = (
     "round",
@@ -88,14 +88,21 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             str(figures["num_verdicts"]),
             percent(figures["abstention_rate"]),
             covered,
-            percent(figures.get("order_consistency")),
-            percent(figures.get("repeat_agreement")),
+            *(_consistency(figures, *names) for names in CONSISTENCIES),
             percent(figures.get("first_wins")) + ("!" if is_large(figures, "first_wins") else ""),
             percent(figures.get("longer_wins")) + ("!" if is_large(figures, "longer_wins") else ""),
             ", ".join(alphas),
             str(counters.get("num_judge_requests", counters.get("num_judge_calls", ""))),
             str(tokens or ""),
         )
+
+
+CONSISTENCIES = ("order_consistency", "num_asked_both_ways"), ("repeat_agreement", "num_repeated")
+
+
+def _consistency(figures: Mapping[str, Any], name: str, number: str) -> str:
+    share = figures.get(name)
+    return percent(share) + ("!" if is_inconsistent(share, figures.get(number, 0)) else "")
 
 
 def _judges(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

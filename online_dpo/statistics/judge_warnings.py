@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,11 +13,18 @@ Without a bias |z| > 3 comes in 0.3 % of rounds with many prompts, and in at mos
 (Hoeffding 1963): no least number of prompts is needed.
 """
 
-MIN_CONSISTENCY, MIN_ASKED_TWICE = 0.8, 20
-"""A judge is inconsistent if fewer than this share of at least so many comparisons asked twice come out alike."""
+MIN_CONSISTENCY, MIN_ASKED_TWICE, MAX_CHANCE = 0.8, 20, 0.001
+"""A judge is inconsistent if fewer than this share of at least so many comparisons asked twice come out alike. Of fewer
+comparisons, if a judge with just that consistency would agree with itself so seldom with at most this probability."""
 
 MAX_ABSTENTION_RATE = 0.5
 """A judge that abstains from a larger share of its verdicts gets a warning."""
+
+MAX_FAILURE_RATE = 0.05
+"""Calls that fail are nobody's intention: a smaller share of them deserves a warning."""
+
+MAX_TIED, MIN_COMPARED = 0.9, 20
+"""A judge hardly tells completions apart if more than this share of at least so many comparisons are ties."""
 
 
 def warnings(judge: str, figures: Mapping[str, Any]) -> Iterator[str]:
@@ -26,40 +34,64 @@ def warnings(judge: str, figures: Mapping[str, Any]) -> Iterator[str]:
         judge: its name, such as `reward`.
         figures: of its report.
     """
-    if (figures["abstention_rate"] or 0.0) > MAX_ABSTENTION_RATE:
-        reasons = ", ".join(f"{number} x {reason}" for reason, number in figures["reasons"].items())
-        yield f"judge {judge} abstains from {_percent(figures['abstention_rate'])} of its verdicts: {reasons}"
-    consistency, num_orders = figures.get("order_consistency"), figures.get("num_asked_both_ways", 0)
+    yield from (f"judge {judge} {said}" for said in (*_silence(figures), *_ties(figures), *_biases(figures)))
+    for how, share, number in _asked_twice(figures):
+        if share is not None and is_inconsistent(share, number):
+            yield (
+                f"judge {judge} is inconsistent: asked {how}, it gives the same answer to {_percent(share)} of "
+                f"{number} comparisons"
+            )
+
+
+def _silence(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Abstentions, or failed calls where only these are many."""
+    rate, number, num_failed = figures["abstention_rate"] or 0.0, figures["num_verdicts"], figures["num_failed"]
+    reasons = figures["reasons"]
+    if rate > MAX_ABSTENTION_RATE:
+        yield f"abstains from {_percent(rate)} of its verdicts: {_listed(reasons)}"
+    elif num_failed > MAX_FAILURE_RATE * number:
+        failed = {reason: count for reason, count in reasons.items() if reason.startswith("failed: ")}
+        yield f"fails on {_percent(num_failed / number)} of its verdicts: {_listed(failed) or f'{num_failed} calls'}"
+
+
+def _ties(figures: Mapping[str, Any]) -> Iterator[str]:
+    num_scores = figures["num_verdicts"] - figures["num_abstained"]
+    num_tied = figures.get("num_tied", 0)
+    num_answered = num_tied + figures.get("num_decided", 0)
+    if figures.get("num_distinct_scores") == 1 and num_scores >= MIN_COMPARED:
+        yield f"gives the same score to all {num_scores} completions, so nothing can be learned from it"
+    elif num_answered >= MIN_COMPARED and num_tied > MAX_TIED * num_answered:
+        yield f"calls {_percent(num_tied / num_answered)} of {num_answered} comparisons ties, which make no pairs"
+
+
+def _biases(figures: Mapping[str, Any]) -> Iterator[str]:
     if is_large(figures, "first_wins"):
         place = "first" if figures["first_wins"] > 0.5 else "second"
         share = max(figures["first_wins"], 1.0 - figures["first_wins"])
         remedy = (
             "it was asked in both orders, which keeps this out of the pairs"
-            if num_orders
+            if figures.get("num_asked_both_ways")
             else "this is in the pairs: ask it in both orders (both_orders), where it can be"
         )
         yield (
-            f"judge {judge} prefers the {place} place: what is shown {place} wins {_percent(share)} of "
+            f"prefers the {place} place: what is shown {place} wins {_percent(share)} of "
             f"{figures['num_presented']} comparisons (z {figures['first_wins_z']:+.1f}); {remedy}"
         )
     if is_large(figures, "longer_wins"):
         length = "longer" if figures["longer_wins"] > 0.5 else "shorter"
         share = max(figures["longer_wins"], 1.0 - figures["longer_wins"])
         yield (
-            f"judge {judge} prefers the {length} completion: it wins {_percent(share)} of {figures['num_unequal']} "
-            f"comparisons (z {figures['longer_wins_z']:+.1f}); unless that is what it should reward, take another "
-            f"judge or put a length_penalty around it"
+            f"prefers the {length} completion: it wins {_percent(share)} of {figures['num_unequal']} comparisons "
+            f"(z {figures['longer_wins_z']:+.1f}); unless that is what it should reward, take another judge or put a "
+            f"length_penalty around it"
         )
-    asked_twice = {
-        "in both orders": (consistency, num_orders),
-        "again": (figures.get("repeat_agreement"), figures.get("num_repeated", 0)),
-    }
-    for how, (share, number) in asked_twice.items():
-        if share is not None and share < MIN_CONSISTENCY and number >= MIN_ASKED_TWICE:
-            yield (
-                f"judge {judge} is inconsistent: asked {how}, it gives the same answer to {_percent(share)} of "
-                f"{number} comparisons"
-            )
+
+
+def _asked_twice(figures: Mapping[str, Any]) -> tuple[tuple[str, float | None, int], ...]:
+    return (
+        ("in both orders", figures.get("order_consistency"), figures.get("num_asked_both_ways", 0)),
+        ("again", figures.get("repeat_agreement"), figures.get("num_repeated", 0)),
+    )
 
 
 def judge_warnings(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -75,6 +107,25 @@ def is_large(figures: Mapping[str, Any], name: str) -> bool:
     """Whether a bias is both large and more than chance."""
     share = figures.get(name)
     return share is not None and abs(share - 0.5) > MIN_BIAS and abs(figures[f"{name}_z"]) >= MIN_Z
+
+
+def is_inconsistent(share: float | None, number: int) -> bool:
+    """Whether too few comparisons that were asked twice came out alike.
+
+    Args:
+        share: of those that did; None without any.
+        number: of all.
+    """
+    if share is None or share >= MIN_CONSISTENCY:
+        return False
+    if number >= MIN_ASKED_TWICE:
+        return True
+    p, alike = MIN_CONSISTENCY, round(share * number)
+    return sum(math.comb(number, k) * p**k * (1 - p) ** (number - k) for k in range(alike + 1)) <= MAX_CHANCE
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} x {reason}" for reason, number in reasons.items())
 
 
 def _percent(share: float) -> str:

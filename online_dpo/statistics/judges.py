@@ -91,6 +91,8 @@ def report(
         "abstention_rate": len(silent) / len(verdicts) if verdicts else None,
         "reasons": group_reasons(silent),
     }
+    if scores := {verdict.score for verdict in verdicts if verdict.score is not None}:
+        figures["num_distinct_scores"] = len(scores)
     if any(len(group) > 1 for group in group_by_prompt(completions).values()):
         figures |= _of_comparisons(completions, verdicts, counters)
     if repeats:

@@ -13,6 +13,7 @@ from loop_kit import FakeGenerator, uniform
 from loop_runs import Run, records
 
 from online_dpo.commands.status import read_status, show_status
+from online_dpo.errors import NoPairsError
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Pair
 
@@ -128,6 +129,10 @@ class Moody:
         return (-1.0 if next(self.count) % 4 == 0 else 1.0) * len(completion)
 class First:
     def rank(self, prompt, completions): return list(range(len(completions)))
+class Shown:
+    def compare(self, prompt, a, b): return 0.9
+def same(prompt, completion): return 0.5
+def mostly(prompt, completion): return float(prompt in ("question 1", "question 2", "question 3")) * len(completion)
 def half(prompt, completion):
     return Abstain(f"cannot tell {len(completion)} letters") if len(completion) % 3 else 1.0 * len(completion)
 """
@@ -178,6 +183,24 @@ def test_a_ranking_has_places_and_a_score_has_none(tmp_path: Path) -> None:
     )
     shown = show(run)
     assert "cannot tell N letters" in shown and "prefers the longer" in shown and "moody.py:half" in shown
+
+
+def test_a_judge_that_tells_nothing_apart_is_named_where_people_look(tmp_path: Path) -> None:
+    (tmp_path / "moody.py").write_text(MOODY)
+    same = {"type": "python", "target": f"{tmp_path / 'moody.py'}:same"}
+    saying = "judge reward gives the same score to all 480 completions, so nothing can be learned from it"
+    with pytest.raises(NoPairsError, match=rf"gave no pair from 160 prompts: tie 160 \({saying}\)"):
+        play(tmp_path, same)
+    (tmp_path / "first").mkdir()
+    first = {"type": "python", "target": f"{tmp_path / 'moody.py'}:Shown", "both_orders": True}
+    with pytest.raises(
+        NoPairsError, match=r"prefers the first place.* asked in both orders, it gives the same answer to 0 %"
+    ):
+        play(tmp_path / "first", first)
+    (tmp_path / "mostly").mkdir()
+    run, summary = play(tmp_path / "mostly", {**same, "target": f"{tmp_path / 'moody.py'}:mostly"})
+    assert summary["warnings"] == ["judge reward calls 98 % of 480 comparisons ties, which make no pairs"]
+    assert summary["warnings"][0] in show(run)
 
 
 def show(run: Run) -> str:

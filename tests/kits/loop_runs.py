@@ -134,7 +134,9 @@ def make_materials(config: RunConfig) -> Materials:
         quantised=False,
     )
     job, first = load_job(config, model, PlainTokenizer())
-    return Materials(config=config, model=model, adapter=None, reference=None, judges={}, job=job, first=first)
+    return Materials(
+        config=config, model=model, adapter=None, reference=None, models=(), judges={}, job=job, first=first
+    )
 
 
 def tree(path: Path) -> dict[str, bytes]:

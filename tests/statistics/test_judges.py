@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,3 +81,74 @@ def test_single_completions_have_scores_that_repeat_or_not() -> None:
     found = report(completions, said(1.0, 2.0, None), {}, said(1.0 + 1e-9, 2.1, 3.0))
     assert (found["repeat_agreement"], found["num_repeated"]) == (0.5, 2)
     assert not {"num_comparisons", "first_wins", "num_covered"} & found.keys()
+
+
+def found_in(verdicts: list[Verdict], num_prompts: int, num_samples: int = 2) -> list[str]:
+    texts = [f"answer {i}" for i in range(num_samples)]  # of one length
+    return list(warnings("x", report([c for i in range(num_prompts) for c in answers(f"p{i}", *texts)], verdicts, {})))
+
+
+def scored(num_prompts: int, score: Callable[[int, int], float]) -> list[Verdict]:
+    return [Verdict(prompt_id=f"p{n}", first=i, score=score(n, i)) for n in range(num_prompts) for i in range(2)]
+
+
+def test_a_judge_that_tells_nothing_apart_is_named() -> None:
+    constant = found_in(scored(24, lambda n, i: 3.0), 24)
+    assert constant == ["judge x gives the same score to all 48 completions, so nothing can be learned from it"]
+    ties = found_in(scored(24, lambda n, i: float(n) + (i if n < 2 else 0)), 24)
+    assert ties == ["judge x calls 92 % of 24 comparisons ties, which make no pairs"]
+    assert found_in([duel(f"p{n}", 0, 1, 0.5) for n in range(20)], 20) == [
+        "judge x calls 100 % of 20 comparisons ties, which make no pairs"
+    ]
+    # A tenth that differs is something, and few comparisons are no evidence.
+    assert found_in(scored(20, lambda n, i: float(n) + (i if n % 20 < 2 else 0)), 20) == []
+    assert found_in(scored(9, lambda n, i: 3.0), 9) == []
+    # One answer to a prompt is no comparison, but the scores are seen.
+    alone = [Verdict(prompt_id=f"p{n}", first=0, score=0.0) for n in range(30)]
+    assert "the same score to all 30" in found_in(alone, 30, num_samples=1)[0]
+
+
+def test_an_order_agreement_of_0_is_told_also_of_few_comparisons() -> None:
+    def always_first(number: int, share: float = 0.0) -> list[str]:
+        return found_in(
+            [duel(f"p{n}", i, 1 - i, 0.9 if n >= share * number or i == 0 else 0.1)
+             for n in range(number) for i in (0, 1)],
+            number,
+        )  # fmt: skip
+
+    # Of 5 comparisons a judge of consistency 0.8 gets none alike once in 3125 times, of 4 once in 625.
+    assert always_first(5) == [
+        "judge x is inconsistent: asked in both orders, it gives the same answer to 0 % of 5 comparisons"
+    ]
+    assert always_first(4) == []
+    assert len(always_first(19, share=0.5)) == 1 and always_first(19, share=0.7) == []
+    place, ties, both = sorted(always_first(5000), key=lambda text: "prefers" not in text)
+    assert "prefers the first place: what is shown first wins 100 % of 10000 comparisons" in place
+    assert "0 % of 5000" in both and "100 % of 5000 comparisons ties" in ties
+    alternating = found_in(
+        [duel(f"p{n}", i, 1 - i, 0.9 if n % 2 else 0.1) for n in range(40) for i in (0, 1)], 40
+    )  # now the first place, now the second: no place is preferred
+    assert [text.split(":")[0] for text in alternating] == [
+        "judge x calls 100 % of 40 comparisons ties, which make no pairs",
+        "judge x is inconsistent",
+    ]
+
+
+def test_calls_that_fail_are_told_before_they_are_half() -> None:
+    def failing(number: int, of: int = 100) -> list[str]:
+        nan = "JudgeError: returned nan for completion 0 of prompt p; return a finite number"
+        return found_in(
+            [Verdict(prompt_id=f"p{n}", first=0, reason=nan, abstention="failed") for n in range(number)]
+            + [Verdict(prompt_id=f"p{n}", first=0, score=float(n)) for n in range(number, of)],
+            of,
+            num_samples=1,
+        )
+
+    [told] = failing(12)
+    assert told.startswith(
+        "judge x fails on 12 % of its verdicts: 12 x failed: JudgeError: returned nan for completion"
+    )
+    assert failing(5) == []
+    assert failing(98)[0].startswith(
+        "judge x abstains from 98 % of its verdicts: 98 x failed: JudgeError: returned nan"
+    )
