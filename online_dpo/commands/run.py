@@ -15,9 +15,10 @@ from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
-from online_dpo.errors import ConfigError, RunDirectoryError
+from online_dpo.errors import ActorError, ConfigError, RunDirectoryError
 from online_dpo.loop.control import Control, stop_reason
 from online_dpo.loop.stages import Event
+from online_dpo.reports.incidents import Incidents
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
 from online_dpo.reports.trackers import make_trackers
 from online_dpo.store.run_store import RunStore
@@ -182,7 +183,11 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))
     stack.callback(stages.close)
-    counted = None if store is None else counted_so_far(store, list(materials.judges), list(config.evaluation.sets))
+
+    def counted() -> dict[str, dict[str, int | float]]:
+        judges, sets = list(materials.judges), list(config.evaluation.sets)
+        return {} if store is None else counted_so_far(store, judges, sets)
+
     stages.start_judges(materials.judges, first=materials.first, counted=counted)
     if store is None:
         info = run_info(materials)
@@ -203,13 +208,32 @@ def why_stopped(config: RunConfig, store: RunStore) -> str | None:
 
 
 def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:
-    """Run the loop and tell everyone. The metrics hear first: a commit covers what they wrote.
+    """Run the loop and tell everyone. Where the learner is lost, begin the loop anew with what is committed.
 
     Returns:
         Why the run was stopped before its last round by its drift budget or alarm; None if it was not.
+
+    Raises:
+        ActorError: an actor was lost too often; the message says what happened and how to go on.
     """
+    incidents = Incidents(store, lambda line: _tell(listeners, line))
+    stages.report = incidents.add
+    while True:
+        try:
+            return _play_from_committed(materials, stages, store, (incidents, *listeners))
+        except ActorError as error:
+            try:
+                stages.recover(error)
+            except ActorError as last:
+                raise ActorError(f"{last}\n{incidents.summary()}") from None
+
+
+def _play_from_committed(
+    materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]
+) -> str | None:
     from online_dpo.loop.rounds import run_rounds
 
+    # The metrics hear first: a commit covers what they wrote.
     writer = MetricsWriter(store, make_trackers(materials.config.logging, store.path))
     events: Iterator[Event] = run_rounds(materials.job, stages, store)
     stopped = None

@@ -51,8 +51,8 @@ def update_warnings(summary: Mapping[str, Any], *, peak_lr: float) -> Iterator[s
         )
         return
     # Where the movement is even, the mean over the round is half of the way to its end.
-    both = [(ends[side], means[side]) for side in _SIDES]
-    moves = [2.0 * abs(end - mean) for end, mean in both if end is not None and mean is not None]
+    sides = [(ends[side], means[side]) for side in _SIDES]
+    moves = [2.0 * abs(end - mean) for end, mean in sides if end is not None and mean is not None]
     tokens = tokens_of_a_completion(summary)
     if tokens is not None and moves and max(moves) > MAX_TOKEN_NATS * tokens:
         factor = min(max(GOOD_TOKEN_NATS * tokens / max(moves), MAX_CUT), MIN_CUT)
