@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from online_dpo.commands.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
+from online_dpo.commands.learning_rates import keep_recorded_lr
 from online_dpo.commands.provenance import check_same_inputs, run_info
 from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config, load_config
@@ -65,7 +66,10 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         _tell(listeners, line)
     RunStore.expect_room(config.run_dir)  # before engines start, not after
     with ExitStack() as stack:
-        return _play(prepare(config), None, stack, listeners)
+        materials = prepare(config)
+        if config.learner.lr == "auto":
+            _tell(listeners, f"learner.lr is auto: {materials.config.learner.peak_lr:g} for this model")
+        return _play(materials, None, stack, listeners)
 
 
 def continue_run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
@@ -141,7 +145,7 @@ def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, li
         )
     recorded = load_config(_yaml_mapping(store.config_yaml))
     recorded = recorded.model_copy(update={"run": recorded.run.model_copy(update=_place(config))})
-    config = keep_recorded_threads(config, recorded)
+    config = keep_recorded_lr(keep_recorded_threads(config, recorded), recorded)
     notes = check_resumable(recorded, resolve_threads(config))
     inputs = inspect_inputs(config)
     notes += [f"damage to {store.path / key} was accepted" for key in store.accepted()]
