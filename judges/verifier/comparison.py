@@ -116,10 +116,9 @@ def _number(statement: str) -> Any:
 
 
 def _unmarked_number(text: str) -> Any:
-    whole = text.strip()
-    if len(whole) <= MAX_WORDS and "\n" not in whole and (found := _number(whole)) is not None:
-        return found
-    return last_number(symbolic.without_markup(text))
+    plain = symbolic.without_markup(text)
+    whole = read_number(plain.strip().rstrip("."), alone=True)
+    return last_number(plain) if whole is None else whole
 
 
 def _unmarked_expression(text: str) -> str | None:
@@ -129,5 +128,7 @@ def _unmarked_expression(text: str) -> str | None:
     whole = first_sentence(text.strip())
     if len(text.strip()) <= MAX_WORDS and "\n" not in text.strip():
         return whole or None
+    if "\\" in whole.rpartition("\n")[2]:
+        return None  # mathematics that nothing sets apart: a number in it is only a part of it
     number = last_number(text)
     return None if number is None else str(number)

@@ -10,9 +10,10 @@ _BETWEEN = r"[\s*_:\"'`]{0,5}"
 _REMARKS = "(?:correct|incorrect|wrong|reasonable|consistent|plausible|valid|verified|indeed|unique)"
 _HASHES = re.compile(r"####\s{0,5}(?=(.{1,400}))")
 _SENTENCE = re.compile(
-    rf"(?i)\banswers?\b{_BETWEEN}(?:(?:is|are|was|=|:){_BETWEEN}){{1,3}}(?=(\S.{{0,400}}))(?!{_REMARKS}\b)"
+    rf"(?is)\banswers?\b{_BETWEEN}(?:(?:is|are|was|=|:){_BETWEEN}){{1,3}}(?=(\S.{{0,400}}))(?!{_REMARKS}\b)"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile("[{}]")
 _ALSO = re.compile(r"[\s$\\()\[\]]{0,8}(?:,|,?\s*(?:or|and))[\s$\\()\[\]]{0,8}")
 _SENTENCE_END = re.compile(r"(?<!\\)[.;!?](?=\s|[*_]*$)|\*\*(?=\s*$)|\n")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\\d])\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -24,10 +25,10 @@ def final_answer(text: str) -> str | None:
     After a box only another box or `####` counts: what follows is a check of the answer. Boxes that are joined by a
     comma, `or` or `and` are one answer, a list.
     """
-    found = [(m.start(), first_sentence(m.group(1))) for m in _HASHES.finditer(text)]
-    boxes = _boxes(text)
+    boxes, markers = _boxes(text), list(_HASHES.finditer(text))[-1:]
     if not boxes:
-        found += [(m.start(), first_sentence(m.group(1))) for m in _SENTENCE.finditer(text)]
+        markers += list(_SENTENCE.finditer(text))[-1:]
+    found = [(match.start(), first_sentence(match.group(1))) for match in markers]
     while boxes:
         start, end, inside = boxes.pop()
         while boxes and _ALSO.fullmatch(text[boxes[-1][1] : start]):
@@ -63,9 +64,16 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         if found and match.start() < found[-1][1]:
             continue
         depth = 1
-        for i in range(match.end(), min(len(text), match.end() + MAX_LENGTH)):
-            depth += (text[i] == "{") - (text[i] == "}")
+        for brace in _BRACE.finditer(text, match.end(), match.end() + MAX_LENGTH):
+            depth += 1 if brace.group() == "{" else -1
             if depth == 0:
-                found.append((match.start(), i + 1, text[match.end() : i]))
+                found.append((match.start(), brace.end(), _unboxed(text[match.end() : brace.start()])))
                 break
     return found
+
+
+def _unboxed(inside: str) -> str:
+    """What a box holds that holds nothing but a box."""
+    while (match := _BOX.match(inside.strip())) and inside.strip().endswith("}"):
+        inside = inside.strip()[match.end() : -1]
+    return inside

@@ -45,20 +45,22 @@ _NUMBER = re.compile(
     rf"|(?P<plain>{_DECIMAL})(?:(?:[eE]|\s?(?:\\times|\*)\s?10\s?\^\s?)\{{?(?P<power>[-+]?\d+)\}}?)?)"
 )
 _SEPARATORS = re.compile(r"\{,\}|\\!,|\\,|\\ |[, ]")
-_REASON = re.compile(r"\b(?:because|since|which|where)\b", re.IGNORECASE)
+_REASON = re.compile(r"\b(?:because|since|which|where|so|as|giving|making|leaving)\b", re.IGNORECASE)
 _REMARK = re.compile(r"\([^()]*=[^()]*\)")
 _LIST = re.compile(r"[(\[{][^()\[\]{}]*,[^()\[\]{}]*[)\]}]")
 _DENIED = re.compile(r"(?:\bnot|\bnever|n't)\b", re.IGNORECASE)
 _NEGATIVE = re.compile(r"\b(?:minus|negative)\s*$", re.IGNORECASE)
 _GOES_ON = re.compile(
-    r"\s*(?:[-+*^]\s*[\w(\\]|/\s*[\d(\\]|!|\\(?:times|cdot|div|pm|sqrt|pi|frac|[dt]frac))|[.,]\d|\s+\.?\d|_|\("
+    r"\s*(?:[-+*^]\s*[\w(\\]|/\s*[-\d(\\]|!|\\(?:times|cdot|div|pm|sqrt|pi|frac|[dt]frac))|[.,:]\d|\s+\.?\d|_|\("
     r"|\)\s*[\w(]"
-    r"|(?!\s+an?\s+[a-zA-Z]{2})\s*[a-zA-Z](?<![mgshLlCFVWJNKA])\b"  # a variable
+    r"|(?!\s+an?\s+[a-zA-Z]{2})\s*[a-zA-Z](?<![mgshLlCFVWJNA])\b"  # a variable
     r"|(?is:.*?(?:,|;|\b(?:or|and|to|through|but|no|not)\b)[^\d]*\d)"  # other numbers beside it
 )
 _OPERAND = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]|[\d)\]}])\s*[-+*/^]\s*$|[\w)]\($")
 _COMMAND = re.compile(r"\\(?!(?:approx|quad|implies|Rightarrow|therefore|displaystyle|mbox|ldots)\b)[a-zA-Z]")
 _LABEL = re.compile(r"(?!.*(?<![A-Za-z])[A-Za-z](?![A-Za-z]))[A-Za-z\s:]*", re.DOTALL)
+_SCALE = re.compile(r"\s*\b(hundred|thousand|million|billion|trillion|dozen)\b", re.IGNORECASE)
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _UNIT = re.compile(r"(?:[A-Za-z.%/\s-]|\^\s?\{?[23]\}?)*")
 _BEFORE_LAST = re.compile(r"\d[^\d.;\n]{0,20}?(?:\bor\b|,|\band\b|\bto\b|-)\W{0,4}(?:\bor\b|\band\b)?\W{0,4}$")
 
@@ -115,7 +117,9 @@ def _read(text: str, *, alone: bool = False) -> Fraction | None:
         return None
     if _DENIED.search(before) or _GOES_ON.match(after) or _LIST.search(_SEPARATORS.sub(_keep_commas, text)):
         return None
-    value = _value(match)
+    value, scale = _value(match), _SCALE.match(after)
+    if value is not None and scale:
+        value *= _SCALES[scale.group(1).lower()]
     return -value if value is not None and _NEGATIVE.search(before) else value
 
 

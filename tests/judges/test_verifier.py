@@ -59,6 +59,7 @@ def test_every_answer_of_the_collection_is_judged_as_mathematics_has_it(verify: 
     assert misjudged(verify, "numeric", NUMERIC_WRONG, 0.0) == []
 
 
+@pytest.mark.exhaustive
 def test_the_collection_is_hard_for_the_library_alone() -> None:
     """It would be no measure otherwise. Counted with math-verify 0.9."""
     from math_verify import parse
@@ -69,8 +70,8 @@ def test_the_collection_is_hard_for_the_library_alone() -> None:
 
     false_positives = [case for case in [*SYMBOLIC_WRONG, *NUMERIC_WRONG] if alone(*case)]
     false_negatives = [case for case in [*SYMBOLIC_RIGHT, *NUMERIC_RIGHT] if not alone(*case)]
-    assert len(false_positives) >= 10
-    assert len(false_negatives) >= 10
+    assert len(false_positives) >= 15
+    assert len(false_negatives) >= 15
 
 
 @pytest.mark.skipif(not MATH.exists(), reason="the problems are not here")
@@ -89,7 +90,7 @@ def test_real_references_equal_themselves_and_their_solutions(verify: Verify) ->
 def test_a_changed_digit_or_sign_is_never_right(verify: Verify) -> None:
     rows = [json.loads(line)["answer"] for line in MATH.read_text(encoding="utf-8").splitlines()]
     accepted = []
-    for answer in rows[:250]:
+    for answer in rows[:100]:
         place = next((i for i, c in enumerate(answer) if c.isdigit() and c != "0"), None)
         if place is None:
             continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from online_dpo.commands.run import play
 from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.loop.stages import Event
+from online_dpo.reports.listening import Listener
 from online_dpo.store.run_store import RunStore
 
 JUDGE = """
@@ -24,14 +27,15 @@ def score(prompt, completion):
 FILLER = "the quick brown fox jumps over the lazy dog and keeps running through the tall grass until evening comes "
 
 
-class Tape:
+class Tape(Listener):
     """Hears every event."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.lines: list[str] = []
 
     def note(self, line: str) -> None:
-        pass
+        self.lines.append(line)
 
     def hear(self, event: Event) -> None:
         self.events.append(event)
@@ -71,15 +75,25 @@ class World:
         self.stages.start_engines(learner_spec(self.materials))
         self._fresh = self.stages.learner.checkpoint()
 
-    def run(self, path: Path, config: Any = None) -> Tape:
+    def run(self, path: Path, config: Any = None, tape: Tape | None = None) -> Tape:
         """Play the rounds in a new run directory, optionally of a config that needs no other actors."""
         self.stages.learner.restore(self._fresh)
-        tape, materials = Tape(), self.materials
+        tape, materials = tape or Tape(), self.materials
         if config is not None:
             materials = replace(materials, config=config, job=replace(materials.job, config=config))
         with RunStore.create(path, config_yaml=dump_config(materials.config), info={}) as store:
             play(materials, self.stages, store, [tape])
         return tape
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the process of an actor: `learner`, `judge` or `generator`."""
+        stages = self.stages
+        hosts = {
+            "learner": stages._learner and stages._learner.host,
+            "judge": stages._judges["reward"],
+            "generator": stages._generators[0],
+        }
+        os.kill(hosts[name]._pid, signal.SIGKILL)
 
     def sabotage(self, change: Any) -> None:
         """Run `change(generator)` inside the generator's process."""

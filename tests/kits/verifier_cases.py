@@ -12,6 +12,11 @@ SYMBOLIC_RIGHT = [
     # sets, lists, tuples
     (r"\{1, 2, 3\}", r"\boxed{\{3, 2, 1\}}"),
     (r"1, -2", r"\boxed{-2, 1}"),
+    ("2, 3", "The answers are 2 and 3."),
+    (
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+        "The answer is\n\\[\n\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}\n\\]\nas was to be found.",
+    ),
     (r"(1, 2)", r"The answer is $(1,2)$."),
     (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \pi/2)}"),
     (r"(2, -3)", r"Therefore $(x, y) = \boxed{(2, -3)}$."),
@@ -77,6 +82,10 @@ SYMBOLIC_RIGHT = [
 ]
 
 SYMBOLIC_WRONG = [
+    ("7", r"In the end we have \begin{pmatrix} x & \sin(2) \\ \sin(3) & 7 \end{pmatrix} as the whole result"),
+    ("2", "The answers are 2 and 3."),
+    ("3", r"\boxed{3:30}"),
+    ("5", r"\boxed{5 \text{ million}}"),
     (r"(-\infty, 3)", "The answer is 3."),
     (r"(-\infty, 3)", r"\boxed{(-\infty, 3]}"),
     (r"(-\infty, 3)", r"\boxed{(3, \infty)}"),
@@ -144,6 +153,10 @@ SYMBOLIC_WRONG = [
 ]
 
 NUMERIC_RIGHT = [
+    ("5000000", "The answer is $5 million."),
+    ("18", "The answer is 18, so each of the 2 gets 9."),
+    ("5", r"\boxed{\boxed{5}}"),
+    ("-5/3", r"\boxed{-\frac{5}{3}}"),
     ("72", "#### 72"),
     ("72", "The answer is 72."),
     ("72", "**Answer:** $72.00"),
@@ -182,6 +195,10 @@ NUMERIC_RIGHT = [
 ]
 
 NUMERIC_WRONG = [
+    ("3", "The answer is 3:30."),
+    ("5", "The answer is 5 million."),
+    ("5", "The answer is 5/-3."),
+    ("7", "---7"),
     ("9", "The answer is 18. Check: 18 / 2 = 9."),
     ("9", r"\boxed{18}. Check: 18 / 2 = 9."),
     ("5", "The answer is 5, 6, or 7."),
