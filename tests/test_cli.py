@@ -142,6 +142,8 @@ def test_every_completed_field_is_one() -> None:
     fields = {name for section in complete_override("") for name in complete_override(section)}
     assert len(fields) > 80 and "learner.lr=" in fields
     for field in fields:
+        if field.startswith(("judge.", "objective.", "reference.")):  # BASE has one member of these unions
+            continue
         try:
             load_config(BASE, [f"{field.rstrip('=.')}={{no: field}}"])
         except ConfigError as error:
