@@ -17,7 +17,7 @@ import ray
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from online_dpo.config.run import ClusterSection
-from online_dpo.errors import ActorError, OnlineDPOError, UserError
+from online_dpo.errors import UserError
 
 _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -53,6 +53,8 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
     if not already:
         if address:
             _expect_listener(address, label)
+        # Ray prints paragraphs about lost workers whatever `log_to_driver` says; ours come from `actors.failures`.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
         try:
             with _one_attempt() if address else nullcontext():
                 _connect(options)
@@ -66,28 +68,6 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
     finally:
         if not already:
             ray.shutdown()
-
-
-def fetch(ref: Any, what: str, *, timeout_s: float | None = None, pid: int | None = None) -> Any:
-    """`ray.get` that raises our own errors as they are, and anything else with the actor's last lines.
-
-    Raises:
-        ActorError: the actor died, was not ready in time, or raised something unexpected.
-    """
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, OnlineDPOError):
-            raise cause from None
-        raise ActorError(f"{what} failed: {type(cause).__name__}: {cause}{last_lines(pid, str(error))}") from None
-    except ray.exceptions.GetTimeoutError:
-        raise ActorError(
-            f"{what} was not ready after {timeout_s:.0f} s; raise cluster.start_timeout_s, or see whether the cluster "
-            f"has the resources that the config asks for (free now: {ray.available_resources()}){last_lines(pid, '')}"
-        ) from None
-    except ray.exceptions.RayActorError as error:
-        raise ActorError(f"{what} died: {error}{last_lines(pid, '')}") from None
 
 
 def last_lines(pid: int | None, fallback: str) -> str:

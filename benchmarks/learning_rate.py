@@ -156,7 +156,7 @@ def learn(model: str, rate: str, overrides: Sequence[str]) -> str:
     distinct = "-" if found["distinct_2"] is None else f"{found['distinct_2']:.3f}"
     warned = [record["round"] + 1 for record in status["rounds"] if any("learner.lr" in w for w in record["warnings"])]
     cells = [*gains, f"{found['kl_initial']:.4f}", f"{found['length_mean']:.1f}", distinct, moved]
-    rate = f"{materials.config.learner.lr:g}"
+    rate = f"{materials.config.learner.peak_lr:g}"
     return f"| {Path(model).name} | {rate} | {' | '.join(cells)} | {', '.join(map(str, warned)) or '-'} |"
 
 

@@ -50,6 +50,11 @@ class ClusterSection(Section):
     what the actors reserve if that is more."""
     start_timeout_s: float = changeable(600.0, gt=0.0)
     """Seconds within which an actor must be placed and ready."""
+    max_restarts: int = changeable(3, ge=0)
+    """How often within an hour an actor that was lost (a generator, a judge, the learner) is started again."""
+    stall_timeout_s: float = changeable(300.0, gt=0.0)
+    """Seconds without any progress after which an actor is reported as silent, and after as many more replaced. A
+    silence five times as long as the longest that ended by itself is waited for in any case."""
 
 
 class LoggingSection(Section):

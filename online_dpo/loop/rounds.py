@@ -275,8 +275,7 @@ class Rounds:
         """See whether all is in bounds and close the round; what comes back starts the next one."""
         index, control = position.round_index, position.control
         assert updated.adapter is not None
-        peak_lr = self.config.learner.lr
-        summary["warnings"] = [*judge_warnings(summary), *update_warnings(summary, peak_lr=peak_lr)]
+        summary["warnings"] = [*judge_warnings(summary), *update_warnings(summary, self.config.learner)]
         if summary["evaluation"]:
             since = compare_with_best(
                 partial(committed_evaluation, self.store),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from online_dpo.config.learner import LearnerSection
+
 MIN_STEP_NATS, MIN_ROUND_NATS = 0.0015, 0.05
 """A round moved too little if its log-ratios stay within so many nats per completion for each step, and in all.
 
@@ -24,7 +26,7 @@ MAX_RAISE, MIN_RAISE, MIN_CUT, MAX_CUT = 100.0, 3.0, 0.5, 0.1
 _SIDES = ("chosen", "rejected")
 
 
-def update_warnings(summary: Mapping[str, Any], *, peak_lr: float) -> Iterator[str]:
+def update_warnings(summary: Mapping[str, Any], section: LearnerSection) -> Iterator[str]:
     """At most one sentence about the size of a round's update, with a learning rate to try.
 
     It needs log-ratios to an earlier policy of the run, measured in at least two steps: what a step reports is what the
@@ -32,7 +34,7 @@ def update_warnings(summary: Mapping[str, Any], *, peak_lr: float) -> Iterator[s
 
     Args:
         summary: of the round; `Tally.summary` is part of it.
-        peak_lr: `learner.lr`. Where a schedule or the warm-up holds a round below it, less movement is expected.
+        section: with the peak rate. Where a schedule or the warm-up holds a round below it, less movement is expected.
     """
     num_updates = summary.get("num_steps", 0) - summary.get("num_skipped_steps", 0) - 1
     means = {side: summary.get(f"{side}_log_ratio") for side in _SIDES}
@@ -40,6 +42,7 @@ def update_warnings(summary: Mapping[str, Any], *, peak_lr: float) -> Iterator[s
     seen = [abs(value) for value in (*means.values(), *ends.values()) if value is not None]
     if num_updates < 1 or not seen:
         return
+    peak_lr = section.peak_lr
     share = summary["lr"] / peak_lr  # of the full rate, mean over the round
     expected = share * min(MIN_STEP_NATS * num_updates, MIN_ROUND_NATS)
     if max(seen) < expected:
@@ -51,7 +54,8 @@ def update_warnings(summary: Mapping[str, Any], *, peak_lr: float) -> Iterator[s
         )
         return
     # Where the movement is even, the mean over the round is half of the way to its end.
-    moves = [2.0 * abs(ends[s] - means[s]) for s in _SIDES if ends[s] is not None and means[s] is not None]
+    sides = [(ends[side], means[side]) for side in _SIDES]
+    moves = [2.0 * abs(end - mean) for end, mean in sides if end is not None and mean is not None]
     tokens = tokens_of_a_completion(summary)
     if tokens is not None and moves and max(moves) > MAX_TOKEN_NATS * tokens:
         factor = min(max(GOOD_TOKEN_NATS * tokens / max(moves), MAX_CUT), MIN_CUT)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from online_dpo.config.learner import LearnerSection
 from online_dpo.statistics.update_warnings import update_warnings
 
 
@@ -18,7 +19,7 @@ def figures(chosen: float, rejected: float, chosen_end: float, rejected_end: flo
 
 
 def said(summary: dict[str, Any], peak_lr: float = 7e-4) -> list[str]:
-    return list(update_warnings(summary, peak_lr=peak_lr))
+    return list(update_warnings(summary, LearnerSection(lr=peak_lr)))
 
 
 QUICKSTART = [  # as its five rounds recorded them

@@ -104,8 +104,8 @@ class VerifierJudge(IsolatedJudge):
     null takes the final answer."""
     reference_pattern: str | None = None
     """The same for the column, such as '#### (.*)'. null takes the final answer in it."""
-    tolerance: float = Field(1e-9, ge=0.0)
-    """The largest relative difference of two equal numbers, or values of expressions."""
+    tolerance: float | None = Field(None, ge=0.0)
+    """The largest relative difference of two equal numbers. null: an integer must be the same, others agree to 1e-9."""
     unreadable: Literal["wrong", "abstain"] = "wrong"
     """What a completion gets in which no answer is found."""
 

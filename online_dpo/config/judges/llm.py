@@ -155,6 +155,8 @@ class LlmJudge(HostedJudge):
     """The sampling temperature of replies; several votes need one above 0."""
     max_tokens: int = Field(64, ge=1)
     """The longest JSON reply in tokens."""
+    max_chars: int = Field(200_000, ge=1)
+    """The most characters of a prompt and the completions of one request together; the judge abstains above it."""
     seed: int = Field(0, ge=0)
     """The seed of votes, orders and the key of a reply."""
     budget: Budget = Budget()
