@@ -15,8 +15,9 @@ ODD: list[Any] = [
 
 SNIPPETS = [
     b"[", b"{", b"]", b"}", b'"', b"'", b":", b"- ", b"\n", b"\t", b"\x00", b"\xff\xfe", b"\xe9", b"&a ", b"*a",
-    b"!!set ",    b"!!python/name:os.system ", b"<<: ", b"${", b"9" * 5000, b"[" * 300, b"{a: " * 200, b"0x", b"1e999", b"NaN",
-    b"---\n",    b"%YAML 9.9\n", b"\xef\xbb\xbf", b"\\ud800", b"\\u0000", b",", b",,", b"\r", b"|\n", b">\n", b"# ", b"\xc2\x85",
+    b"!!set ", b"!!python/name:os.system ", b"<<: ", b"${", b"9" * 5000, b"[" * 300, b"{a: " * 200, b"0x", b"1e999",
+    b"NaN", b"---\n", b"%YAML 9.9\n", b"\xef\xbb\xbf", b"\\ud800", b"\\u0000", b",", b",,", b"\r", b"|\n", b">\n",
+    b"# ", b"\xc2\x85",
 ]  # fmt: skip
 
 
@@ -59,12 +60,7 @@ def mutated_value(value: Any, random_: random.Random) -> Any:
                     random_.choice([f"{key}x", key[:-1] if isinstance(key, str) else "x", "type", "lr", "", "a.b"])
                 ] = holder.pop(key)
             case 4:
-                other, name = random_.choice(places)
-                holder[key] = (
-                    copy.deepcopy(other[name])
-                    if name in other or (isinstance(other, list) and name < len(other))
-                    else 1
-                )
+                holder[key] = copy.deepcopy(random_.choice(originals))
             case _:
                 for _ in range(random_.choice([1, 5, 60, 400])):
                     holder[key] = [holder[key]] if random_.random() < 0.5 else {"a": holder[key]}
