@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -67,7 +69,32 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
         yield
     finally:
         if not already:
-            ray.shutdown()
+            _leave()
+
+
+def dead_parts() -> list[str]:
+    """Processes of our own local Ray that died and without which nothing works: `raylet`, `gcs_server`."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    dead = [] if node is None else [str(name) for name, _ in node.dead_processes()]
+    return [name for name in dead if name in ("raylet", "gcs_server")]
+
+
+def _end_at_once() -> None:
+    """Ray's client crashes in its destructors without its servers; the run has failed in any case."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _leave() -> None:
+    if dead_parts():
+        # Ray would wait a minute for them, and then end this process in its own words.
+        node: Any = ray._private.worker._global_node
+        node.kill_all_processes(check_alive=False)
+        atexit.unregister(ray._private.worker.shutdown)
+        atexit.register(_end_at_once)
+    else:
+        ray.shutdown()
 
 
 def last_lines(pid: int | None, fallback: str) -> str:
