@@ -131,8 +131,8 @@ def _gold(row: Mapping[str, Any], column: str, number: int, place: str) -> tuple
         labels = []
     if not len(labels) == len(values) == number:
         raise DataError(
-            f"{place} has {shown(json.dumps(value))} in {column} and {number} completions; gold is a number for each of "
-            f"them, or the position of the best"
+            f"{place} has {shown(json.dumps(value, default=str))} in {column} and {number} completions; gold is a "
+            f"number for each of them, or the position of the best"
         )
     return tuple(labels)
 
