@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from judges.chat import CallFailed, ChatEngineRequest, ChatReply, ChatRequest
+from judges.llm.quoting import without_tokens
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
 from online_dpo.models.inspection import inspect_model
@@ -78,27 +79,50 @@ class VllmChat:
 
     def _ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | CallFailed]:
         with self._lock:
-            prompts = [self._encode(request) for request in requests]
-            fitting = [i for i, ids in enumerate(prompts) if len(ids) + requests[i].max_tokens <= self._max_tokens]
+            prompts = [encode(self._tokenizer, request) for request in requests]
+            fitting = [
+                i
+                for i, ids in enumerate(prompts)
+                if ids is not None and len(ids) + requests[i].max_tokens <= self._max_tokens
+            ]
             self._llm.reset_prefix_cache()  # otherwise replies would depend on the calls before
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompts[i]} for i in fitting],
                 [_sampling(requests[i]) for i in fitting],
                 use_tqdm=False,
             )
-        replies: list[ChatReply | CallFailed] = [
-            CallFailed(f"the question has {len(ids)} tokens, and the model takes {self._max_tokens} with the reply")
-            for ids in prompts
-        ]
+        replies: list[ChatReply | CallFailed] = [self._refuse(ids) for ids in prompts]
         for i, output in zip(fitting, outputs, strict=True):
-            replies[i] = _reply(output.outputs[0])
+            was_read = list(output.prompt_token_ids) == prompts[i]
+            replies[i] = _reply(output.outputs[0]) if was_read else CallFailed("the engine cut the question short")
         return replies
 
-    def _encode(self, request: ChatRequest) -> list[int]:
-        messages = [dict(message) for message in request.messages]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        # The template has written the special tokens already.
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+    def _refuse(self, ids: list[int] | None) -> CallFailed:
+        if ids is None:
+            return CallFailed("the question holds a control token of the judge's model")
+        return CallFailed(f"the question has {len(ids)} tokens, and the model takes {self._max_tokens} with the reply")
+
+
+def encode(tokenizer: Any, request: ChatRequest) -> list[int] | None:
+    """The tokens of a request, of which only the chat template has written control tokens; None where that fails."""
+    control = control_tokens(tokenizer)
+    messages = [{**message, "content": without_tokens(message["content"], control)} for message in request.messages]
+    ids, harmless = (_render(tokenizer, turns) for turns in (messages, [{**m, "content": "x"} for m in messages]))
+    # Not the token for what a vocabulary lacks: any text may hold that.
+    numbers = set(tokenizer.convert_tokens_to_ids(control)) - {tokenizer.unk_token_id}
+    return ids if [i for i in ids if i in numbers] == [i for i in harmless if i in numbers] else None
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """All special tokens of a vocabulary."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted({*tokenizer.all_special_tokens, *added})
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # The template has written the special tokens already.
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _sampling(request: ChatRequest) -> Any:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 import ray
 
+from actors.failures import Incident
 from actors.generator import EngineSpec, Generator
-from actors.judge_host import JudgeHost
+from actors.judge_host import JudgeActor
 from actors.learner_host import LearnerHost
-from actors.session import has_gpus
-from actors.supervision import RayTask, Supervised, first_done
+from actors.session import dead_part, has_gpus
+from actors.supervision import ActorLost, RayTask, Supervised, first_done
 from judges.spec import JudgeSpec
 from online_dpo.config.run import RunConfig
-from online_dpo.errors import JudgeError, ModelError, UserError
+from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
 from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
-from online_dpo.loop.weight_sync import check_digests
+from online_dpo.loop.weight_sync import Gap, check_digests, check_gap
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -40,6 +42,14 @@ GOODBYE_S = 10.0
 """How long engines may take to shut down before they are killed."""
 
 
+LESS_MEMORY = {
+    "generator": "generator.kv_cache_gib, generator.shard_prompts or generator.replicas",
+    "learner": "learner.micro_batch_tokens or learner.batch_pairs",
+    "judge": "the judge's batch_size",
+}
+"""Kind of actor -> settings that make it need less memory."""
+
+
 class RemoteLearner:
     """`LearnerStage` over an actor: each method is a call that is waited for."""
 
@@ -53,16 +63,24 @@ class RemoteLearner:
 class RayStages:
     """`online_dpo.loop.stages.Stages` on a Ray cluster.
 
-    A generator that dies is replaced: the new one takes the current policy, and the shards that the old one held are
-    sampled again. Their seeds make them the same.
+    An actor that is lost is started again. A new generator takes the current policy and must score the probe set as
+    before; the shards that the old one held are sampled again, and their seeds make them the same. A new judge is asked
+    what the old one had not answered. A new learner knows nothing of the round, so its loss is raised: `recover` brings
+    a fresh one, and the loop goes on from what is committed.
+
+    Attributes:
+        report: is told of what happened to actors.
     """
 
     def __init__(self, config: RunConfig, engine: EngineSpec, generator_class: type[Generator] = Generator) -> None:
+        self.report: Callable[[Incident], None] = lambda incident: None
         self._config, self._engine, self._generator_class = config, engine, generator_class
         self._judges: dict[str, Supervised] = {}
         self._generators: list[Supervised] = []
         self._num_sampling: Counter[Supervised] = Counter()  # shards that each generator is sampling
         self._pushed: tuple[Adapter | None, int] | None = None
+        self._probed: tuple[Sequence[Row], TokenLogpRows] | None = None  # since the last push
+        self._judging: dict[Any, RayTask] = {}  # what was asked -> the call under way
         self._fresh: set[Supervised] = set()  # generators that sampled nothing since they took their weights
         self._learner: RemoteLearner | None = None
 
@@ -73,29 +91,27 @@ class RayStages:
         specs: Mapping[str, JudgeSpec],
         *,
         first: Prompt,
-        counted: Mapping[str, Mapping[str, float]] | None = None,
+        counted: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
     ) -> None:
         """Start every judge's host and try it on two canned completions, before any engine starts.
 
         Args:
             specs: judge's name -> judge.
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
-            counted: judge's name -> sums of its counters in the run so far.
+            counted: gives, for each judge's name, the sums of its counters in the run so far.
 
         Raises:
             JudgeError: judges cannot be built or do not keep their contract; a line for each.
         """
         for name, spec in specs.items():
-            self._judges[name] = self._supervised(
-                f"judge {name}", partial(_new_judge, spec, counted=(counted or {}).get(name))
-            )
+            self._judges[name] = self._supervised("judge", f"judge {name}", partial(_new_judge, name, spec, counted))
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}
         trials = {name: host.submit("try_it", chat, metadata, rules.get(name)) for name, host in self._judges.items()}
         problems = []
         for name, trial in trials.items():
             try:
-                self._judges[name].fetch(trial, timeout_s=self._config.cluster.start_timeout_s)
+                self._judges[name].fetch(trial, "try_it", timeout_s=self._config.cluster.start_timeout_s)
             except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
                 problems.append(str(error))
         if problems:
@@ -105,28 +121,37 @@ class RayStages:
         """Start the generators (where anything is sampled) and the learner, side by side; wait until all are up."""
         options = _actor_options(LEARNER_CPUS, self._learner_gpus(), cast(int, self._config.learner.threads))
         host = self._supervised(
-            "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
+            "learner", "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
         )
         self._learner = RemoteLearner(host)
         num_generators = self._config.generator.replicas if self._config.needs_generators else 0
         self._generators = [
-            self._supervised(
-                f"generator {i}",
-                self._new_generator,
-                max_restarts=self._config.generator.max_restarts,
-                setting="generator.max_restarts",
-                after_restart=self._push_again,
-            )
+            self._supervised("generator", f"generator {i}", self._new_generator, after_restart=self._bring_up_to_date)
             for i in range(num_generators)
         ]
-        for started in (host, *self._generators):
+        for started in (*self._judges.values(), host, *self._generators):
             started.wait_ready()
+
+    def recover(self, error: ActorError) -> None:
+        """Start the learner again where it was lost; the loop must then begin anew with what is committed.
+
+        Raises:
+            ActorError: the error, where something else was lost; or the learner was lost too often.
+        """
+        learner = cast(RemoteLearner, self._learner).host
+        if not isinstance(error, ActorLost) or error.host is not learner:
+            raise error
+        learner.restart(error)
+        self._num_sampling.clear()  # nobody waits for these shards any more
 
     def close(self) -> None:
         """End our own actors; a cluster that others use stays as it was."""
-        ending = [generator.submit("close") for generator in self._generators]
-        if ending:
-            ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
+        if dead_part() is not None:
+            return  # nobody could tell them; they end with Ray's own processes
+        with suppress(ray.exceptions.RayError):
+            ending = [generator.submit("close") for generator in self._generators]
+            if ending:
+                ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
         learner = [self._learner.host] if self._learner is not None else []
         for host in [*self._generators, *self._judges.values(), *learner]:
             host.kill()
@@ -138,29 +163,39 @@ class RayStages:
         return cast(LearnerStage, self._learner)
 
     def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
-        self._pushed = (adapter, version)
+        self._pushed, self._probed = (adapter, version), None
         self._fresh = set(self._generators)
         shared = ray.put(adapter)  # once into the object store; every generator fetches it from there
         return self._of_each_generator("push", shared, version)
 
     def probe(self, rows: Sequence[Row]) -> list[TokenLogpRows]:
-        return self._of_each_generator("probe", rows)
+        found: list[TokenLogpRows] = self._of_each_generator("probe", rows)
+        self._probed = (rows, found[0])
+        return found
 
     def start_sampling(self, shard: Shard, plan: SamplingPlan, version: int) -> RayTask:
         generator = min(self._generators, key=lambda host: self._num_sampling[host])  # of equals the first
         self._num_sampling[generator] += 1
-        return RayTask(host=generator, method="sample", args=(shard, plan, version)).begin()
+        return RayTask(host=generator, method="sample", args=(shard, plan, version), is_repeatable=True).begin()
 
     def start_judging(
         self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
     ) -> RayTask:
-        return RayTask(host=self._judges[judge], method="judge_shard", args=(shard, list(completions), again)).begin()
+        # After the learner was lost the loop asks anew for what is being answered already.
+        key = (judge, again, tuple(prompt.prompt_id for prompt in shard.prompts), tuple(completions))
+        if key not in self._judging:
+            args = (shard, list(completions), again)
+            task = RayTask(host=self._judges[judge], method="judge_shard", args=args, is_repeatable=True)
+            self._judging[key] = task.begin()
+        return self._judging[key]
 
     def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
-        return RayTask(host=cast(RemoteLearner, self._learner).host, method="score", args=(rows, under)).begin()
+        host = cast(RemoteLearner, self._learner).host
+        return RayTask(host=host, method="score", args=(rows, under), is_repeatable=False).begin()
 
     def first_done(self, tasks: Sequence[Any]) -> tuple[RayTask, Any]:
-        task, result = first_done(list(tasks))
+        task, result = first_done(tasks)
+        self._judging = {key: other for key, other in self._judging.items() if other is not task}
         if task.method == "sample":
             self._num_sampling[task.host] -= 1
             first = task.host in self._fresh
@@ -170,19 +205,39 @@ class RayStages:
 
     # Actors
 
-    def _supervised(self, name: str, make: Callable[[], Any], **options: Any) -> Supervised:
-        return Supervised(name, make, start_timeout_s=self._config.cluster.start_timeout_s, **options)
+    def _supervised(self, kind: str, name: str, make: Callable[[], Any], **options: Any) -> Supervised:
+        cluster = self._config.cluster
+        return Supervised(
+            name,
+            make,
+            start_timeout_s=cluster.start_timeout_s,
+            stall_timeout_s=cluster.stall_timeout_s,
+            max_restarts=cluster.max_restarts,
+            less_memory=LESS_MEMORY[kind],
+            report=lambda incident: self.report(incident),
+            **options,
+        )
 
     def _of_each_generator(self, method: str, *args: Any) -> list[Any]:
         refs = [generator.submit(method, *args) for generator in self._generators]
-        return [generator.fetch(ref) for generator, ref in zip(self._generators, refs, strict=True)]
+        found = []
+        for generator, ref in zip(self._generators, refs, strict=True):
+            try:
+                found.append(generator.fetch(ref, method))
+            except ActorLost as error:
+                generator.restart(error)
+                found.append(generator.call_until_done(method, *args))
+        return found
 
-    def _push_again(self, generator: Supervised) -> None:
-        """Give a new generator the policy that the others hold."""
+    def _bring_up_to_date(self, generator: Supervised) -> None:
+        """Give a new generator the policy that the others hold, and see that it scores the probe set as they did."""
         if self._pushed is not None:
             adapter, version = self._pushed
             check_digests(adapter, [generator.call("push", adapter, version)])
             self._fresh.add(generator)
+        if self._probed is not None:
+            rows, before = self._probed
+            check_gap("probe", Gap.between(generator.call("probe", rows), before), None, self._config.tolerance)
 
     def _new_generator(self) -> Any:
         section = self._config.generator
@@ -212,10 +267,12 @@ class RayStages:
         return 1.0
 
 
-def _new_judge(spec: JudgeSpec, counted: Mapping[str, float] | None) -> Any:
+def _new_judge(name: str, spec: JudgeSpec, counted: Callable[[], Mapping[str, Mapping[str, float]]]) -> Any:
     section, threads = spec.section, cast(int, spec.section.threads)
     options = _actor_options(section.num_cpus, section.num_gpus, threads)
-    return cast(Any, ray.remote(JudgeHost)).options(**options).remote(spec, threads=threads, counted=counted)
+    return (
+        cast(Any, ray.remote(JudgeActor)).options(**options).remote(spec, threads=threads, counted=counted().get(name))
+    )
 
 
 def cpus_needed(config: RunConfig) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
 from online_dpo.errors import WeightMismatchError
@@ -88,6 +89,7 @@ class Generator:
             **options,
         )
         self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None
+        beat(self._count_steps().count)
 
     def push(self, adapter: Adapter | None, version: int) -> str | None:
         """Take the policy of `version`; None is the base model.
@@ -167,9 +169,9 @@ class Generator:
             )
         return scores
 
-    def ready(self) -> int:
-        """The process id, once the engine is up."""
-        return os.getpid()
+    def ready(self) -> tuple[int, str]:
+        """Process id and node, once the engine is up."""
+        return here()
 
     def close(self) -> None:
         """Leave nothing behind: adapters in memory, worker processes of the engine."""
@@ -181,6 +183,18 @@ class Generator:
         prompts = [{"prompt_token_ids": ids} for ids in token_ids]
         request = self._slots.current if self._slots is not None else None
         return self._llm.generate(prompts, params, use_tqdm=False, lora_request=request)
+
+    def _count_steps(self) -> Progress:
+        """What counts the engine's steps from now on."""
+        engine, progress = self._llm.llm_engine, Progress()
+        step = engine.step
+
+        def counted(*args: Any, **options: Any) -> Any:
+            progress.add()
+            return step(*args, **options)
+
+        engine.step = counted
+        return progress
 
     def _reset_prefix_cache(self) -> None:
         # It returns False and clears nothing while any block is in use.

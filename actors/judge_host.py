@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from actors.heartbeat import beat, here
 from judges.calling import Caller, Measurements, Sleep
 from judges.chat import Chat, ChatEngineRequest
 from judges.hosting import Hosting, Scorer, ScorerRequest
@@ -126,6 +128,18 @@ class JudgeHost:
             if self._threads is not None and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)
         return self._caller
+
+
+class JudgeActor(JudgeHost):
+    """A judge in an actor's process."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        beat(lambda: int(time.monotonic()))  # calls have deadlines of their own; the process must live
+
+    async def ready(self) -> tuple[int, str]:
+        """Process id and node."""
+        return here()
 
 
 def _start_chat_engine(request: ChatEngineRequest) -> Chat:

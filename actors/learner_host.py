@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import os
+from peft.tuners.lora import LoraLayer
 
+from actors.heartbeat import Progress, beat, here
 from online_dpo.learner.learner import Learner
+from online_dpo.learner.spec import LearnerSpec
 
 
 class LearnerHost(Learner):
     """The learner in an actor's process."""
 
-    def ready(self) -> int:
-        """The process id, once the model is loaded."""
-        return os.getpid()
+    def __init__(self, spec: LearnerSpec) -> None:
+        super().__init__(spec)
+        progress = Progress()
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer):
+                module.register_forward_pre_hook(progress.add)  # every pass comes by
+        beat(progress.count)
+
+    def ready(self) -> tuple[int, str]:
+        """Process id and node, once the model is loaded."""
+        return here()

@@ -20,7 +20,7 @@ import ray
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from online_dpo.config.run import ClusterSection
-from online_dpo.errors import ActorError, OnlineDPOError, UserError
+from online_dpo.errors import ActorError, UserError
 
 _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -63,6 +63,9 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
             # Ray would knock twenty times, 40 s each, at a port where something else answers; unless it is set.
             once = _set(_ATTEMPTS, os.environ.get(_ATTEMPTS, "1"))
             with _own_sigterm(), once if reaper is None else _set(_MARK, reaper.mark):
+                # Ray prints paragraphs about lost workers whatever `log_to_driver` says; ours come from
+                # `actors.failures`.
+                ray._private.worker.print_to_stdstream = lambda *_, **__: None
                 try:
                     _connect(options)
                 except Exception as error:
@@ -72,7 +75,7 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
             _check_resources(num_cpus_needed, joined=bool(address))
             yield
         finally:
-            ray.shutdown()
+            _shut_down()
 
 
 @contextmanager
@@ -88,6 +91,13 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _shut_down() -> None:
+    """Leave Ray. What is left of one that is half dead is killed first, since each part waits for the others."""
+    if dead_part() is not None:
+        _node().kill_all_processes(check_alive=False, allow_graceful=False)
+    ray.shutdown()
 
 
 class _Reaper:
@@ -124,26 +134,24 @@ def _set(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def fetch(ref: Any, what: str, *, timeout_s: float | None = None, pid: int | None = None) -> Any:
-    """`ray.get` that raises our own errors as they are, and anything else with the actor's last lines.
+def dead_part() -> str | None:
+    """The process of a local Ray of ours that is dead and without which no actor can be reached."""
+    node = _node()
+    dead = [] if node is None else [str(name) for name, _ in node.dead_processes()]
+    return next((name for name in dead if name in ("gcs_server", "raylet")), None)
+
+
+def expect_ray() -> None:
+    """Look whether a local Ray of ours lives. Ray itself waits for a minute, and then ends this process.
 
     Raises:
-        ActorError: the actor died, was not ready in time, or raised something unexpected.
+        ActorError: it does not.
     """
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, OnlineDPOError):
-            raise cause from None
-        raise ActorError(f"{what} failed: {type(cause).__name__}: {cause}{last_lines(pid, str(error))}") from None
-    except ray.exceptions.GetTimeoutError:
+    if (dead := dead_part()) is not None:
         raise ActorError(
-            f"{what} was not ready after {timeout_s:.0f} s; raise cluster.start_timeout_s, or see whether the cluster "
-            f"has the resources that the config asks for (free now: {ray.available_resources()}){last_lines(pid, '')}"
-        ) from None
-    except ray.exceptions.RayActorError as error:
-        raise ActorError(f"{what} died: {error}{last_lines(pid, '')}") from None
+            f"Ray's process {dead} died, without which no actor can be reached; its log is in "
+            f"{_node().get_logs_dir_path()}"
+        )
 
 
 def last_lines(pid: int | None, fallback: str) -> str:

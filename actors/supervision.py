@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.session import fetch
-from online_dpo.errors import ActorError
+from actors.failures import Incident, cause_of, doing
+from actors.heartbeat import Watch
+from actors.session import expect_ray, last_lines
+from online_dpo.errors import ActorError, OnlineDPOError
+
+HOUR_S = 3600.0
+LOOK_S = 1.0
+"""How often whoever waits for a call looks whether the actor still makes progress."""
+
+KILL_S = 10.0
+"""How long another node may take to kill a process."""
+
+
+class ActorLost(ActorError):
+    """An actor died, does not answer, or raised something unexpected. Raised in the driver only."""
+
+    def __init__(self, host: Supervised, method: str, cause: str, detail: str) -> None:
+        super().__init__(f"{host.name} was lost while {doing(method)}: {cause}{host.last_lines(detail)}")
+        self.host, self.method, self.cause, self.detail = host, method, cause, detail
 
 
 class Supervised:
-    """One actor of a run. Where it may be restarted, whoever waits for one of its calls replaces it and calls again.
+    """One actor of a run.
 
     Attributes:
-        restarts: how often it was replaced.
+        name: in messages, such as `generator 0`.
+        incarnation: how often it was replaced.
     """
 
     def __init__(
@@ -25,24 +48,32 @@ class Supervised:
         make: Callable[[], Any],
         *,
         start_timeout_s: float,
-        max_restarts: int = 0,
-        setting: str = "",
+        stall_timeout_s: float,
+        max_restarts: int,
+        less_memory: str,
+        report: Callable[[Incident], None] = lambda incident: None,
         after_restart: Callable[[Supervised], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the actor; it loads in the background.
 
         Args:
-            name: in messages, such as `generator 0`.
+            name: in messages.
             make: a new actor; called again for each restart.
             start_timeout_s: how long it may take to be placed and ready.
-            max_restarts: after so many the next failure ends the run.
-            setting: the config field of `max_restarts`, for messages.
+            stall_timeout_s: seconds without progress after which it counts as not answering.
+            max_restarts: in an hour; the next failure ends the run.
+            less_memory: settings that make it need less memory, for messages.
+            report: is told of every restart, and of every silence.
             after_restart: brings a new actor to where the old one was.
+            clock: seconds.
         """
-        self.name, self.restarts = name, 0
-        self._make, self._start_timeout_s = make, start_timeout_s
-        self._max_restarts, self._setting, self._after_restart = max_restarts, setting, after_restart
-        self._actor, self._pid = make(), None
+        self.name, self.incarnation = name, 0
+        self._make, self._start_timeout_s, self._stall_timeout_s = make, start_timeout_s, stall_timeout_s
+        self._max_restarts, self._less_memory, self._clock = max_restarts, less_memory, clock
+        self._report, self._after_restart = report, after_restart
+        self._restarted: list[float] = []  # when, within the last hour
+        self._begin(make())
 
     def wait_ready(self) -> None:
         """Until its model is loaded.
@@ -50,49 +81,149 @@ class Supervised:
         Raises:
             ActorError: it died, or was not ready in time.
         """
-        self._pid = fetch(self._actor.ready.remote(), self.name, timeout_s=self._start_timeout_s)
+        self._pid, self._node = self.fetch(self._actor.ready.remote(), "ready", timeout_s=self._start_timeout_s)
 
     def submit(self, method: str, *args: Any) -> Any:
         """Begin a call; what comes back is Ray's reference to its result."""
+        self._watch.begin()
         return getattr(self._actor, method).remote(*args)
 
-    def fetch(self, ref: Any, *, timeout_s: float | None = None) -> Any:
+    def fetch(self, ref: Any, method: str, *, timeout_s: float | None = None) -> Any:
         """Wait for a call.
 
+        Args:
+            ref: from `submit`.
+            method: that was called.
+            timeout_s: where it is given, nobody asks for progress meanwhile.
+
         Raises:
-            ActorError: the actor died, was not ready in time, or raised something unexpected.
+            ActorLost: the actor died, does not answer, or raised something unexpected.
+            ActorError: it was not done within `timeout_s`.
             OnlineDPOError: what the call raised.
         """
-        return fetch(ref, self.name, pid=self._pid, timeout_s=timeout_s)
+        try:
+            if timeout_s is None:
+                while not ray.wait([ref], timeout=LOOK_S)[0]:
+                    self.look(method)
+            return ray.get(ref, timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            raise ActorError(
+                f"{self.name} was not ready after {timeout_s:.0f} s; raise cluster.start_timeout_s, or see whether the "
+                f"cluster has the resources that the config asks for (free now: {ray.available_resources()})"
+                f"{self.last_lines('')}"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, OnlineDPOError):
+                raise cause from None
+            if isinstance(cause, ray.exceptions.RayError):
+                raise ActorLost(self, method, cause_of(cause, self._less_memory), str(error)) from None
+            raise ActorLost(self, method, f"{type(cause).__name__}: {cause}", str(error)) from None
+        except ray.exceptions.RayError as error:
+            raise ActorLost(self, method, cause_of(error, self._less_memory), str(error)) from None
 
     def call(self, method: str, *args: Any) -> Any:
         """Make a call and wait for it; raises as `fetch`."""
-        return self.fetch(self.submit(method, *args))
+        return self.fetch(self.submit(method, *args), method)
 
-    @property
-    def may_restart(self) -> bool:
-        """Whether it is replaced where it fails, up to a limit."""
-        return bool(self._setting)
-
-    def restart(self, error: ActorError) -> None:
-        """Put a fresh actor in the place of one that failed.
+    def call_until_done(self, method: str, *args: Any) -> Any:
+        """A call that may be repeated: where the actor is lost, it is started again and called again.
 
         Raises:
-            ActorError: it failed too often, or the new one does not come up.
+            ActorError: it was lost too often.
+            OnlineDPOError: what the call raised.
         """
-        if self.restarts >= self._max_restarts:
-            raise ActorError(
-                f"{error}\n{self.name} was restarted {self.restarts} times; {self._setting} is {self._max_restarts}"
-            ) from None
-        self.restarts += 1
-        self.kill()
-        self._actor, self._pid = self._make(), None
-        self.wait_ready()
-        if self._after_restart is not None:
-            self._after_restart(self)
+        while True:
+            try:
+                return self.call(method, *args)
+            except ActorLost as error:
+                self.restart(error)
+
+    def look(self, method: str) -> None:
+        """See whether the actor makes progress.
+
+        Raises:
+            ActorLost: it has made none for twice as long as is too long.
+            ActorError: Ray itself is dead.
+        """
+        expect_ray()
+        silence, deadline = self._watch.silence(), self._watch.deadline_s
+        if silence < deadline:
+            self._is_silent = False
+            return
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - silence))
+        if silence >= 2 * deadline:
+            raise ActorLost(self, method, f"it has not answered since {since}, for {silence:.0f} s", "")
+        if not self._is_silent:
+            self._is_silent = True
+            waits = f"it is replaced if it says nothing for {deadline:.0f} s more"
+            cause = f"it has made no progress since {since}, for {silence:.0f} s"
+            self._report(
+                Incident(actor=self.name, what="is silent", doing=doing(method), cause=cause, action=waits, detail="")
+            )
+
+    def restart(self, error: ActorError) -> None:
+        """Put a fresh actor in the place of one that was lost, again where the new one is lost as well.
+
+        Raises:
+            ActorError: it was lost too often within an hour, or Ray itself is dead.
+        """
+        while True:
+            expect_ray()
+            now = self._clock()
+            self._restarted = [when for when in self._restarted if now - when < HOUR_S]
+            if len(self._restarted) >= self._max_restarts:
+                times = "once" if len(self._restarted) == 1 else f"{len(self._restarted)} times"
+                raise ActorError(
+                    f"{error}\n{self.name} was started again {times} within the last hour, and cluster.max_restarts "
+                    f"is {self._max_restarts}"
+                ) from None
+            self._restarted.append(now)
+            self._report(self._incident(error))
+            self.kill()
+            self.incarnation += 1
+            self._begin(self._make())
+            try:
+                self.wait_ready()
+                if self._after_restart is not None:
+                    self._after_restart(self)
+                return
+            except ActorError as next_error:
+                error = next_error
 
     def kill(self) -> None:
-        ray.kill(self._actor)
+        """End its process, even one that is stopped and would never hear of it."""
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self._actor)
+        if self._pid is None:
+            return
+        with suppress(ray.exceptions.RayError, ProcessLookupError, PermissionError):
+            if self._node == ray.get_runtime_context().get_node_id():
+                _kill(self._pid)
+            else:
+                there = NodeAffinitySchedulingStrategy(self._node, soft=False)
+                remote = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there)
+                ray.get(remote.remote(self._pid), timeout=KILL_S)
+
+    def last_lines(self, fallback: str) -> str:
+        """The end of the actor's log, or of what Ray said."""
+        return last_lines(self._pid, fallback)
+
+    def _begin(self, actor: Any) -> None:
+        self._actor, self._pid, self._node = actor, None, None
+        self._watch, self._is_silent = Watch(actor, floor_s=self._stall_timeout_s, clock=self._clock), False
+
+    def _incident(self, error: ActorError) -> Incident:
+        count = f"{len(self._restarted)} of {self._max_restarts} within an hour"
+        lost = error if isinstance(error, ActorLost) else None
+        return Incident(
+            actor=self.name,
+            what="was lost",
+            doing=doing(lost.method if lost else "ready"),
+            cause=lost.cause if lost else str(error).splitlines()[0],
+            action=f"it is started again ({count})",
+            detail=lost.detail if lost else str(error),
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -102,33 +233,48 @@ class RayTask:
     host: Supervised
     method: str
     args: tuple[Any, ...]
+    is_repeatable: bool  # on a fresh actor as it is after a restart
     ref: Any = None
+    incarnation: int = 0
 
     def begin(self) -> RayTask:
-        self.ref = self.host.submit(self.method, *self.args)
+        self.ref, self.incarnation = self.host.submit(self.method, *self.args), self.host.incarnation
         return self
 
 
-def first_done(tasks: list[RayTask]) -> tuple[RayTask, Any]:
-    """Wait for one of the tasks. Where its actor died and may be restarted, its tasks begin again on the new one.
+def first_done(tasks: Sequence[RayTask]) -> tuple[RayTask, Any]:
+    """Wait for one of the tasks. Where its actor was lost and the task can be repeated, it begins again on a new one.
 
     Returns:
         The task and its result.
 
     Raises:
-        ActorError: an actor failed that may not be restarted, or not again.
+        ActorError: an actor was lost whose task cannot be repeated, or was lost too often.
         OnlineDPOError: what the call raised.
     """
     while True:
-        by_ref = {task.ref: task for task in tasks}
-        ready, _ = ray.wait(list(by_ref), num_returns=1)
-        task = by_ref[ready[0]]
         try:
-            return task, task.host.fetch(task.ref)
-        except ActorError as error:
-            if not task.host.may_restart:
+            task = _wait(tasks)
+            return task, task.host.fetch(task.ref, task.method)
+        except ActorLost as error:
+            lost = [task for task in tasks if task.host is error.host]
+            if not all(task.is_repeatable for task in lost):
                 raise
-            task.host.restart(error)
-            for other in tasks:
-                if other.host is task.host:
-                    other.begin()
+            if any(task.incarnation == error.host.incarnation for task in lost):
+                error.host.restart(error)
+            for task in lost:
+                task.begin()
+
+
+def _wait(tasks: Sequence[RayTask]) -> RayTask:
+    by_ref = {task.ref: task for task in tasks}
+    while True:
+        ready, _ = ray.wait(list(by_ref), num_returns=1, timeout=LOOK_S)
+        if ready:
+            return by_ref[ready[0]]
+        for task in {task.host: task for task in reversed(tasks)}.values():  # the first of each actor is under way
+            task.host.look(task.method)
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)

@@ -25,6 +25,7 @@ from typing import Any
 
 ANSWER = re.compile(r"<answer(?:-[AB])?-[0-9a-f]{12}>\n(.*?)\n</answer", re.S)
 KEY = re.compile(r"verdict_[0-9a-f]{6}")
+CODE = re.compile(r'"code": "([0-9a-f]{6})"')
 
 
 def main() -> None:
@@ -133,9 +134,9 @@ async def serve(latency_s: float) -> None:
                 body = json.loads(await reader.readexactly(length))
                 question = body["messages"][-1]["content"]
                 lengths = [len(text) for text in ANSWER.findall(question)]
-                key = KEY.findall(question)[0]
+                key, code = KEY.findall(question)[0], CODE.findall(question)[0]
                 value: Any = 1 + lengths[0] % 10 if len(lengths) == 1 else "A" if lengths[0] > lengths[1] else "B"
-                message = {"role": "assistant", "content": json.dumps({key: value})}
+                message = {"role": "assistant", "content": json.dumps({"code": code, key: value})}
                 reply = {
                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                     "usage": {"prompt_tokens": len(question) // 4, "completion_tokens": 8},

@@ -17,6 +17,7 @@ class ChatRequest:
     temperature: float = 0.0
     seed: int | None = None  # only where temperature is above 0
     num_logprobs: int | None = None  # alternatives of the answer's first token to report; None = none
+    code: str | None = None  # that the reply is to repeat; it belongs to this request alone. None = none is asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class ChatReply:
     refused: bool = False  # the host says that the model declined, or a filter did
     # (token, nats) of the first token's alternatives; None where the host reports none.
     first_logprobs: tuple[tuple[str, float], ...] | None = None
+    # The host knows that this is the reply to this very request; else only the request's code in the text can tell.
+    is_tied: bool = True
 
 
 @dataclass(frozen=True, slots=True)

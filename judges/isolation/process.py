@@ -99,7 +99,10 @@ class Child:
 
     async def ready(self) -> None:
         """As `start`, without blocking the event loop."""
-        await asyncio.wrap_future(self._running().started)
+        started = self._running().started
+        if not started.done():
+            await asyncio.wrap_future(started)
+        started.result()
 
     async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
         """Call a method of the object.

@@ -27,6 +27,10 @@ class Spend:
     prompt: int = 0  # tokens
     completion: int = 0
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        return self.prompt, self.completion
+
     def __add__(self, other: Spend) -> Spend:
         return Spend(self.calls + other.calls, self.prompt + other.prompt, self.completion + other.completion)
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
@@ -20,7 +23,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from judges.calling import Sleep
 from judges.chat import CallFailed, ChatReply, ChatRequest
 from judges.llm.budget import BudgetAccount, Spend
-from judges.llm.http_replies import Malformed, read_reply
+from judges.llm.connections import Connections
+from judges.llm.http_replies import Malformed, Usage, read_reply
 from judges.llm.key import ApiKey
 from judges.protocol import StopJudging, count
 from online_dpo.config.judges.llm import Endpoint
@@ -31,10 +35,26 @@ MAX_REPLY_BYTES = 1 << 20
 TEMPLATE_TOKENS = 64
 """At most so many tokens are added to a request by a chat template; each byte of its messages is at most one more."""
 
+IMPLAUSIBLE = 100
+"""A server that counts so many times the tokens that a request can have at most is not believed."""
+
+MAX_MESSAGE = 4000
+"""So many characters of an error's text are searched for the key; parts of a key are hidden too."""
+
+MAX_CODES = 10_000
+"""So many requests are remembered, to tell an answer to one of them from a code that a model has copied wrongly."""
+
+CODES = re.compile(r"(?<![0-9a-f])[0-9a-f]{6}(?![0-9a-f])")
+OUR_IDS = re.compile(r"judge-[0-9a-f]{32}")
+WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,8}|[^\W\d_]+")
+
 RETRIED = {408, 409, 425, 429}
 """HTTP statuses under 500 after which the request is made again; those from 500 on always are."""
 
 FATAL = {401: "refused the key", 402: "asks for payment", 403: "refused the key", 404: "knows no such model or path"}
+
+
+NOTHING = Spend()
 
 
 class _Transient(Exception):
@@ -48,6 +68,10 @@ class _Transient(Exception):
 
 class _Permanent(Exception):
     """A request failed in a way that another try would repeat; other requests may go through."""
+
+    def __init__(self, reason: str, *, spent: Spend = NOTHING) -> None:
+        super().__init__(reason)
+        self.spent = spent
 
 
 class EndpointChat:
@@ -82,10 +106,8 @@ class EndpointChat:
         self._timeout_s, self._sleep = timeout_s, sleep
         self._resume_at = 0.0  # on time.monotonic(): a server that said Retry-After is left alone by all requests
         self._fatal: str | None = None
-        # Each has one connection. One client of many looks at all of its connections several times for each request,
-        # which at 64 of them took four fifths of this process's time.
-        self._idle: list[httpx.AsyncClient] = []
-        self._tls = httpx.create_ssl_context()
+        self._connections = Connections()
+        self._codes: dict[str, None] = {}  # of the latest requests, oldest first
         backoff = wait_random_exponential(multiplier=0.5, max=endpoint.max_wait_s)
 
         def wait(state: RetryCallState) -> float:
@@ -106,7 +128,7 @@ class EndpointChat:
         """
         if self._fatal is not None:
             raise StopJudging(self._fatal)
-        worst = [_worst(request) for request in requests]
+        worst = [_worst(request, self._endpoint.extra_body) for request in requests]
         await self._account.reserve(worst)
         replies = await asyncio.gather(*(self._ask_one(r, w) for r, w in zip(requests, worst, strict=True)))
         if self._fatal is not None:
@@ -115,7 +137,7 @@ class EndpointChat:
 
     async def _ask_one(self, request: ChatRequest, worst: Spend) -> ChatReply | CallFailed:
         """Make one request, and settle what was reserved for it, whatever happens."""
-        spent = Spend()
+        spent = NOTHING
         is_reserved = True
 
         async def attempt() -> ChatReply:
@@ -130,6 +152,9 @@ class EndpointChat:
                 if error.charged:
                     await self._account.settle(worst, worst)
                     is_reserved = False
+                raise
+            except _Permanent as error:
+                spent = error.spent
                 raise
             return reply
 
@@ -160,7 +185,7 @@ class EndpointChat:
             limit = asyncio.timeout(self._timeout_s)
             try:
                 async with limit:
-                    status, headers, body = await self._post(self._body(request))
+                    return await self._exchange(request, worst)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 raise _Transient(f"no connection ({type(error).__name__})") from None
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -170,44 +195,53 @@ class EndpointChat:
                     raise
                 count("num_judge_request_timeouts")
                 raise _Transient(f"no answer within {self._timeout_s:g} s", charged=True) from None
-        if status != 200:
-            self._refuse(status, headers, body)
+
+    async def _exchange(self, request: ChatRequest, worst: Spend) -> tuple[ChatReply, Spend]:
+        """Make one request on one connection, and read the answer to it."""
+        url = f"{self._endpoint.base_url}/chat/completions"
+        request_id = f"judge-{uuid.uuid4().hex}"  # vLLM and SGLang name their answer by it
+        headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            "X-Request-Id": request_id,
+            **self._key.headers,
+        }
+        if request.code is not None:
+            self._codes[request.code] = None
+            if len(self._codes) > MAX_CODES:
+                del self._codes[next(iter(self._codes))]
+        async with self._connections.lend(url) as client:
+            async with client.stream("POST", url, content=self._body(request), headers=headers) as response:
+                body = await _read_body(response)
+            if response.status_code != 200:
+                self._refuse(response.status_code, response.headers, body)
+            reply, usage = self._read(request, request_id, body)
+        if usage is None or any(said > IMPLAUSIBLE * most for said, most in zip(usage, worst.tokens, strict=True)):
+            count("num_judge_usage_unknown")
+            usage = worst.tokens
+        elif usage[0] < (fewest := fewest_tokens(request)):
+            count("num_judge_prompts_cut")
+            raise _Permanent(
+                f"the server counted {usage[0]} tokens in a question of at least {fewest}: it has cut the question "
+                f"short; give it a longer context or lower max_chars",
+                spent=Spend(1, *usage),
+            )
+        return reply, Spend(1, *usage)
+
+    def _read(self, request: ChatRequest, request_id: str, body: str) -> tuple[ChatReply, Usage | None]:
+        """The reply, if it is no reply to another request of ours."""
         try:
-            reply, usage = read_reply(body)
+            answer = read_reply(body)
         except Malformed as error:
             raise _Transient(f"a broken answer: {error}", charged=True) from None
-        prompt, completion = usage if usage is not None else (worst.prompt, worst.completion)
-        return reply, Spend(1, prompt, completion)
-
-    async def _post(self, body: bytes) -> tuple[int, httpx.Headers, str]:
-        """Status, headers, and at most MAX_REPLY_BYTES of the body, without the key should it be in there."""
-        client = self._idle.pop() if self._idle else self._connect()
-        try:
-            return await self._exchange(client, body)
-        finally:
-            self._idle.append(client)
-
-    def _connect(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            timeout=None,  # ours is of the whole request; httpx's starts anew with every byte
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
-            follow_redirects=False,  # to a place that the config does not name
-            verify=self._tls,
-        )
-
-    async def _exchange(self, client: httpx.AsyncClient, body: bytes) -> tuple[int, httpx.Headers, str]:
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._key.headers}
-        url = f"{self._endpoint.base_url}/chat/completions"
-        chunks, size = [], 0
-        async with client.stream("POST", url, content=body, headers=headers) as response:
-            if response.headers.get("content-encoding", "identity") != "identity":  # a small bomb may be in it
-                raise _Transient("a broken answer: it is compressed, which nobody asked for", charged=True)
-            async for chunk in response.aiter_raw():
-                size += len(chunk)
-                if size > MAX_REPLY_BYTES:
-                    raise _Transient(f"an answer of more than {MAX_REPLY_BYTES} bytes", charged=True)
-                chunks.append(chunk)
-        return response.status_code, response.headers, self._key.hide(b"".join(chunks).decode(errors="replace"))
+        reply = replace(answer.reply, is_tied=request_id in answer.name)
+        if reply.is_tied or request.code is None:
+            return reply, answer.usage
+        others = OUR_IDS.search(answer.name) or any(code in self._codes for code in CODES.findall(reply.text))
+        if others and request.code not in reply.text:
+            count("num_judge_misdirected_answers")
+            raise _Transient("the answer to another request", charged=True)
+        return reply, answer.usage
 
     def _body(self, request: ChatRequest) -> bytes:
         endpoint = self._endpoint
@@ -232,7 +266,7 @@ class EndpointChat:
 
     def _refuse(self, status: int, headers: httpx.Headers, body: str) -> NoReturn:
         """Raise what a status other than 200 means."""
-        said = _message(body)
+        said = self._key.hide(_message(body)[:MAX_MESSAGE])[:150]
         reason = f"status {status}{f': {said}' if said else ''}"
         if status == 429 and "insufficient_quota" in body:
             self._close("has no credit left", reason)
@@ -257,21 +291,44 @@ class EndpointChat:
         return self._key.hide(" ".join(text.split()))[:400]
 
 
-def _worst(request: ChatRequest) -> Spend:
+def _worst(request: ChatRequest, extra_body: Mapping[str, Any]) -> Spend:
     """No tokenizer makes more tokens than there are bytes; the template adds a few."""
+    limits = [extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    most = max([request.max_tokens, *(limit for limit in limits if isinstance(limit, int))])
     num_bytes = sum(len(part.encode(errors="replace")) for m in request.messages for part in m.values())
-    return Spend(1, num_bytes + TEMPLATE_TOKENS, request.max_tokens)
+    return Spend(1, num_bytes + TEMPLATE_TOKENS, most)
+
+
+def fewest_tokens(request: ChatRequest) -> int:
+    """A number of tokens that no tokenizer stays below: half the number of words, or of eight Chinese characters.
+
+    Tokenizers split a text at its spaces; half, for those few whose tokens span several words.
+    """
+    return sum(len(WORDS.findall(message["content"])) for message in request.messages) // 2
+
+
+async def _read_body(response: httpx.Response) -> str:
+    """At most MAX_REPLY_BYTES of it."""
+    if response.headers.get("content-encoding", "identity") != "identity":  # a small bomb may be in it
+        raise _Transient("a broken answer: it is compressed, which nobody asked for", charged=True)
+    chunks, size = [], 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if size > MAX_REPLY_BYTES:
+            raise _Transient(f"an answer of more than {MAX_REPLY_BYTES} bytes", charged=True)
+        chunks.append(chunk)
+    return b"".join(chunks).decode(errors="replace")
 
 
 def _message(body: str) -> str:
-    """What a server says about an error, shortened."""
+    """What a server says about an error. Not shortened: a key that is cut in two could not be found any more."""
     try:
         found = json.loads(body)
         error = found.get("error", found)
         text = error.get("message", "") if isinstance(error, dict) else error
+        return " ".join(str(text).split())
     except (ValueError, AttributeError, RecursionError):
-        text = ""
-    return " ".join(str(text).split())[:150]
+        return ""
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -8,17 +8,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
-from judges.chat import Chat, ChatRequest
-from judges.llm.prompts import ReplyFormat, build_messages, make_key
+from judges.chat import CallFailed, Chat, ChatReply, ChatRequest
+from judges.llm.prompts import ReplyFormat, build_messages, make_format
 from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain, Limits, Question, count
 from online_dpo.config.judges.llm import LlmJudge
-from online_dpo.types import Abstention, Verdict, derive_seed
+from online_dpo.types import Abstention, PromptContent, Verdict, derive_seed
 
 Subject = tuple[int, ...]
 """What one verdict is about: (i,), or (i, j) where i is presented first."""
 Vote = float | Abstain
+
+CODED_LETTER_TOKENS = 16
+"""The longest reply of a letter and a code, in tokens: one for each of its eight characters, and some more."""
 
 TOP_LOGPROBS = 20
 """Alternatives of the first token: as many as OpenAI and vLLM report by default."""
@@ -31,7 +35,9 @@ class _VoteRequest:
     question: int  # index in the batch
     subject: Subject
     principle: int
-    request: ChatRequest
+    # Both None where the texts are too long to be asked about.
+    wanted: ReplyFormat | None = None
+    request: ChatRequest | None = None
 
 
 class ChatJudge:
@@ -41,17 +47,14 @@ class ChatJudge:
         self.limits = limits
         self._section = section
         self._chat = chat
-        self._format = ReplyFormat(form=section.form, as_json=section.verdict == "json", key=make_key(section.seed))
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
         asked = [one for index, question in enumerate(questions) for one in self._vote_requests(index, question)]
-        replies = await self._chat.ask([one.request for one in asked]) if asked else []
+        requests = [one.request for one in asked if one.request is not None]
+        replies = iter(await self._chat.ask(requests) if requests else [])
         votes: dict[tuple[int, Subject, int], list[Vote]] = {}
-        for one, reply in zip(asked, replies, strict=True):
-            if self._section.verdict == "json":
-                vote = read_json(reply, self._format.key, form=self._section.form)
-            else:
-                vote = read_token(reply, form=self._section.form, min_mass=self._section.min_mass)
+        for one in asked:
+            vote = self._too_long() if one.wanted is None else self._read(next(replies), one.wanted)
             count("num_judge_votes")
             count("num_judge_votes_unreadable", isinstance(vote, Abstain))
             votes.setdefault((one.question, one.subject, one.principle), []).append(vote)
@@ -61,16 +64,36 @@ class ChatJudge:
             said[index, subject] = self._aggregate([_mean_vote(votes[index, subject, p]) for p in principles])
         return [self._verdicts(index, question, said) for index, question in enumerate(questions)]
 
+    def _read(self, reply: ChatReply | CallFailed, wanted: ReplyFormat) -> Vote:
+        if wanted.as_json:
+            return read_json(reply, wanted)
+        return read_token(reply, wanted, min_mass=self._section.min_mass)
+
+    def _too_long(self) -> Abstain:
+        count("num_judge_too_long")
+        return Abstain(f"too long: the texts have more characters than max_chars {self._section.max_chars}")
+
     def _vote_requests(self, index: int, question: Question) -> Iterator[_VoteRequest]:
         section = self._section
         for subject in self._subjects(question):
             texts = tuple(question.completions[i] for i in subject)
             for p, principle in enumerate(section.principles):
-                messages = build_messages(
-                    self._format, principle=principle, prompt=question.prompt, answers=texts, seed=section.seed
-                )
                 for vote in range(section.votes):
-                    yield _VoteRequest(index, subject, p, self._request(messages, vote, again=question.again))
+                    if _num_chars(question.prompt, texts) > section.max_chars:  # before anything is made of them
+                        yield _VoteRequest(index, subject, p)
+                        continue
+                    asked: dict[str, Any] = {"principle": principle, "prompt": question.prompt, "answers": texts}
+                    wanted = make_format(
+                        form=section.form,
+                        as_json=section.verdict == "json",
+                        coded=section.endpoint is not None,
+                        seed=section.seed,
+                        vote=vote,
+                        **asked,
+                    )
+                    messages = build_messages(wanted, seed=section.seed, **asked)
+                    request = self._request(messages, wanted, vote, again=question.again)
+                    yield _VoteRequest(index, subject, p, wanted, request)
 
     def _subjects(self, question: Question) -> Iterator[Subject]:
         """What is asked about. The same text is asked about once, and never compared with itself."""
@@ -87,18 +110,21 @@ class ChatJudge:
                 flip = derive_seed(self._section.seed, "order", json.dumps([question.prompt, texts[i], texts[j]])) % 2
                 yield (j, i) if flip else (i, j)
 
-    def _request(self, messages: Sequence[dict[str, str]], vote: int, *, again: bool) -> ChatRequest:
-        section, as_json = self._section, self._section.verdict == "json"
+    def _request(
+        self, messages: Sequence[dict[str, str]], wanted: ReplyFormat, vote: int, *, again: bool
+    ) -> ChatRequest:
+        section, as_json = self._section, wanted.as_json
         # From the content alone: the same question is answered alike wherever it comes up.
         purpose = "vote again" if again else "vote"
         seed = derive_seed(section.seed, purpose, vote, json.dumps(messages)) >> 32
         return ChatRequest(
             messages=tuple(messages),
-            schema=self._format.schema,
-            max_tokens=section.max_tokens if as_json else 1,
+            schema=wanted.schema,
+            max_tokens=section.max_tokens if as_json else 1 if wanted.code is None else CODED_LETTER_TOKENS,
             temperature=section.temperature,
             seed=seed if section.temperature > 0.0 else None,
             num_logprobs=None if as_json else TOP_LOGPROBS,
+            code=wanted.code,
         )
 
     def _aggregate(self, votes: Sequence[Vote]) -> Vote:
@@ -147,6 +173,11 @@ class ChatJudge:
             return votes
         kind: Abstention = "first_place" if first > 0.5 else "second_place"
         return dict.fromkeys(votes, Abstain(f"orders disagree: the {place} place wins both", kind=kind))
+
+
+def _num_chars(prompt: PromptContent, answers: Sequence[str]) -> int:
+    turns = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    return sum(map(len, [*turns, *answers]))
 
 
 def _mean_vote(votes: Sequence[Vote]) -> Vote:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote_plus
 
 from online_dpo.config.judges.llm import Endpoint
 from online_dpo.errors import JudgeError
 
 HIDDEN = "[key]"
+WITHHELD = "[withheld: it holds the key]"
+MOST_DISGUISES = 30
 SHORTEST = 8
 """The fewest characters of a key: to hide a shorter text would garble every message."""
 
@@ -33,12 +40,70 @@ class ApiKey:
         return {} if self._value is None else {"Authorization": f"Bearer {self._value}"}
 
     def hide(self, text: str) -> str:
-        """`text` without the key, should a server have sent it back."""
+        """`text` without the key and without any SHORTEST characters of it, should a server have sent it back.
+
+        A text that holds them in a disguise (percent signs, entities, escapes, base64, hex, backwards, in another
+        case, or with other characters in between) is withheld as a whole. Call this before a text is shortened.
+        """
         if self._value is None:
             return text
-        for form in {self._value, json.dumps(self._value)[1:-1]}:
-            text = text.replace(form, HIDDEN)
-        return text
+        for form in (self._value, json.dumps(self._value)[1:-1]):
+            text = _hide_parts(text, form)
+        return WITHHELD if any(_holds_part(form, self._value) for form in _disguises(text)) else text
+
+
+def _parts(value: str) -> set[str]:
+    return {value[i : i + SHORTEST] for i in range(len(value) - SHORTEST + 1)}
+
+
+def _hide_parts(text: str, value: str) -> str:
+    """HIDDEN in the place of whatever consists of parts of `value`."""
+    parts, end = _parts(value), 0
+    pieces: list[str] = []
+    hidden = [i for i in range(len(text)) if text[i : i + SHORTEST] in parts]
+    for i in hidden:
+        if i >= end or not pieces:
+            pieces += [text[end:i], HIDDEN]
+        end = i + SHORTEST
+    return "".join([*pieces, text[end:]])
+
+
+def _holds_part(text: str, value: str) -> bool:
+    """Whether `text` holds SHORTEST letters and digits of `value` in a row, whatever stands in between."""
+    parts = _parts(_plain(value))
+    for piece in text.split(HIDDEN):
+        found = _plain(piece)
+        if parts & (_parts(found) | _parts(found[::-1])):
+            return True
+    return False
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^0-9a-z]", "", text.lower())
+
+
+def _disguises(text: str) -> Iterator[str]:
+    """What a text may mean, by escapes of several kinds in any order, and by what is base64 or hex in it."""
+    seen = [text]
+    for form in seen:  # grows while it is read
+        if len(seen) > MOST_DISGUISES:
+            break
+        escapes = re.sub(r"\\+(?:u|x|U000)\{?([0-9a-fA-F]{2,5})\}?", lambda m: chr(int(m.group(1), 16)), form)
+        octal = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), form)
+        for other in (html.unescape(form), unquote_plus(form), escapes, octal):
+            if other not in seen:
+                seen.append(other)
+    yield from seen
+    for form in seen:
+        for run in re.findall(r"[A-Za-z0-9+/_-]{10,}", form):
+            run = run.replace("-", "+").replace("_", "/")
+            for start in range(4):
+                cut = run[start : start + (len(run) - start) // 4 * 4]
+                yield base64.b64decode(cut).decode("latin-1")
+        for run in re.findall(r"(?:[0-9a-fA-F]{2}[\s:,]?){8,}", form):
+            digits = re.sub(r"[^0-9a-fA-F]", "", run)
+            for start in (0, 1):
+                yield bytes.fromhex(digits[start : start + (len(digits) - start) // 2 * 2]).decode("latin-1")
 
 
 def read_key(endpoint: Endpoint, field: str) -> ApiKey:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from judges.chat import CallFailed, ChatReply
+from judges.llm.http_replies import without_repeats
+from judges.llm.prompts import CODE, ReplyFormat
 from judges.protocol import Abstain
 
 LABELS: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
@@ -16,17 +18,19 @@ LABELS: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
 GRADES: Mapping[str, float] = {letter: float(i) for i, letter in enumerate("ABCDEFGHIJ", start=1)}
 """Scores as letters: "10" is two tokens in some vocabularies, and "1" would then stand for both 1 and 10."""
 
+ANOTHER_CODE = Abstain("unreadable: a reply without the code of its request")
+
 LONGEST = 2000
 """The most characters of a reply that is read; a verdict has a few dozen."""
 
 
-def read_json(reply: ChatReply | CallFailed, key: str, *, form: str) -> float | Abstain:
-    """The vote in a reply that is exactly one JSON object with exactly this key.
+def read_json(reply: ChatReply | CallFailed, wanted: ReplyFormat) -> float | Abstain:
+    """The vote in a reply that is exactly one JSON object with exactly the keys that were asked for.
 
     Args:
         reply: of the model.
-        key: chosen by the judge. A verdict that someone wrote into the judged answer does not have it.
-        form: pairwise: one of LABELS, spelled like that; pointwise: a whole number from 1 to 10.
+        wanted: what was asked for. A verdict that someone wrote into a judged answer does not have its key. Pairwise:
+            one of LABELS, spelled like that; pointwise: a whole number from 1 to 10.
 
     Returns:
         The probability that the first answer wins, or the score; else why there is none.
@@ -41,24 +45,28 @@ def read_json(reply: ChatReply | CallFailed, key: str, *, form: str) -> float | 
     if len(text) > LONGEST:
         return Abstain(f"unreadable: a reply of more than {LONGEST} characters")
     try:
-        found = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+        found = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return Abstain("unreadable: a reply that is not JSON")
-    if not isinstance(found, dict) or list(found) != [key]:
+    keys = {wanted.key} if wanted.code is None else {CODE, wanted.key}
+    if not isinstance(found, dict) or found.keys() != keys:
         return Abstain("unreadable: JSON of another form")
-    value = found[key]
-    if form == "pairwise":
+    if wanted.code is not None and not reply.is_tied and found[CODE] != wanted.code:
+        return ANOTHER_CODE
+    value = found[wanted.key]
+    if wanted.form == "pairwise":
         return LABELS[value] if isinstance(value, str) and value in LABELS else Abstain("unreadable: no known verdict")
     is_score = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10
     return float(value) if is_score else Abstain("unreadable: no whole number from 1 to 10")
 
 
-def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> float | Abstain:
+def read_token(reply: ChatReply | CallFailed, wanted: ReplyFormat, *, min_mass: float) -> float | Abstain:
     """The vote in the probabilities of the reply's first token.
 
     Args:
         reply: of the model.
-        form: pairwise: `P(A) / (P(A) + P(B))`; pointwise: the mean score under the letters' probabilities.
+        wanted: what was asked for. Pairwise: `P(A) / (P(A) + P(B))`; pointwise: the mean score under the letters'
+            probabilities.
         min_mass: probability that must lie on the letters together.
 
     Returns:
@@ -68,7 +76,9 @@ def read_token(reply: ChatReply | CallFailed, *, form: str, min_mass: float) -> 
         return _no_vote(reply)
     if not reply.first_logprobs:
         return Abstain("the endpoint reports no log-probs, which verdict: token needs", kind="failed")
-    values = GRADES if form == "pointwise" else {"A": 1.0, "B": 0.0}
+    if wanted.code is not None and not reply.is_tied and wanted.code not in reply.text:
+        return ANOTHER_CODE
+    values = GRADES if wanted.form == "pointwise" else {"A": 1.0, "B": 0.0}
     mass = dict.fromkeys(values, 0.0)
     for token, logprob in reply.first_logprobs:
         letter = token.strip(" \n\t\u0120\u2581")  # some hosts show a space as a letter of their vocabulary
@@ -87,13 +97,6 @@ def _no_vote(reply: ChatReply | CallFailed) -> Abstain:
     if isinstance(reply, CallFailed):
         return Abstain(reply.reason, kind="failed")
     return Abstain("refused by the model")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
 
 
 def _refuse(constant: str) -> Any:

@@ -12,7 +12,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 from judges.calling import Caller, Measurements
 from judges.fingerprint import fingerprint
 from judges.hosting import Hosting
-from judges.protocol import Question, count
+from judges.protocol import Question, check_verdicts, count, read_number
 from judges.spec import JudgeSpec
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
@@ -53,7 +53,7 @@ class VerdictStore:
         Raises:
             JudgeError: the path cannot be used as such a file.
         """
-        self._lock = threading.Lock()
+        self._lock, self._field = threading.Lock(), field
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Each statement is its own transaction: a reader never sees half an entry, a kill loses at most one.
@@ -67,15 +67,35 @@ class VerdictStore:
                 f"and is either missing or such a file"
             ) from None
 
-    def get(self, keys: Sequence[str]) -> dict[str, list[Verdict]]:
-        """Those that are there; their prompt_id is empty."""
+    def get(
+        self, keys: Sequence[str], check: Callable[[str, list[Verdict]], None] = lambda key, verdicts: None
+    ) -> dict[str, list[Verdict]]:
+        """Those that are there and can be read; their prompt_id is empty.
+
+        An entry that cannot be read is removed and counted, so that the answer that is now paid for takes its place.
+
+        Args:
+            keys: of the questions.
+            check: raises JudgeError for verdicts that are no answer to the question of a key.
+        """
         found = {}
         with self._lock:
             for key in keys:
-                row = self._connection.execute("SELECT said FROM verdicts WHERE key = ?", (key,)).fetchone()
-                if row is not None:
-                    entries = json.loads(row[0])
-                    found[key] = [Verdict(prompt_id="", **dict(zip(FIELDS, e, strict=True))) for e in entries]
+                row = self._connection.execute(
+                    "SELECT CAST(said AS BLOB) FROM verdicts WHERE key = ?", (key,)
+                ).fetchone()
+                if row is None:
+                    continue
+                try:
+                    verdicts = _read_entry(row[0])
+                    check(key, verdicts)
+                    found[key] = verdicts
+                except (ValueError, TypeError, ArithmeticError, RecursionError, JudgeError) as error:
+                    count("num_cache_malformed")
+                    log.warning("%s: entry %s cannot be read and is asked again: %s", self._field, key[:12], error)
+                    self._connection.execute(
+                        "DELETE FROM verdicts WHERE key = ? AND CAST(said AS BLOB) = ?", (key, row[0])
+                    )
         return found
 
     def put(self, answers: Mapping[str, Sequence[Verdict]]) -> None:
@@ -92,6 +112,28 @@ class VerdictStore:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+
+
+def _read_entry(said: bytes) -> list[Verdict]:
+    """One entry of the file.
+
+    Raises:
+        ValueError, TypeError, ArithmeticError, RecursionError: it is none.
+    """
+    entries = json.loads(said)
+    verdicts = [Verdict(prompt_id="", **dict(zip(FIELDS, entry, strict=True))) for entry in entries]
+    for verdict in verdicts:
+        numbers = (verdict.score, verdict.probability, verdict.uncertainty)
+        positions = (verdict.first, 0 if verdict.second is None else verdict.second)
+        if any(type(position) is not int for position in positions):
+            raise ValueError("a position is no whole number")
+        if any(number is not None and read_number(number) is None for number in numbers):
+            raise ValueError("a number is none")
+        if not isinstance(verdict.reason, str | None):
+            raise ValueError("a reason is no text")
+        if verdict.failed or verdict.unasked:
+            raise ValueError("it is no answer, and such are never kept")
+    return verdicts
 
 
 class Cached:
@@ -116,7 +158,7 @@ class Cached:
         if any(question.again for question in questions):  # an answer from the cache would agree with itself
             return await self._inner.ask(questions, measured)
         keys = [self._digest(question) for question in questions]
-        known = await self._look_up(list(dict.fromkeys(keys)))
+        known = await self._look_up(dict(zip(keys, questions, strict=True)))
         missing: dict[str, Question] = {}
         for key, question in zip(keys, questions, strict=True):
             if key not in known:
@@ -145,10 +187,14 @@ class Cached:
             log.warning("%s: verdicts could not be kept: %s", self._inner.label, error)
         return answers
 
-    async def _look_up(self, keys: Sequence[str]) -> dict[str, list[Verdict]]:
+    async def _look_up(self, asked: Mapping[str, Question]) -> dict[str, list[Verdict]]:
+        def check(key: str, verdicts: list[Verdict]) -> None:
+            question = asked[key]
+            check_verdicts([question], [[replace(verdict, prompt_id=question.prompt_id) for verdict in verdicts]])
+
         try:
-            return await in_thread(self._store.get, keys)
-        except (sqlite3.Error, ValueError) as error:
+            return await in_thread(self._store.get, list(asked), check)
+        except sqlite3.Error as error:
             count("num_cache_errors")
             log.warning("%s: the verdict cache could not be read: %s", self._inner.label, error)
             return {}

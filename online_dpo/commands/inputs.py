@@ -10,6 +10,7 @@ from typing import Any
 from judges.registry import make_spec
 from judges.spec import JudgeSpec
 from online_dpo.commands.fitting import check_lengths, check_optional_packages
+from online_dpo.commands.learning_rates import settle_lr
 from online_dpo.commands.model_checks import NamedModel, check_models, inspect_judge_models, own_models
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.pairing import ANNOTATOR
@@ -76,6 +77,7 @@ def inspect_inputs(config: RunConfig) -> Inputs:
     peek_sources(config)
     model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, base=model)
+    config = settle_lr(config, model, adapter)
     check_lengths(config, model)
     reference = inspect_reference(config, model)
     return Inputs(

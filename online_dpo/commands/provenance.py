@@ -91,9 +91,16 @@ def source_files(config: RunConfig) -> dict[str, str]:
 
 
 def source_digests(config: RunConfig) -> dict[str, str]:
-    """Field -> sha256 of each local file that the data depends on."""
-    return {
-        field: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-        for field, path in source_files(config).items()
-        if Path(path).expanduser().is_file()
-    }
+    """Field -> sha256 of each local file, or folder of `save_to_disk`, that the data depends on."""
+    places = {field: Path(path).expanduser() for field, path in source_files(config).items()}
+    return {field: _content_digest(place) for field, place in places.items() if place.exists()}
+
+
+def _content_digest(place: Path) -> str:
+    if place.is_file():
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    found = hashlib.sha256()
+    for file in sorted(place.rglob("*.arrow")):
+        with file.open("rb") as stream:
+            found.update(f"{file.relative_to(place)}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from online_dpo.commands.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
+from online_dpo.commands.learning_rates import keep_recorded_lr
 from online_dpo.commands.provenance import check_same_inputs, run_info
 from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
-from online_dpo.errors import ConfigError, RunDirectoryError
+from online_dpo.errors import ActorError, ConfigError, RunDirectoryError
 from online_dpo.loop.control import Control, stop_reason
 from online_dpo.loop.stages import Event
+from online_dpo.reports.incidents import Incidents
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
 from online_dpo.reports.trackers import make_trackers
 from online_dpo.store.run_store import RunStore
@@ -64,7 +66,10 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
         _tell(listeners, line)
     RunStore.expect_room(config.run_dir)  # before engines start, not after
     with ExitStack() as stack:
-        return _play(prepare(config), None, stack, listeners)
+        materials = prepare(config)
+        if config.learner.lr == "auto":
+            _tell(listeners, f"learner.lr is auto: {materials.config.learner.peak_lr:g} for this model")
+        return _play(materials, None, stack, listeners)
 
 
 def continue_run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
@@ -140,7 +145,7 @@ def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, li
         )
     recorded = load_config(_yaml_mapping(store.config_yaml))
     recorded = recorded.model_copy(update={"run": recorded.run.model_copy(update=_place(config))})
-    config = keep_recorded_threads(config, recorded)
+    config = keep_recorded_lr(keep_recorded_threads(config, recorded), recorded)
     notes = check_resumable(recorded, resolve_threads(config))
     inputs = inspect_inputs(config)
     notes += [f"damage to {store.path / key} was accepted" for key in store.accepted()]
@@ -182,7 +187,11 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))
     stack.callback(stages.close)
-    counted = None if store is None else counted_so_far(store, list(materials.judges), list(config.evaluation.sets))
+
+    def counted() -> dict[str, dict[str, int | float]]:
+        judges, sets = list(materials.judges), list(config.evaluation.sets)
+        return {} if store is None else counted_so_far(store, judges, sets)
+
     stages.start_judges(materials.judges, first=materials.first, counted=counted)
     if store is None:
         info = run_info(materials)
@@ -203,13 +212,32 @@ def why_stopped(config: RunConfig, store: RunStore) -> str | None:
 
 
 def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:
-    """Run the loop and tell everyone. The metrics hear first: a commit covers what they wrote.
+    """Run the loop and tell everyone. Where the learner is lost, begin the loop anew with what is committed.
 
     Returns:
         Why the run was stopped before its last round by its drift budget or alarm; None if it was not.
+
+    Raises:
+        ActorError: an actor was lost too often; the message says what happened and how to go on.
     """
+    incidents = Incidents(store, lambda line: _tell(listeners, line))
+    stages.report = incidents.add
+    while True:
+        try:
+            return _play_from_committed(materials, stages, store, (incidents, *listeners))
+        except ActorError as error:
+            try:
+                stages.recover(error)
+            except ActorError as last:
+                raise ActorError(f"{last}\n{incidents.summary()}") from None
+
+
+def _play_from_committed(
+    materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]
+) -> str | None:
     from online_dpo.loop.rounds import run_rounds
 
+    # The metrics hear first: a commit covers what they wrote.
     writer = MetricsWriter(store, make_trackers(materials.config.logging, store.path))
     events: Iterator[Event] = run_rounds(materials.job, stages, store)
     stopped = None

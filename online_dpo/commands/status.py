@@ -60,6 +60,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         "initial": [r for r in records if r["kind"] == "evaluated" and r["policy_version"] == 0],
         "rounds": rounds,
         "yield": [found for record in rounds if (found := read_yield(record)) is not None],
+        "incidents": [r for r in records if r["kind"] == "incident"],
         "current": current,
         "stopped": stopped,
     }
@@ -93,6 +94,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
             console.print(line, highlight=False, soft_wrap=True)
         for warning in record["warnings"]:
             console.print(f"warning: {warning}", soft_wrap=True)
+    for record in status["incidents"]:
+        console.print(f"round {record['round'] + 1}: {record['what']}", highlight=False, soft_wrap=True)
     if status["stopped"] is not None:
         console.print(f"stopped: {status['stopped']}", soft_wrap=True)
     elif status["current"] is not None:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from online_dpo.text_files import unusable_path
+
+
+def _expect_path(value: str) -> str:
+    why = unusable_path(value)
+    if why is not None:
+        raise ValueError(f"{why}; correct it")
+    return value
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Place = Annotated[str, AfterValidator(_expect_path)]
+"""A path, or what may be one: a hub id, an embedded name, a judge's target."""
 FolderName = Annotated[str, Field(pattern=r"^[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$")]  # not hidden, not nested
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]

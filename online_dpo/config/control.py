@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from online_dpo.config.base import Auto, Section, changeable
+from online_dpo.config.base import Auto, Place, Section, changeable
 
 Factor = Annotated[float, Field(gt=1.0)]
 
@@ -61,7 +61,7 @@ class PathReference(ReferenceFields):
     why_no_sampler: ClassVar[str | None] = "a given reference is not the policy that samples"
 
     type: Literal["path"]
-    path: str
+    path: Place
     """A folder or a hub id, of an adapter of any rank or of a whole model."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""

@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from online_dpo.config.base import Section
+from online_dpo.config.base import Place, Section
 
 
 class ModelSection(Section):
     """The model that is trained, and that samples."""
 
-    path: str
+    path: Place
     """A folder, a hub id, or `embedded:policy` for the tiny model that ships with the package."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """The folder of a PEFT LoRA adapter to continue, which is then the initial policy. null starts a new adapter."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The number format of the frozen weights."""
@@ -25,19 +25,21 @@ class ModelSection(Section):
 class DataSource(Section):
     """Where a data set is found."""
 
-    source: str
-    """A hub id, a local .jsonl, .jsonl.gz, .json, .parquet or .csv file, or, for prompts, `embedded:openings/train`."""
+    source: Place
+    """A hub id, a local .jsonl, .jsonl.gz, .json, .parquet, .arrow or .csv file, a folder that `save_to_disk` of
+    `datasets` wrote, or, for prompts, `embedded:openings/train`."""
     subset: str | None = None
     """The configuration of a hub data set (its `name`). null takes the default one."""
     split: str = "train"
-    """The split of a hub data set."""
+    """The split of a hub data set, or of a folder with several."""
 
 
 class PromptColumn(DataSource):
     """A data set of prompts and its column."""
 
     field: str = "prompt"
-    """The column that holds the prompt: text, or a list of chat messages."""
+    """The column that holds the prompt: text, or a list of chat messages. Where there is no column `prompt`, a column
+    `conversations` or `messages` is read, up to the assistant's last message."""
 
 
 class PromptsSection(PromptColumn):

@@ -68,8 +68,6 @@ class GeneratorSection(Section):
     on GPU."""
     threads: Auto | Count = "auto"
     """CPU threads of an engine on CPU. auto takes all cores; the number is settled once and recorded."""
-    max_restarts: int = changeable(1, ge=0)
-    """How often a replica whose engine died is started again; its shard is then sampled again."""
     rescored: Literal["all"] | Count = changeable("all")
     """How many samples of an engine's first shard after a push the learner scores too, which checks the weights."""
     tolerance: Auto | Positive = changeable("auto")

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from online_dpo.config.base import Auto, Count, NumGpus, Section, changeable
+from online_dpo.config.base import Auto, Count, NumGpus, Positive, Section, changeable
+
+AUTO_LR, AUTO_LR_ALPHA = 0.36, 32.0
+"""`lr: auto` is AUTO_LR / (hidden size * sqrt(layers)) at this alpha; why is in docs/results.md."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
 
@@ -42,8 +45,9 @@ class LoraSection(Section):
 class LearnerSection(Section):
     """The optimizer (AdamW), its batches, and how the learner computes."""
 
-    lr: float = Field(5e-6, gt=0.0)
-    """The peak learning rate."""
+    lr: Auto | Positive = "auto"
+    """The peak learning rate. auto is 0.36 / (hidden size * square root of the number of layers) * 32 / `lora.alpha`;
+    the number is settled once and recorded."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate over the run. linear and cosine fall to 0 at its end and fix `run.rounds` on resume."""
     warmup_steps: int = Field(0, ge=0)
@@ -74,3 +78,10 @@ class LearnerSection(Section):
     """GPUs that the learner reserves; a fraction shares one. auto takes 1 where Ray has GPUs, else 0."""
     threads: Auto | Count = "auto"
     """CPU threads of the learner. auto takes all cores; the number is settled once and recorded."""
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr` as the number that it is once a run has begun."""
+        if isinstance(self.lr, str):
+            raise ValueError("learner.lr is auto: it is settled where the model is known")
+        return self.lr

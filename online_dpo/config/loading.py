@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from online_dpo.config.base import Section
 from online_dpo.config.evaluation import EvaluationSection
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.run import RunConfig
 from online_dpo.config.wording import explain
-from online_dpo.errors import ConfigError, first_line
+from online_dpo.config.words import FLAG
+from online_dpo.config.yaml_text import expect_moderate, read_mapping, reason
+from online_dpo.errors import ConfigError
+from online_dpo.text_files import shown
+
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 AnySection = typing.TypeVar("AnySection", bound=Section)
 
@@ -61,60 +65,87 @@ def _validate(model: type[AnySection], data: dict[str, Any]) -> AnySection:
         return model.model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
+    except RecursionError as error:
+        raise ConfigError(f"the config cannot be read: {reason(error)}") from None
 
 
 def _merge(source: str | Path | dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The file's mapping under the overrides."""
-    raw = source if isinstance(source, dict) else _read_yaml(Path(source))
-    given = OmegaConf.merge(*map(_read_override, overrides)) if overrides else OmegaConf.create({})
+    raw = source if isinstance(source, dict) else read_mapping(Path(source))
+    given = [_read_override(override) for override in overrides]
     try:
-        merged = OmegaConf.merge(OmegaConf.create(raw), given)
+        chosen = OmegaConf.merge(*given) if given else OmegaConf.create({})
+        merged = OmegaConf.merge(OmegaConf.create(raw), chosen)
         data = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
-        chosen = typing.cast(dict[str, Any], OmegaConf.to_container(given, resolve=True))
-    except OmegaConfBaseException as error:
-        first = first_line(error)
+    # Besides OmegaConf's own errors: TypeError of a list over a mapping, RecursionError, and whatever resolvers raise.
+    except Exception as error:
         raise ConfigError(
-            f"the config cannot be put together: {first}; write ${{section.field}} of a field that has a value, or "
-            f"${{oc.env:NAME}} of a variable that is set"
+            f"the config cannot be put together: {reason(error)}; write ${{section.field}} of a field that has a "
+            f"value, or ${{oc.env:NAME}} of a variable that is set"
         ) from None
+    expect_text(data)
     # An override of `type` chooses another member of a union: the file's fields of the old member would then be
     # unknown keys, so the section starts afresh from the overrides.
-    for section, values in chosen.items():
-        old = raw.get(section)
-        if (
-            isinstance(values, dict)
-            and isinstance(old, dict)
-            and values.get("type", old.get("type")) != old.get("type")
-        ):
-            data[section] = values
+    for section, values in typing.cast(dict[str, Any], OmegaConf.to_container(chosen, resolve=False)).items():
+        old, new = raw.get(section), data[section]
+        if isinstance(values, dict) and isinstance(old, dict) and new.get("type") != old.get("type"):
+            data[section] = _only(new, values)
     return data
 
 
-def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every default written out."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+def _only(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The part of `data` whose keys were given."""
+    return {
+        key: _only(data[key], value) if isinstance(value, dict) and isinstance(data[key], dict) else data[key]
+        for key, value in given.items()
+    }
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def expect_text(value: Any, path: str = "") -> None:
+    """Refuse halves of surrogate pairs, which YAML can spell and no file can hold.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    if isinstance(value, dict):
+        for key, part in value.items():
+            expect_text(key, path)
+            expect_text(part, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for part in value:
+            expect_text(part, path)
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise ConfigError(
-            f"config file {path} does not exist; give the path of a YAML file, such as configs/reviews.yaml"
+            f"{shown(ascii(path))} has {shown(ascii(value))}, which is no Unicode text; write it as UTF-8"
         )
-    try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise ConfigError(f"config file {path} is not readable YAML: {first}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"config file {path} holds {type(raw).__name__}; it must be a mapping of sections")
-    return typing.cast(dict[str, Any], raw)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, every default written out; `load_config` reads the same config from it."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(config.model_dump(mode="python"))))
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, and text that OmegaConf does not take for an interpolation."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    # A backslash before `${` makes it plain; backslashes before that one are halved, so they are doubled here.
+    return _INTERPOLATION.sub(r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _read_override(override: str) -> Any:
-    if "=" not in override or override.startswith("="):
-        raise ConfigError(f"override {override!r} is not of the form section.field=value, such as run.rounds=3")
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"override {shown(override)!r} is not of the form section.field=value, such as run.rounds=3")
+    if key.startswith(("-", "+", "~")):
+        raise ConfigError(FLAG.format(given=shown(override), right=shown(override.lstrip("-+~"))))
+    expect_text(override, "an override")
     try:
+        expect_moderate(value)
         return OmegaConf.from_dotlist([override])
-    except (OmegaConfBaseException, YAMLError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise ConfigError(f"override {override!r} cannot be read ({first}); write the value as in YAML") from None
+    except Exception as error:  # as in `read_mapping`
+        raise ConfigError(
+            f"override {shown(override)!r} cannot be read ({reason(error)[:200]}); write the value as in YAML"
+        ) from None

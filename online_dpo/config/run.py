@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from online_dpo.config.base import Auto, Count, FolderName, Section, changeable
+from online_dpo.config.base import Auto, Count, FolderName, Place, Section, changeable
 from online_dpo.config.consistency import check_consistency
 from online_dpo.config.control import AlarmSection, DriftSection, FixedReference, ReferenceSection
 from online_dpo.config.data import ModelSection, PromptsSection
@@ -30,7 +30,7 @@ class RunSection(Section):
 
     name: FolderName = changeable("run")
     """The run's name. The run directory is `dir`/`name`, which may be moved and renamed."""
-    dir: str = changeable("runs")
+    dir: Place = changeable("runs")
     """The folder in which the run directory lies."""
     rounds: int = Field(5, ge=1)
     """The number of rounds. It may grow on resume where no schedule is stretched over the run."""
@@ -50,6 +50,11 @@ class ClusterSection(Section):
     what the actors reserve if that is more."""
     start_timeout_s: float = changeable(600.0, gt=0.0)
     """Seconds within which an actor must be placed and ready."""
+    max_restarts: int = changeable(3, ge=0)
+    """How often within an hour an actor that was lost (a generator, a judge, the learner) is started again."""
+    stall_timeout_s: float = changeable(300.0, gt=0.0)
+    """Seconds without any progress after which an actor is reported as silent, and after as many more replaced. A
+    silence five times as long as the longest that ended by itself is waited for in any case."""
 
 
 class LoggingSection(Section):

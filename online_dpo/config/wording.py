@@ -11,7 +11,10 @@ from typing import Any
 from pydantic import BaseModel, Tag, ValidationError
 
 from online_dpo.config.run import RunConfig
+from online_dpo.config.words import our_field, our_value
+from online_dpo.text_files import shown
 
+MAX_SENTENCES = 12
 _UNIONS = (typing.Union, types.UnionType)
 
 
@@ -24,19 +27,23 @@ def explain(error: ValidationError) -> str:
     for problem in error.errors():
         location = [str(part) for part in problem["loc"]]
         # Pydantic puts the members of a union into the location; they are no keys of the file.
-        path = ".".join(part for i, part in enumerate(location) if not _is_member(location, i))
+        path = shown(".".join(part for i, part in enumerate(location) if not _is_member(location, i)))
         if path in sentences and _is_member(location, len(location) - 1):
             sentences[path] += f" or {_wish(problem)}"
         else:
             sentences[path] = _sentence(problem, location, path)
-    return "\n".join(sentences.values())
+    lines = list(sentences.values())
+    left = len(lines) - MAX_SENTENCES
+    return "\n".join([*lines[:MAX_SENTENCES], *([f"and {left} more fields are wrong"] if left > 0 else [])])
 
 
 def _sentence(problem: Any, location: list[str], path: str) -> str:
     """Field, value, remedy."""
-    kind, value = problem["type"], json.dumps(problem.get("input"), default=str)
+    kind, value = problem["type"], _shown(problem.get("input"))
     known = _known_keys(location)
     if kind == "extra_forbidden":
+        if (ours := our_field(path)) is not None:
+            return f"{path} is not a known key; here it is {ours}"
         close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
         return f"{path} is not a known key; {hint}"
@@ -45,10 +52,10 @@ def _sentence(problem: Any, location: list[str], path: str) -> str:
     if kind == "union_tag_not_found":
         return f"{path}.type is missing; choose one of {', '.join(_union_members(_annotation_at(location)))}"
     if kind == "union_tag_invalid":
-        tags = problem["ctx"]["expected_tags"].replace("'", "")
-        return f"{path}.type is {problem['ctx']['tag']}; it must be one of {tags}"
+        tags, tag = problem["ctx"]["expected_tags"].replace("'", ""), problem["ctx"]["tag"]
+        return f"{path}.type is {shown(tag)}; it must be one of {tags}{_also(f'{path}.type', tag, tags)}"
     if kind == "value_error":
-        message = str(problem["ctx"]["error"])
+        message = " ".join(str(problem["ctx"]["error"]).split())
         return f"{path} {message}" if path and not message.startswith(path.split(".")[0] + ".") else message
     if kind in ("model_type", "model_attributes_type"):
         keys = ", ".join(_known_keys([*location, ""])) or "type"
@@ -58,12 +65,38 @@ def _sentence(problem: Any, location: list[str], path: str) -> str:
         return f"{name} is {value}; use letters, digits, '.', '_' and '-', and begin with a letter or digit"
     if location[-1] == "[key]":  # of a mapping whose keys are few
         return f"{path.removesuffix('.[key]')} is not a known key; it must be {_wish(problem)}"
-    return f"{path} is {value}; it must be {_wish(problem)}"
+    if kind == "invalid_key":
+        return f"{path} is not a known key; a key is text: write it in quotes"
+    if kind == "string_type":
+        return f"{path} is {value}; it must be text{_quoted(problem.get('input'))}"
+    return f"{path} is {value}; it must be {_wish(problem)}{_also(path, problem.get('input'), _wish(problem))}"
+
+
+def _quoted(value: Any) -> str:
+    """What to do about text that YAML takes for something else."""
+    if not isinstance(value, str | bool | int | float | None):
+        return ""
+    example = "'off'" if isinstance(value, bool) else f"'{_shown(value)}'"
+    return f": YAML reads off, no, on, yes, null and numbers as values, so write it in quotes, such as {example}"
+
+
+def _also(path: str, value: Any, allowed: str) -> str:
+    """The hint about a value that other trainers know."""
+    ours = our_value(path, value, allowed)
+    return "" if ours is None else f"; did you mean {ours}?"
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, shortened; integers of thousands of digits have no decimal form that Python would write."""
+    try:
+        return shown(json.dumps(value, default=str))
+    except (ValueError, TypeError, RecursionError):
+        return f"a {type(value).__name__} that is too large to show"
 
 
 def _wish(problem: Any) -> str:
     """What pydantic would accept, as the end of a sentence."""
-    return str(problem["msg"]).removeprefix("Input should be ")
+    return " ".join(str(problem["msg"]).split()).removeprefix("Input should be ")
 
 
 def _is_member(location: list[str], index: int) -> bool:

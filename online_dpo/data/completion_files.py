@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from online_dpo.data.prompt_files import check_messages, column_in, messages_of, prompt_of
+from online_dpo.data.row_files import local_file
+from online_dpo.data.row_formats import kind, numbered_rows
 from online_dpo.errors import DataError
-from online_dpo.types import Completion, Prompt, PromptContent, derive_seed
+from online_dpo.types import Completion, Prompt, derive_seed
 
 COMPLETIONS = ("completions", "completion", "chosen", "rejected")
 
@@ -27,7 +28,7 @@ class JudgeRow:
 
 
 def read_rows(path: Path, *, gold: str | None, limit: int | None = None) -> list[JudgeRow]:
-    """Read a .jsonl or .jsonl.gz file.
+    """Read a file of any format that a data set may have, or a folder that `save_to_disk` wrote.
 
     A row has `prompt` (text or messages; empty where it is missing), and `completions` (a list of texts), `completion`
     (one text), or `chosen` and `rejected`, which are put in an order that does not tell. Everything else is metadata.
@@ -42,10 +43,10 @@ def read_rows(path: Path, *, gold: str | None, limit: int | None = None) -> list
         DataError: the file or a row is not of this form; names the line.
     """
     rows: list[JudgeRow] = []
-    for number, row in _lines(path):
+    for position, row in _rows(path):
         if limit is not None and len(rows) == limit:
             break
-        place = f"{path}, line {number}"
+        place, number = f"{path}, {position}", int(position.split()[-1])
         texts, chosen = _texts(row, place, number)
         known = None
         if gold == "chosen":
@@ -63,22 +64,23 @@ def read_rows(path: Path, *, gold: str | None, limit: int | None = None) -> list
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; give a .jsonl or .jsonl.gz file in UTF-8") from None
-    for number, line in enumerate(io.StringIO(text), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is no JSON ({error}); write one row a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f'{path}, line {number} is no JSON object; write {{"prompt": ..., "completions": [...]}}')
-        yield number, row
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every row with its place; a whole conversation is a prompt and the completion that it ends with."""
+    label = f"the file is {path}"
+    for place, row in numbered_rows(local_file(path, label), label):
+        column = column_in("prompt", row)
+        if column != "prompt":
+            value = row[column]
+            if not isinstance(value, list):
+                raise DataError(
+                    f"{label}; {column} of {place} is {kind(value)}, but a conversation is a list of messages"
+                )
+            check_messages(value, place, column=column, label=label)
+            messages, prompt = messages_of(value), prompt_of(value, column)
+            answer = {} if messages == prompt else {"completion": messages[-1]["content"]}
+            rest = {name: item for name, item in row.items() if name != column}
+            row = {"prompt": list(prompt), **({} if set(COMPLETIONS) & rest.keys() else answer), **rest}
+        yield place, row
 
 
 def _texts(row: Mapping[str, Any], place: str, number: int) -> tuple[list[str], int | None]:
@@ -95,18 +97,26 @@ def _texts(row: Mapping[str, Any], place: str, number: int) -> tuple[list[str], 
             f"{place} has the columns {', '.join(row) or 'none'}; it needs completions (a list of texts), completion, "
             f"or chosen and rejected"
         )
+    texts = [_answer(text) for text in texts] if isinstance(texts, list) else texts
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{place} has completions that are no texts; write a list of strings")
     return texts, chosen
 
 
-def _content(value: PromptContent, place: str) -> dict[str, Any]:
+def _answer(value: Any) -> Any:
+    """The text of an answer that is a message, or a list of one."""
+    message = value[0] if isinstance(value, list) and len(value) == 1 else value
+    is_message = isinstance(message, dict) and {"role", "content"} <= (found := messages_of([message])[0]).keys()
+    return found["content"] if is_message else value
+
+
+def _content(value: Any, place: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"text": value}
-    fields = [set(m) if isinstance(m, dict) else set() for m in value] if isinstance(value, list) else [set()]
-    if not all({"role", "content"} <= keys for keys in fields):
+    messages = messages_of(value) if isinstance(value, list) and all(isinstance(m, dict) for m in value) else None
+    if messages is None or not all({"role", "content"} <= message.keys() for message in messages):
         raise DataError(f"{place} has a prompt that is neither text nor a list of messages with role and content")
-    return {"messages": tuple(value)}
+    return {"messages": messages}
 
 
 def _gold(row: Mapping[str, Any], column: str, number: int, place: str) -> tuple[float, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 from online_dpo.config.preferences import PairColumns
-from online_dpo.data.prompt_files import check_messages, check_row, messages_of
+from online_dpo.data.prompt_files import check_messages, check_row, column_in, messages_of, prompt_of
 from online_dpo.data.row_files import RowCheck, Table, label_of, peek, read_table
 from online_dpo.data.row_formats import kind, shortened
 from online_dpo.errors import DataError
@@ -17,6 +17,8 @@ from online_dpo.types import Message
 
 DROPPED = ("no_common_prompt", "empty", "equal", "prompt_too_long", "truncated", "equal_when_truncated")
 """Why a row may give nothing to train on."""
+
+AnyColumns = TypeVar("AnyColumns", bound=PairColumns)
 
 _LABELS: Mapping[Any, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 """What counts as a label; `True == 1`, so the numbers are among them. CSV knows nothing but text."""
@@ -42,8 +44,8 @@ def load_preferences(spec: PairColumns, *, field: str) -> Table:
         DataError: the source cannot be read, is empty, or has a row that is no preference at all, or both chats and
             plain text.
     """
-    check = _check(spec, field)
-    table = read_table(spec, field=field, columns=columns_of(spec), check=check, item=_item(spec))
+    table = read_table(spec, field=field, look=partial(_look, spec=spec, field=field), item=_item(spec))
+    spec = columns_in(spec, table.rows[0])
     kinds = [isinstance(value, list) for value in table.column(columns_of(spec)[0])]
     if any(kinds) and not all(kinds):
         chat, plain = table.places[kinds.index(True)], table.places[kinds.index(False)]
@@ -59,7 +61,12 @@ def peek_preferences(spec: PairColumns, *, field: str) -> None:
     Raises:
         DataError: as `load_preferences`.
     """
-    peek(spec, field=field, check=_check(spec, field), item=_item(spec))
+    peek(spec, field=field, look=partial(_look, spec=spec, field=field), item=_item(spec))
+
+
+def columns_in(spec: AnyColumns, names: Iterable[str]) -> AnyColumns:
+    """`spec` with the column of prompts that is read, given the columns that there are; see `column_in`."""
+    return spec if spec.prompt is None else spec.model_copy(update={"prompt": column_in(spec.prompt, names)})
 
 
 def columns_of(spec: PairColumns) -> list[str]:
@@ -80,14 +87,14 @@ def split_row(row: Mapping[str, Any], spec: PairColumns) -> SplitRow | str:
 
     A labelled chat without a prompt column ends with the answer.
     """
-    answers = [row[column] for column in spec.columns.values()]
+    answers = [_chat(row[column]) for column in spec.columns.values()]
     desirable = None
     if spec.is_labelled:
         *answers, label = answers
         desirable = _label(label)
     if spec.prompt is not None:
         value = row[spec.prompt]
-        prompt = value if isinstance(value, str) else messages_of(value)
+        prompt = value if isinstance(value, str) else prompt_of(value, spec.prompt)
         return SplitRow(prompt=prompt, answers=tuple(map(_text, answers)), desirable=desirable)
     if isinstance(answers[0], str):
         return _split_text(*answers)
@@ -116,8 +123,9 @@ def _split_text(chosen: str, rejected: str) -> SplitRow | str:
 # ---- checks
 
 
-def _check(spec: PairColumns, field: str) -> RowCheck:
-    return partial(_check_preference, spec=spec, field=field, label=label_of(spec, field))
+def _look(names: Iterable[str], *, spec: PairColumns, field: str) -> tuple[Sequence[str], RowCheck]:
+    spec = columns_in(spec, names)
+    return columns_of(spec), partial(_check_preference, spec=spec, field=field, label=label_of(spec, field))
 
 
 def _check_preference(place: str, row: Mapping[str, Any], *, spec: PairColumns, field: str, label: str) -> None:
@@ -127,6 +135,7 @@ def _check_preference(place: str, row: Mapping[str, Any], *, spec: PairColumns, 
         DataError: names the place, what was found there, and what to do.
     """
     _check_columns(place, row, spec=spec, field=field, label=label)
+    row = {**row, **{column: _chat(row[column]) for column in spec.columns.values()}}
     if spec.prompt is not None:
         check_row(place, row, column=spec.prompt, setting=f"{field}.prompt", label=label)
     answers = {name: column for name, column in spec.columns.items() if name != "label"}
@@ -175,9 +184,10 @@ def _check_answer(place: str, value: Any, prompt: Any, *, column: str, field: st
             f"{label}; {column} of {place} has {len(value)} messages, but an answer is one message with role and "
             f"content: correct the row, or set {field}.prompt to null if {column} holds the whole conversation"
         )
-    if value[0]["role"] != "assistant":
+    role = messages_of(value)[0]["role"]
+    if role != "assistant":
         raise DataError(
-            f"{label}; {column} of {place} is a message of the {value[0]['role']}, but an answer is the assistant's: "
+            f"{label}; {column} of {place} is a message of the {role}, but an answer is the assistant's: "
             f"correct or remove the row"
         )
 
@@ -202,8 +212,13 @@ def _check_conversations(place: str, row: Mapping[str, Any], columns: Sequence[s
         )
 
 
+def _chat(answer: Any) -> Any:
+    """An answer that is one message alone, as ShareGPT's preferences have it, as a list of it."""
+    return [answer] if isinstance(answer, dict) else answer
+
+
 def _text(answer: str | list[dict[str, str]]) -> str:
-    return answer if isinstance(answer, str) else answer[0]["content"]
+    return answer if isinstance(answer, str) else messages_of(answer)[0]["content"]
 
 
 def _label(value: Any) -> bool | None:

@@ -16,7 +16,7 @@ from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, EvaluationPairs, P
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor, EpochSampler, first_usable
 from online_dpo.data.encoding import AnswerEncoder, is_blank
-from online_dpo.data.preference_files import DROPPED, SplitRow, columns_of, load_preferences, split_row
+from online_dpo.data.preference_files import DROPPED, SplitRow, columns_in, columns_of, load_preferences, split_row
 from online_dpo.data.row_files import Table, row_ids
 from online_dpo.errors import DataError
 from online_dpo.models.inspection import ModelInfo
@@ -74,9 +74,9 @@ class PairSource:
         Raises:
             DataError: the source is missing, malformed or empty, or a row holds no preference at all.
         """
-        return cls(
-            load_preferences(spec, field=field), spec=spec, field=field, encoder=encoder, limits=limits, seed=seed
-        )
+        table = load_preferences(spec, field=field)
+        spec = columns_in(spec, table.rows[0])
+        return cls(table, spec=spec, field=field, encoder=encoder, limits=limits, seed=seed)
 
     def __len__(self) -> int:
         """Rows, usable or not."""

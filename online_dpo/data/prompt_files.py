@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from online_dpo.data.row_files import Source, Table, label_of, peek, read_table
+from online_dpo.data.row_files import RowCheck, Source, Table, label_of, peek, read_table
 from online_dpo.data.row_formats import kind, shortened
 from online_dpo.errors import DataError
 from online_dpo.types import Message
@@ -19,6 +19,24 @@ class Spec(Source, Protocol):
     def field(self) -> str: ...
 
 
+CONVERSATIONS = ("conversations", "messages")
+"""Columns of whole conversations, as ShareGPT and others name them; used where the default column is missing."""
+
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+"""ShareGPT's names of roles; others are kept."""
+
+
+def column_in(column: str, names: Iterable[str]) -> str:
+    """The column that is read: the one the config names, or where the default `prompt` is missing the conversations.
+
+    Args:
+        column: that the config names.
+        names: the columns that there are.
+    """
+    found = [name for name in CONVERSATIONS if name in names]
+    return found[0] if column == "prompt" and "prompt" not in names and len(found) == 1 else column
+
+
 def load_table(spec: Spec, *, field: str) -> Table:
     """Read a whole source and check the prompt's column in every row.
 
@@ -29,8 +47,7 @@ def load_table(spec: Spec, *, field: str) -> Table:
     Raises:
         DataError: the source cannot be read, is empty, or has a row without a usable prompt.
     """
-    check = partial(check_row, column=spec.field, setting=f"{field}.field", label=label_of(spec, field))
-    return read_table(spec, field=field, columns=[spec.field], check=check, item="prompt")
+    return read_table(spec, field=field, look=partial(_look, spec=spec, field=field), item="prompt")
 
 
 def validate_source(spec: Spec, field: str) -> None:
@@ -44,8 +61,12 @@ def validate_source(spec: Spec, field: str) -> None:
         DataError: the file is missing, unreadable, empty or without the prompt's column. Of a hub id only its form
             is checked.
     """
-    check = partial(check_row, column=spec.field, setting=f"{field}.field", label=label_of(spec, field))
-    peek(spec, field=field, check=check, item="prompt")
+    peek(spec, field=field, look=partial(_look, spec=spec, field=field), item="prompt")
+
+
+def _look(names: Iterable[str], *, spec: Spec, field: str) -> tuple[Sequence[str], RowCheck]:
+    column = column_in(spec.field, names)
+    return [column], partial(check_row, column=column, setting=f"{field}.field", label=label_of(spec, field))
 
 
 def check_row(place: str, row: Mapping[str, Any], *, column: str, setting: str, label: str) -> None:
@@ -75,7 +96,12 @@ def check_row(place: str, row: Mapping[str, Any], *, column: str, setting: str, 
             f"or remove the row, or set {setting} to another column"
         )
     check_messages(value, place, column=column, label=label)
-    if value and value[-1]["role"] == "assistant":
+    messages = prompt_of(value, column)
+    if value and not messages:
+        raise DataError(
+            f"{label}; {column} of {place} has nothing before the assistant's message: correct or remove the row"
+        )
+    if messages and messages[-1]["role"] == "assistant":
         raise DataError(
             f"{label}; {column} of {place} ends with a message of the assistant, which leaves nothing to answer: end "
             f"it with the user's message, and keep the answer in another column if a judge needs it"
@@ -89,7 +115,7 @@ def check_messages(value: list[Any], place: str, *, column: str, label: str) -> 
         DataError: a message has no role or content, or something that is not text.
     """
     for message in value:
-        fields = message if isinstance(message, dict) else {}
+        fields = _renamed(message) if isinstance(message, dict) else {}
         extra = [v for k, v in fields.items() if k not in ("role", "content") and v is not None]
         if not all(isinstance(part, str) for part in (fields.get("role"), fields.get("content"), *extra)):
             raise DataError(
@@ -98,6 +124,23 @@ def check_messages(value: list[Any], place: str, *, column: str, label: str) -> 
             )
 
 
-def messages_of(value: list[dict[str, str | None]]) -> tuple[Message, ...]:
+def messages_of(value: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
     """Checked chat messages, without the empty keys that parquet gives to every message when one has them."""
-    return tuple({key: text for key, text in message.items() if text is not None} for message in value)
+    return tuple({key: text for key, text in _renamed(message).items() if text is not None} for message in value)
+
+
+def prompt_of(value: Sequence[Mapping[str, Any]], column: str) -> tuple[Message, ...]:
+    """The checked messages that are to be answered: of a whole conversation, all before its last answer."""
+    messages = messages_of(value)
+    is_answered = column in CONVERSATIONS and bool(messages) and messages[-1]["role"] == "assistant"
+    return messages[:-1] if is_answered else messages
+
+
+def _renamed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message with role and content, also where it has ShareGPT's `from` and `value`."""
+    if message.get("from") is None or message.get("value") is None or message.get("role") is not None:
+        return message
+    rest = {key: item for key, item in message.items() if key not in ("from", "value", "role", "content", "weight")}
+    author = message["from"]
+    role = ROLES.get(author, author) if isinstance(author, str) else author
+    return {"role": role, "content": message["value"], **rest}

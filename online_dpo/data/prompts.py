@@ -14,7 +14,7 @@ from uuid import UUID
 
 from online_dpo.data.drawing import Cursor, EpochSampler, first_usable
 from online_dpo.data.encoding import PromptEncoder, is_blank
-from online_dpo.data.prompt_files import Spec, load_table, messages_of, validate_source
+from online_dpo.data.prompt_files import Spec, column_in, load_table, prompt_of, validate_source
 from online_dpo.data.row_files import Table, row_ids
 from online_dpo.errors import DataError
 from online_dpo.types import Prompt
@@ -85,7 +85,8 @@ class PromptSource:
         """
         encoder = PromptEncoder(tokenizer, chat_template_kwargs)
         table = load_table(spec, field=field)
-        return cls(table, column=spec.field, field=field, encoder=encoder, max_tokens=max_tokens, seed=seed)
+        column = column_in(spec.field, table.rows[0])
+        return cls(table, column=column, field=field, encoder=encoder, max_tokens=max_tokens, seed=seed)
 
     def __len__(self) -> int:
         """Rows, usable or not."""
@@ -153,18 +154,19 @@ class PromptSource:
             prompt_id=self._ids[row],
             token_ids=token_ids,
             text=value if isinstance(value, str) else None,
-            messages=None if isinstance(value, str) else messages_of(value),
+            messages=None if isinstance(value, str) else prompt_of(value, self._column),
             metadata={name: self._json(name, item, row) for name, item in content.items() if name != self._column},
         )
 
     def _token_ids(self, row: int, value: str | list[dict[str, Any]]) -> tuple[int, ...]:
         """`[T]` ids, none if there is nothing to answer."""
-        if is_blank(value):
+        content = value if isinstance(value, str) else prompt_of(value, self._column)
+        if is_blank(content):
             return ()
-        if isinstance(value, str):
-            return self._encoder.encode_text(value)
+        if isinstance(content, str):
+            return self._encoder.encode_text(content)
         try:
-            return self._encoder.encode_chat(messages_of(value))
+            return self._encoder.encode_chat(content)
         # A template raises what its author chose, such as on roles that do not alternate.
         except Exception as error:
             raise DataError(

@@ -8,26 +8,35 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
+from online_dpo.data.arrow_formats import NumberedRow, read_arrow, read_parquet, read_saved
 from online_dpo.errors import DataError
+from online_dpo.text_files import foreign_encoding, not_utf8, shown
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
-
-NumberedRow: TypeAlias = tuple[str, dict[str, Any]]
-"""`("line 3", {column: value})`; lines and rows count from 1."""
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow", ".csv")
+MAX_DEPTH = 100  # of lists and objects in a row; judges, commits and logs walk through it
 
 
 def numbered_rows(path: Path, label: str) -> Iterator[NumberedRow]:
-    """Every row of a file with its place, in the order of the file.
+    """Every row of a file, or of a folder that `save_to_disk` wrote, with its place, in order.
 
     Raises:
         DataError: the file, or a row of it, cannot be read; names the line.
     """
     readers: dict[str, Callable[[Path, str], Iterator[NumberedRow]]] = {
-        ".jsonl": _read_jsonl, ".gz": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv,
+        ".jsonl": _read_jsonl, ".gz": _read_jsonl, ".json": _read_json, ".parquet": read_parquet, ".csv": _read_csv,
+        ".arrow": read_arrow,
     }  # fmt: skip
     try:
+        if path.is_dir():
+            yield from read_saved(path, label)
+            return
+        if path.suffix in (".jsonl", ".json", ".csv"):
+            with path.open("rb") as stream:
+                foreign = foreign_encoding(stream.read(64))
+            if foreign is not None:
+                raise DataError(f"{label}, which {foreign}")
         yield from readers[path.suffix](path, label)
     except OSError as error:
         raise DataError(f"{label}, which cannot be read ({error}); check the file and your access to it") from error
@@ -50,6 +59,8 @@ def _read_jsonl(path: Path, label: str) -> Iterator[NumberedRow]:
 def _parse_object(line: bytes, number: int, label: str) -> dict[str, Any]:
     try:
         row = _parse(line.rstrip())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{label}; line {number} {not_utf8(error)}") from None
     except ValueError as error:
         why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{label}; line {number} is malformed JSON ({why}): correct or remove it") from None
@@ -65,29 +76,18 @@ def _read_json(path: Path, label: str) -> Iterator[NumberedRow]:
     if not start.startswith("["):
         yield from _read_jsonl(path, label)
         return
+    content = path.read_bytes()
     try:
-        rows = _parse(path.read_bytes())
+        rows = _parse(content)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{label}; line {line} {not_utf8(error)}") from None
     except ValueError as error:
         raise DataError(f"{label}, which is malformed JSON ({error}); correct it") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(f"{label}; row {number} is {kind(row)}, but each is a JSON object: correct or remove it")
         yield f"row {number}", row
-
-
-def _read_parquet(path: Path, label: str) -> Iterator[NumberedRow]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{label}, which is no intact parquet file ({error}); write or copy it again") from None
 
 
 def _read_csv(path: Path, label: str) -> Iterator[NumberedRow]:
@@ -110,19 +110,61 @@ def _read_csv(path: Path, label: str) -> Iterator[NumberedRow]:
                 if cells:
                     yield f"line {begin}", dict(zip(header, cells, strict=True))
                 begin = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise DataError(f"{label}; line {_first_foreign_line(path)} {not_utf8(error)}") from None
+        except csv.Error as error:
             raise DataError(
                 f"{label}; the row at line {begin} is malformed CSV ({error}): correct or remove it"
             ) from None
 
 
+def _first_foreign_line(path: Path) -> int:
+    """The first line that is not UTF-8; a text stream decodes blocks, and knows no lines when it fails."""
+    with path.open("rb") as lines:
+        return next((number for number, line in enumerate(lines, start=1) if not _is_utf8(line)), 1)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _parse(content: bytes) -> Any:
     """JSON that can be written as UTF-8 and as JSON again; raises ValueError."""
-    parsed = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    text = content.decode("utf-8-sig")
+    try:
+        parsed = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(parsed):
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     # Half of a surrogate pair is legal JSON, but neither a tokenizer nor parquet takes it.
     if b"\\ud" in content.lower():
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     return parsed
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has two values named {shown(next(name for name in names if names.count(name) > 1))}")
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            part
+            for item in level
+            if isinstance(item, dict | list)
+            for part in (item.values() if isinstance(item, dict) else item)
+        ]
+    return bool(level)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -54,7 +54,9 @@ class Learner:
         self._given = None if given is None else Forward(given, spec.learner)
         self._parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         section = spec.learner
-        self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=section.lr, weight_decay=section.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=section.peak_lr, weight_decay=section.weight_decay
+        )
         self._initial = None if spec.adapter is None else self.policy(0)
         self._objective = make_objective(spec.objective)
         self._kind: ItemKind[Any] = kind_of_items(spec.objective)

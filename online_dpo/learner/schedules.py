@@ -40,7 +40,7 @@ def learning_rate(section: LearnerSection, *, position: float, global_step: int)
             the rate, not zero: a step at zero would waste its pairs.
     """
     warmup = min(1.0, (global_step + 1) / section.warmup_steps) if section.warmup_steps else 1.0
-    return section.lr * _FACTORS[section.schedule](position) * warmup
+    return section.peak_lr * _FACTORS[section.schedule](position) * warmup
 
 
 def beta_at(section: BetaSection, position: float) -> float:

@@ -34,6 +34,7 @@ from online_dpo.pairing.selection import check_not_empty, select
 from online_dpo.statistics.judge_warnings import judge_warnings, warnings
 from online_dpo.statistics.overoptimisation import compare_with_best
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
+from online_dpo.statistics.update_warnings import update_warnings
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import REWARD, Adapter, Items, Prompt, Row, SamplingPlan
@@ -274,7 +275,7 @@ class Rounds:
         """See whether all is in bounds and close the round; what comes back starts the next one."""
         index, control = position.round_index, position.control
         assert updated.adapter is not None
-        summary["warnings"] = list(judge_warnings(summary))
+        summary["warnings"] = [*judge_warnings(summary), *update_warnings(summary, self.config.learner)]
         if summary["evaluation"]:
             since = compare_with_best(
                 partial(committed_evaluation, self.store),

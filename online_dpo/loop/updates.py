@@ -111,7 +111,8 @@ def restore_learner(stages: Stages, store: RunStore, index: int) -> None:
     """Bring the learner to the newest committed state before or in round `index`, the metrics file to its end.
 
     Mid-round checkpoints count: their steps' metrics are kept, because those steps are not taken again. So are the
-    checks of the generators' weights, whose samples may be committed and are then not checked again.
+    checks of the generators' weights, whose samples may be committed and are then not checked again, and what happened
+    to actors.
     """
     position: Mapping[str, Any] | None = store.round(index - 1).state()["metrics"] if index > 0 else None
     name = newest_checkpoint(store.round(index))
@@ -123,7 +124,7 @@ def restore_learner(stages: Stages, store: RunStore, index: int) -> None:
         files = store.round(index - 1).get_files(FINAL)
     if files is not None:
         stages.learner.restore({file: content for file, content in files.items() if file != _PROGRESS})
-    store.truncate_metrics(position, keep=CHECKS)
+    store.truncate_metrics(position, keep=(*CHECKS, "incident"))
 
 
 def newest_checkpoint(store: RoundStore) -> str | None:

@@ -6,8 +6,10 @@ that `online-dpo validate` needs neither torch nor transformers. Nothing is ever
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from online_dpo.errors import ModelError
 from online_dpo.models import model_files, tokenizer
@@ -26,6 +28,8 @@ class ModelInfo:
     fingerprint: str  # sha256, the same for the same files in any folder
     weight_files: tuple[Path, ...]  # safetensors, in name order
     quantised: bool
+    hidden_size: int | None = None  # of the residual stream; None = the config does not say
+    num_layers: int | None = None  # of the decoder; None = the config does not say
 
 
 def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelInfo:
@@ -81,4 +85,11 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
         fingerprint=model_files.fingerprint(folder, weights),
         weight_files=weights,
         quantised=flat.get("quantization_config") is not None,
+        hidden_size=_number(flat, "hidden_size", "n_embd", "d_model"),
+        num_layers=_number(flat, "num_hidden_layers", "n_layer", "num_layers"),
     )
+
+
+def _number(config: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these fields that is a positive whole number; families call the same thing differently."""
+    return next((value for name in names if isinstance(value := config.get(name), int) and value > 0), None)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
 import torch
-from engine_kit import World, small_config
+from engine_kit import Tape, World, small_config
 
 from actors.generator import EngineSpec, Generator
 from online_dpo.commands.export import export
+from online_dpo.loop.stages import Event
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Row
 
@@ -35,6 +37,40 @@ def die_while_sampling(generator: Any) -> None:
         return os._exit(1) if isinstance(params, list) else honest(token_ids, params)
 
     generator._generate = generate
+
+
+class Killing(Tape):
+    """Kills parts of the run at certain events."""
+
+    PLAN: ClassVar = {
+        ("step", 0, 0): "learner",  # nothing of its round is committed yet
+        ("judging_started", 1, 0): "judge",
+        ("paired", 1, None): "generator",  # it has nothing to do until the next push
+        ("step", 1, 1): "learner",  # after a checkpoint
+    }
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world, self.left = world, dict(self.PLAN)
+
+    def hear(self, event: Event) -> None:
+        super().hear(event)
+        number = event.data.get("step", event.data.get("shard"))
+        victim = self.left.pop((event.kind, event.round_index, number), None)
+        if victim is not None:
+            self.world.kill(victim)
+
+    def count(self, kind: str, round_index: int) -> int:
+        return sum((event.kind, event.round_index) == (kind, round_index) for event in self.events)
+
+
+def tree_of_results(run_dir: Path) -> dict[str, str]:
+    """sha256 of everything that was sampled, judged, paired and learned."""
+    return {
+        file.relative_to(run_dir).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in run_dir.rglob("*")
+        if file.suffix in (".parquet", ".safetensors") and "tensorboard" not in file.parts
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +100,24 @@ def test_replicas_and_tensor_parallelism_sample_the_same_policy(
     assert [event.data.get("probe_has_power") for event in tape.events if event.kind == "pushed"] == [None, True]
 
     single = World(small_config(tmp_path / "one", tiny_model, ["generator.threads=1", "learner.threads=1"]))
-    # On the way, its engine dies: the one that replaces it samples the same.
+    # On the way its parts die, some of them twice: those that replace them do the same.
     single.sabotage(die_while_sampling)
-    single.run(tmp_path / "one" / "run")
-    assert [generator.restarts for generator in single.stages._generators] == [1]
+    tape = single.run(tmp_path / "one" / "run", tape=Killing(single))
     single.close()
-    assert completions(two_replicas) == completions(tmp_path / "one" / "run")
+    assert [line.split(" was lost while ")[0] for line in tape.lines] == [
+        "round 1: generator 0",
+        "round 1: the learner",
+        "round 2: judge reward",
+        "round 2: the learner",
+        "round 2: generator 0",  # found when it is pushed to
+    ]
+    assert "sampling" in tape.lines[0] and "Ray" not in "".join(tape.lines)
+    assert tape.count("round_started", 0) == 2 and tape.count("step", 0) > 1  # the loop began anew
+    assert tree_of_results(two_replicas) == tree_of_results(tmp_path / "one" / "run")
+    with RunStore.read(tmp_path / "one" / "run") as store:
+        store.verify()
+        assert len([record for record in store.metrics() if record["kind"] == "incident"]) == 5
+    assert "Worker exit type" in (tmp_path / "one" / "run" / "actors.log").read_text()
 
 
 def test_exported_policy_loads_in_transformers_and_vllm(

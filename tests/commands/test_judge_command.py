@@ -67,8 +67,8 @@ def test_preference_pairs_come_in_an_order_that_does_not_tell(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no JSON"),
-        ("[1]", "line 2 is no JSON object"),
+        ("{", "line 2 is malformed JSON"),
+        ("[1]", "line 2 is a list, but each line is a JSON object"),
         ('{"prompt": "p", "answer": "a"}', "line 2 has the columns prompt, answer; it needs completions"),
         ('{"completions": "a"}', "line 2 has completions that are no texts"),
         ('{"prompt": 3, "completions": ["a"], "best": 1}', "line 2 has a prompt that is neither text nor a list"),

@@ -41,7 +41,7 @@ def test_the_readme_s_page_is_a_config(tmp_path: Path) -> None:
         (["judge.type=oracle"], "judge.type is oracle; it must be one of reward_model, python"),
         (["evaluation.judges.gold.type=python"], "evaluation.judges.gold.target is missing"),
         (["evaluation.judges.reward.type=python", "evaluation.judges.reward.target=a:b"], "choose another"),
-        (["learner.lr=fast"], 'learner.lr is "fast"; it must be a valid number'),
+        (["learner.lr=fast"], "learner.lr is \"fast\"; it must be 'auto' or a valid number"),
         (["learner.lora.targets=[q_proj,lm_head]"], "contains lm_head"),
         (["sampling.truncated_penalty=2"], "set truncated: penalise or remove it"),
         (["generator.weight_push=merge", "model.dtype=bfloat16"], "set generator.weight_push to lora"),

@@ -38,7 +38,7 @@ def parquet_bytes(tmp_path: Path) -> bytes:
     ("name", "content", "expected"),
     [
         ("x.jsonl", GOOD * 2 + '{"prompt": "b"\n', r"line 3 is malformed JSON \(.+, column 15\): correct or remove it"),
-        ("x.jsonl", GOOD.encode() + b'{"prompt": "\xff"}\n', r"line 2 is malformed JSON \('utf-8' codec"),
+        ("x.jsonl", GOOD.encode() + b'{"prompt": "\xff"}\n', "line 2 is not UTF-8; byte 0xff would be"),
         ("x.jsonl", GOOD + "\n" + '{"prompt": "\\ud83d"}\n', r"line 3 is malformed JSON \(.+surrogates"),
         ("x.jsonl", GOOD + '{"prompt": "a", "score": NaN}\n', r"line 2 is malformed JSON \(NaN is not JSON\)"),
         ("x.jsonl", GOOD + '["a"]\n', "line 2 is a list, but each line is a JSON object"),
@@ -58,7 +58,7 @@ def parquet_bytes(tmp_path: Path) -> bytes:
         ("x.csv", "prompt,topic\na,b\nc\n", "line 3 has 1 cells and the header has 2: quote text"),
         ("x.csv", 'prompt,topic\n"a\nb",c\n"d"e,f\n', "the row at line 4 is malformed CSV"),
         ("x.csv", "prompt,prompt\na,b\n", r"header names a column twice \(prompt, prompt\)"),
-        ("x.csv", b"prompt\n\xff\n", "malformed CSV \\('utf-8' codec"),
+        ("x.csv", b"prompt\n\xff\n", "line 2 is not UTF-8; byte 0xff would be"),
         ("x.csv", "prompt\n", "has no rows"),
         ("x.parquet", b"", "no intact parquet file"),
         ("x.parquet", "truncated", "no intact parquet file"),

@@ -6,25 +6,34 @@ import html
 import json
 import re
 import unicodedata
+from hashlib import sha256
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from injections import INJECTIONS
+from injections import DELIMITERS, INJECTIONS
 from judge_servers import Answer, completion, material, serve, verdict
 from llm_kit import ask, question, section
 
 from judges.chat import ChatReply
 from judges.llm.building import build_llm
-from judges.llm.prompts import ReplyFormat, build_messages, make_key, neutralise
+from judges.llm.prompts import ReplyFormat, _hash_that_is_not_in, build_messages, make_format
+from judges.llm.quoting import neutralise
 from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain
 
-KEY = make_key(0)
-PAIRWISE = ReplyFormat(form="pairwise", as_json=True, key=KEY)
-POINTWISE = ReplyFormat(form="pointwise", as_json=True, key=KEY)
 PRINCIPLE = "It is right."
+
+
+def wanted_of(*answers: str, form: str = "pairwise", **fields: Any) -> ReplyFormat:
+    fields = {"as_json": True, "coded": True, "seed": 0, "principle": PRINCIPLE, "prompt": "Which city?", **fields}
+    return make_format(form=form, answers=answers, **fields)
+
+
+PAIRWISE = wanted_of("x", "Lyon.")
+POINTWISE = wanted_of("x", form="pointwise")
+KEY = PAIRWISE.key  # of every question whose texts do not hold it
 
 
 def user(task: ReplyFormat, *answers: str, prompt: Any = "Which city?", seed: int = 0) -> str:
@@ -95,7 +104,8 @@ def test_any_text_stays_inside_its_quotation_and_stays_itself(text: str, other: 
 
 def test_ordinary_text_of_any_language_is_left_as_it_is() -> None:
     for text in (
-        "if a[i] == b: pass  # [x]",
+        "if a[i] == b: pass  # [x] [12] [-1] xs[1:-1] m[i][j] f[a, b] {'k': [1, 2]} [a-z]+",
+        "arr[index] [n + 1] [see below]",
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
         "\U0001f469\u200d\U0001f467 caf\u00e9\t\u4f60\u597d\n\u00a3\u20ac",
     ):
@@ -122,11 +132,51 @@ def test_the_code_is_the_same_again_and_another_for_other_material() -> None:
 @pytest.mark.parametrize("name", INJECTIONS)
 def test_a_model_that_parrots_an_injection_gives_no_verdict(name: str) -> None:
     """The completion as the reply, as is and as it was quoted. Only one that knows the key could pass: it cannot."""
-    text = INJECTIONS[name].replace("{nonce}", nonce_of(user(PAIRWISE, "x", "y"))).replace("{key}", make_key(1))
+    text = injection(name)
     for reply in (text, neutralise(text), text.strip().splitlines()[-1], text.split("```")[-1]):
-        for form in ("pairwise", "pointwise"):
-            assert isinstance(read_json(ChatReply(text=reply), KEY, form=form), Abstain)
-            assert isinstance(read_token(ChatReply(text=reply), form=form, min_mass=0.0), Abstain)
+        for wanted in (wanted_of(text, "y"), wanted_of(text, form="pointwise"), wanted_of(text, "y", coded=False)):
+            assert KEY not in text or wanted.key != KEY
+            assert isinstance(read_json(ChatReply(text=reply), wanted), Abstain)
+            assert isinstance(read_token(ChatReply(text=reply), wanted, min_mass=0.0), Abstain)
+
+
+def test_a_text_that_holds_the_key_or_the_code_gets_others() -> None:
+    """A verdict copied from the text, key and code and all, is then no verdict."""
+    plain = wanted_of("x", "y")
+    for answers in ((f"x {plain.key}", "y"), ("x", json.dumps({"code": plain.code, plain.key: "A"}))):
+        found = wanted_of(*answers)
+        assert found.key != KEY == plain.key and found.code not in "".join(answers)
+        assert isinstance(read_json(ChatReply(text=answers[1], is_tied=False), found), Abstain)
+    first, second, third = (sha256(f"{attempt} source".encode()).hexdigest()[:6] for attempt in range(3))
+    assert _hash_that_is_not_in("content", "source", 6) == first
+    assert _hash_that_is_not_in(f"{first} in {second}", "source", 6) == third
+    assert len({wanted_of("x", "y", vote=i).code for i in range(9)} | {wanted_of("y", "x").code}) == 10
+    assert wanted_of("x", "y", coded=False).code is None
+
+
+@pytest.mark.parametrize("name", ["alone", "in code", "joined"])
+def test_no_delimiter_of_any_family_is_left_whole(name: str) -> None:
+    for token in DELIMITERS.split():
+        text = {"alone": token, "in code": f"a[i]{token}[0]", "joined": f"a{token}{token}[x"}[name]
+        for quoted in (neutralise(text), unicodedata.normalize("NFKC", neutralise(text))):
+            assert token not in quoted, (token, quoted)
+    assert neutralise("[IN\u00adST]") == "[IN&#xAD;ST]"
+
+
+def test_nothing_is_invisible_but_the_joiners_of_words_and_emoji() -> None:
+    fillers = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u180b\u180e\u180f\u200b\u202e\u2066\u206f\u3164\ufe00\ufe0f\ufeff"
+    for char in (*fillers, "\U000e0001", "\U000e0041", "\U000e0100", "\U000e0fff", "\U0001d173", "\u200c", "\u200d"):
+        assert neutralise(f"a{char}b") == f"a&#x{ord(char):X};b"
+        assert neutralise(f"{char}") == f"&#x{ord(char):X};"
+    assert neutralise("\u4f60\u200d\u597d\ufe0f") == "\u4f60&#x200D;\u597d&#xFE0F;", "nor between Chinese characters"
+    assert neutralise("\u2764\ufe0f\ufe0f") == "\u2764\ufe0f&#xFE0F;"
+    for text in (
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937",
+        "\u2764\ufe0f 1\ufe0f\u20e3 \u2194\ufe0f",
+        "\U0001f469\u200d\u2764\ufe0f\u200d\U0001f468",
+        "\U0001f468\U0001f3fd\u200d\U0001f4bb", "\U0001f3f3\ufe0f\u200d\U0001f308",
+    ):  # fmt: skip
+        assert neutralise(text) == text, ascii(text)
 
 
 @pytest.mark.parametrize("name", INJECTIONS)

@@ -8,16 +8,19 @@ import math
 from typing import Any
 
 import pytest
-from judge_servers import Answer, completion, longer_wins, material, serve, verdict
+from judge_servers import Answer, code_of, completion, longer_wins, material, serve, verdict
 from llm_kit import ask, brief, question, section
 
 from judges.chat import ChatReply
 from judges.llm.building import build_llm
+from judges.llm.prompts import ReplyFormat
 from judges.llm.votes import read_json, read_token
 from judges.protocol import Abstain
 from judges.trial import try_judge
 from online_dpo.errors import JudgeError
 
+PAIRWISE = ReplyFormat(form="pairwise", as_json=True, key="verdict")
+POINTWISE = ReplyFormat(form="pointwise", as_json=True, key="verdict")
 TEXTS = ("short", "a good deal longer", "of middling size")
 
 
@@ -33,13 +36,14 @@ def test_every_two_are_compared_in_both_orders_and_copies_not_at_all() -> None:
         (1, 2, 1.0), (2, 1, 0.0), (1, 3, 0.0), (3, 1, 1.0), (2, 3, 0.0), (3, 2, 1.0),
     ]  # fmt: skip
     assert len(server.requests) == 10 == counts["num_judge_requests"] == counts["num_judge_charged_calls"]
-    assert (counts["num_judge_prompt_tokens"], counts["num_judge_completion_tokens"]) == (1000, 50)
+    assert (counts["num_judge_prompt_tokens"], counts["num_judge_completion_tokens"]) == (3000, 50)
     assert (counts["num_judge_orders_compared"], counts.get("num_judge_order_conflicts", 0)) == (5, 0)
     body = server.requests[0]
     assert body["model"] == "m" and body["temperature"] == 0.0 and "seed" not in body and body["max_tokens"] == 64
     schema = body["response_format"]["json_schema"]
     assert schema["strict"] and list(schema["schema"]["properties"].values()) == [
-        {"type": "string", "enum": ["A", "B", "tie"]}
+        {"type": "string", "pattern": "^[0-9a-f]{6}$"},
+        {"type": "string", "enum": ["A", "B", "tie"]},
     ]
     assert len({json.dumps(r["response_format"]) for r in server.requests}) == 1, "servers compile each new schema"
 
@@ -129,13 +133,13 @@ def test_the_probability_of_the_answer_token() -> None:
         }
 
     def handler(body: dict[str, Any], _: int) -> Answer:
-        assert body["max_tokens"] == 1 and body["logprobs"] is True and body["top_logprobs"] == 20
+        assert body["max_tokens"] == 16 and body["logprobs"] is True and body["top_logprobs"] == 20
         assert "response_format" not in body
         a = 0.6 if material(body)["answer-A"] == "x" else 0.1
         found = logprobs(
             (" A", math.log(a / 2)), ("A", math.log(a / 2)), ("B", math.log(0.7 - a)), ("a", math.log(0.2))
         )
-        return Answer(completion("A", finish="length", **found))
+        return Answer(completion(f"A {code_of(body)}", **found))
 
     with serve(handler) as server:
         [verdicts], _ = ask(build_llm(section(server, verdict="token"), "judge"), question("x", "y"))
@@ -148,12 +152,12 @@ def test_a_grade_is_the_mean_under_the_letters() -> None:
     reply = ChatReply(
         text="A", cut_short=True, first_logprobs=(("A", math.log(0.5)), ("J", math.log(0.3)), ("10", math.log(0.2)))
     )
-    assert read_token(reply, form="pointwise", min_mass=0.8) == pytest.approx((0.5 * 1 + 0.3 * 10) / 0.8)
+    assert read_token(reply, POINTWISE, min_mass=0.8) == pytest.approx((0.5 * 1 + 0.3 * 10) / 0.8)
     for bad in (float("nan"), 1.0, float("inf")):
-        found = read_token(ChatReply(text="A", first_logprobs=(("A", bad),)), form="pairwise", min_mass=0.0)
+        found = read_token(ChatReply(text="A", first_logprobs=(("A", bad),)), PAIRWISE, min_mass=0.0)
         assert found == Abstain("unreadable: a log-prob that is none")
     silent = ChatReply(text="A", first_logprobs=(("A", -9999.0),))
-    assert isinstance(read_token(silent, form="pairwise", min_mass=0.0), Abstain)
+    assert isinstance(read_token(silent, PAIRWISE, min_mass=0.0), Abstain)
 
 
 def test_the_trial_refuses_an_endpoint_without_log_probs() -> None:
@@ -167,7 +171,9 @@ UNREADABLE = [
     "", "A", "null", "[]", '{"k": "A"} ', 'x {"verdict": "A"}', '{"verdict": "a"}', '{"verdict": "C"}',
     '{"verdict": ["A"]}', '{"verdict": "A", "verdict": "B"}', '{"verdict": "A", "why": ""}', '{"Verdict": "A"}',
     '```json\n{"verdict": "A"}\n```', '{"verdict": "A"}{"verdict": "A"}', '{"verdict": null}', '{"verdict": NaN}',
-    '{"verdict": "\u0410"}', "[" * 1500, '{"verdict": "A"}' + " " * 3000 + "x", '{"verdict": true}', '{"verdict": 7.0}',
+    '{"verdict": "\u0410"}', '{"code": "000000", "verdict": "A"}', '<think>A</think>{"verdict": "A"}',
+    '{"verdict": "A"}\n{"verdict": "B"}', '{"verdict": ' + "[" * 900 + "]" * 900 + "}", '[{"verdict": "A"}]',
+    "[" * 1500, '{"verdict": "A"}' + " " * 3000 + "x", '{"verdict": true}', '{"verdict": 7.0}',
     '{"verdict": 0}', '{"verdict": 11}', '{"verdict": "7"}', '{"verdict": 1e0}', "verdict: A",
     "Die bessere Antwort ist A.",
 ]  # fmt: skip
@@ -175,10 +181,10 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("text", UNREADABLE)
 def test_what_is_not_exactly_a_verdict_abstains(text: str) -> None:
-    for form in ("pairwise", "pointwise"):
-        assert isinstance(read_json(ChatReply(text=text), "verdict", form=form), Abstain)
-    assert read_json(ChatReply(text=' {"verdict":"B"}\n'), "verdict", form="pairwise") == 0.0
-    assert read_json(ChatReply(text='{"verdict": 10}'), "verdict", form="pointwise") == 10.0
-    assert read_json(ChatReply(text='{"verdict": "B"}', cut_short=True), "verdict", form="pairwise") == Abstain(
+    for wanted in (PAIRWISE, POINTWISE):
+        assert isinstance(read_json(ChatReply(text=text), wanted), Abstain)
+    assert read_json(ChatReply(text=' {"verdict":"B"}\n'), PAIRWISE) == 0.0
+    assert read_json(ChatReply(text='{"verdict": 10}'), POINTWISE) == 10.0
+    assert read_json(ChatReply(text='{"verdict": "B"}', cut_short=True), PAIRWISE) == Abstain(
         "unreadable: a reply cut short by max_tokens"
     )

@@ -216,6 +216,17 @@ def test_a_step_that_is_not_scored_leaves_its_completion_without_a_score(tmp_pat
     assert said[0].failed and "judge.judge compares completions" in brief(said)[0]
 
 
+def test_a_pattern_between_steps_that_hangs_costs_one_completion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("judges.outer.process.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("judges.isolation.process.GRACE_S", 0.1)
+    caller = caller_of(tmp_path, process(split=r"((?:\d+,?)+) dollars"), SOURCE)
+    (said,), _ = ask(caller, question("aa", "1" * 40, "bbb"))
+    late = "failed: judge.split found no steps: TimeoutError: not done within 0.3 s"
+    assert brief(said) == [2.0, late, 3.0]
+
+
 # --- wrappers ---------------------------------------------------------------------------------------------------------
 
 

@@ -193,3 +193,30 @@ def test_a_host_counts_hits(tmp_path: Path) -> None:
         judged = asyncio.run(host.judge_shard(shard, answers("p", ["a", "bb"])))
         hits.append((judged.counters["num_cache_hits"], judged.counters["num_judge_calls"]))
     assert hits == [(0, 1), (1, 0)]
+
+
+MALFORMED = [
+    "", "{}", "null", "7", "[1]", "[[0]]", "[" * 100_000, b"\xff\xfe[[", '[[0, null, "5", null, null, null, null]]',
+    "[[0, null, 1e999, null, null, null, null]]", "[[0, null, NaN, null, null, null, null]]",
+    f"[[0, null, {'9' * 400}, null, null, null, null]]", "[[true, null, 1.0, null, null, null, null]]",
+    '[["0", null, 1.0, null, null, null, null]]', "[[0, null, null, null, 5, null, null]]",
+    '[[0, null, null, null, "x", "no such kind", null]]', "[[7, null, 1.0, null, null, null, null]]",
+    "[[0, null, 1.0, null, null, null, null], [0, null, 2.0, null, null, null, null]]", "[]",
+    "[[0, null, true, null, null, null, null]]", '[[0, null, null, null, "down", "failed", null]]',
+]  # fmt: skip
+
+
+def test_a_malformed_entry_costs_one_call_and_no_other_entry(tmp_path: Path) -> None:
+    """It is counted and asked again, and the new answer takes its place."""
+    log = str(tmp_path / "asked.txt")
+    questions = [question(f"{i}", name=str(i), log=log) for i in range(len(MALFORMED) + 3)]
+    right, _ = ask(caller_of(tmp_path, cached(), SOURCE), *questions)
+    file = sqlite3.connect(tmp_path / "cache/v.sqlite", isolation_level=None)
+    keys = [key for (key,) in file.execute("SELECT key FROM verdicts ORDER BY rowid")]
+    for key, said in zip(keys, MALFORMED, strict=False):
+        file.execute("UPDATE verdicts SET said = ? WHERE key = ?", (said, key))
+    said, counts = ask(caller_of(tmp_path, cached()), *questions)
+    assert said == right and "num_cache_errors" not in counts
+    assert (counts["num_cache_malformed"], counts["num_cache_hits"]) == (len(MALFORMED), 3)
+    _, counts = ask(caller_of(tmp_path, cached()), *questions)
+    assert counts["num_cache_hits"] == len(questions) and "num_cache_malformed" not in counts

@@ -1,8 +1,12 @@
-"""Final answers as models write them, right and wrong; the parser of expressions against Python's own arithmetic."""
+"""Final answers as models write them, right and wrong: by hand, against math-verify alone, and on real references."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,190 +14,160 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_kit import ask, brief, caller_of, question
+from verifier_cases import BOMBS, NUMERIC_RIGHT, NUMERIC_WRONG, SYMBOLIC_RIGHT, SYMBOLIC_WRONG
 
+from judges.calling import Caller
+from judges.isolation import process
 from judges.trial import try_judges
-from judges.verifier.expressions import POINTS, read_answer, same_answer
+from judges.verifier import verifier
+from judges.verifier.numbers import read_number
 from online_dpo.errors import JudgeError
 
-
-def verify(tmp_path: Path, method: str, answer: Any, *texts: str, **more: Any) -> list[Any]:
-    judge = {"type": "verifier", "method": method, "answer": "solution", **more}
-    (said,), _ = ask(caller_of(tmp_path, judge), question(*texts, solution=answer))
-    return brief(said)
+MATH = Path(__file__).parents[2].parent / "shared" / "data" / "math500.jsonl"
+Verify = Callable[..., list[Any]]
 
 
-RIGHT = [
-    "#### 72",
-    "The answer is 72.",
-    "Answer: 72",
-    "**Answer:** $72.00",
-    "The final answer is: **72**",
-    r"so \boxed{72}",
-    r"Hence $\boxed{\text{72}}$",
-    r"The answer is \$72.",
-    "The answer is $72$. I hope it is correct.",
-    r"Answer: \( 72 \)",
-    "$72",
-    "72.00",
-    "72 eggs",
-    "She sells **72** of them.",
-    "At 3 a day for 24 days, the answer is 3 * 24 = 72",
-    r"\frac{144}{2}",
-    "The answer is 5. No: wait, the answer is 72.",
-    "- 72 apples",
-    "7.2e1",
-]
-WRONG = [
-    "#### 7.2",
-    "The answer is -72",
-    "The answer is \N{MINUS SIGN}72",
-    r"\boxed{-72}",
-    "-$72",
-    "720",
-    "the answer is 72,000",
-    "72 were sold, so 28 are left",
-    "72 in all, but the answer is 71",
-    "#### 72\nThe answer is 73.",
-    "I do not know.",
-    "",
-]
+@pytest.fixture(scope="module")
+def verify(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verify]:
+    """What is said of texts beside a reference; a process for each set of rules serves the whole module."""
+    folder = tmp_path_factory.mktemp("verifier")
+    callers: dict[str, Caller] = {}
+
+    def said(method: str, answer: Any, *texts: str, **more: Any) -> list[Any]:
+        rules = {"type": "verifier", "method": method, "answer": "solution", **more}
+        caller = callers.setdefault(json.dumps(rules), caller_of(folder, rules))
+        return brief(ask(caller, question(*texts, solution=answer))[0][0])
+
+    yield said
+    for caller in callers.values():
+        caller.judge._work.child.close()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("reference", [72, "72", "16 * 4.5 = <<16*4.5=72>>72 a day.\n#### 72"])
-def test_numbers_in_every_style(reference: Any, tmp_path: Path) -> None:
-    found = verify(tmp_path, "numeric", reference, *RIGHT, *WRONG)
-    assert dict(zip([*RIGHT, *WRONG], found, strict=True)) == {**dict.fromkeys(RIGHT, 1.0), **dict.fromkeys(WRONG, 0.0)}
+def misjudged(
+    verify: Verify, method: str, cases: Sequence[tuple[str, str]], score: float
+) -> list[tuple[str, str, Any]]:
+    found = ((reference, text, verify(method, reference, text)[0]) for reference, text in cases)
+    return [(reference, text, said) for reference, text, said in found if said != score]
 
 
-def test_large_numbers_and_their_separators(tmp_path: Path) -> None:
-    right = ("1,234,567", "1234567", r"1{,}234{,}567", "$1,234,567.00", "The answer is 1,234,567 dollars per 5 days")
-    assert verify(tmp_path, "numeric", "#### 1,234,567", *right) == [1.0] * 5
-    assert verify(tmp_path, "numeric", "1,234,567", "1,234,568", "1,234.567", "12,34,567", "1") == [0.0] * 4
-    assert verify(tmp_path, "numeric", "2.5", "2 1/2", r"2\frac{1}{2}", "5/2", "2") == [1.0, 1.0, 1.0, 0.0]
-    assert verify(tmp_path, "numeric", "3.14159", "3.14", tolerance=0.01) == [1.0]
+def test_every_answer_of_the_collection_is_judged_as_mathematics_has_it(verify: Verify) -> None:
+    assert len(SYMBOLIC_RIGHT) + len(SYMBOLIC_WRONG) >= 120
+    assert len(NUMERIC_RIGHT) + len(NUMERIC_WRONG) >= 70
+    assert misjudged(verify, "symbolic", SYMBOLIC_RIGHT, 1.0) == []
+    assert misjudged(verify, "symbolic", SYMBOLIC_WRONG, 0.0) == []
+    assert misjudged(verify, "numeric", NUMERIC_RIGHT, 1.0) == []
+    assert misjudged(verify, "numeric", NUMERIC_WRONG, 0.0) == []
 
 
-SAME = [
-    (r"\frac{1}{2}", "0.5"),
-    (r"\frac12", "1/2"),
-    ("x^2 - 1", "(x-1)(x+1)"),
-    (r"2\sqrt{2}", r"\sqrt{8}"),
-    ("(1,2)", "(1, 2)"),
-    (r"\{2, 1\}", "1, 2"),
-    ("x = 5", "5"),
-    ("f(x) = 2x", "x + x"),
-    (r"2\pi", "2pi"),
-    (r"\sin(t)^2 + \cos(t)^2", "1"),
-    (r"50\%", "50"),
-    (r"90^\circ", "90"),
-    (r"\text{Monday}", "monday"),
-    (r"3 \text{ cm}", "3"),
-    ("5!", "120"),
-    ("|-3|", "3"),
-    (r"\sqrt[3]{8}", "2"),
-    (r"\frac{a}{b+c}", "a/(b+c)"),
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"),
-]
-OTHER = [
-    (r"\frac{1}{2}", "0.51"),
-    ("x^2", "x"),
-    ("x", "y"),
-    ("x", "X"),
-    (r"\sqrt{x^2}", "x"),
-    ("(1,2)", "(2,1)"),
-    ("[0,1)", "(0,1)"),
-    ("(0,1)", r"\{0,1\}"),
-    ("1,2", "1,2,2"),
-    ("5", "-5"),
-    ("monday", "dynamo"),
-    ("12", "1 2"),
-]
+@pytest.mark.exhaustive
+def test_the_collection_is_hard_for_the_library_alone() -> None:
+    """It would be no measure otherwise. Counted with math-verify 0.9."""
+    from math_verify import parse
+    from math_verify import verify as equal
+
+    def alone(reference: str, text: str) -> bool:
+        return bool(equal(parse(f"${reference}$"), parse(text)))
+
+    false_positives = [case for case in [*SYMBOLIC_WRONG, *NUMERIC_WRONG] if alone(*case)]
+    false_negatives = [case for case in [*SYMBOLIC_RIGHT, *NUMERIC_RIGHT] if not alone(*case)]
+    assert len(false_positives) >= 15
+    assert len(false_negatives) >= 15
 
 
-@pytest.mark.parametrize("wrap", ["{}", "Then the answer is ${}$. I hope so.", r"\boxed{{{}}}"])
-def test_expressions_are_compared_by_value(wrap: str, tmp_path: Path) -> None:
-    for a, b in SAME:
-        assert verify(tmp_path, "symbolic", a, wrap.format(b)) == [1.0], (a, b)
-        assert verify(tmp_path, "symbolic", b, wrap.format(a)) == [1.0], (b, a)
-    for a, b in OTHER:
-        assert verify(tmp_path, "symbolic", a, wrap.format(b)) == [0.0], (a, b)
+@pytest.mark.skipif(not MATH.exists(), reason="the problems are not here")
+def test_real_references_equal_themselves_and_their_solutions(verify: Verify) -> None:
+    rows = [json.loads(line) for line in MATH.read_text(encoding="utf-8").splitlines()]
+    styles = (r"So \boxed{%s}.", "The answer is $%s$.", "%s")
+    wrong = []
+    for row in rows:
+        texts = [row["solution"], *(style % row["answer"] for style in styles)]
+        said = verify("symbolic", row["answer"], *texts)
+        wrong += [(row["answer"], text[-80:]) for text, score in zip(texts, said, strict=True) if score != 1.0]
+    assert wrong == []
 
 
-EXPRESSIONS = st.recursive(
-    st.integers(0, 30).map(str) | st.sampled_from(["x", "2.5"]),
-    lambda inner: (
-        st.tuples(inner, st.sampled_from(["+", "-", "*", "/"]), inner).map(lambda t: f"({t[0]} {t[1]} {t[2]})")
-        | st.tuples(inner, st.integers(0, 3)).map(lambda t: f"({t[0]}**{t[1]})")
-        | inner.map(lambda t: f"(-{t})")
-    ),
-    max_leaves=8,
-)
+@pytest.mark.skipif(not MATH.exists(), reason="the problems are not here")
+def test_a_changed_digit_or_sign_is_never_right(verify: Verify) -> None:
+    rows = [json.loads(line)["answer"] for line in MATH.read_text(encoding="utf-8").splitlines()]
+    accepted = []
+    for answer in rows[:100]:
+        place = next((i for i, c in enumerate(answer) if c.isdigit() and c != "0"), None)
+        if place is None:
+            continue
+        digit = str((int(answer[place]) + 1) % 10)
+        other = f"{answer[:place]}{digit}{answer[place + 1 :]}"
+        said = verify("symbolic", answer, f"\\boxed{{{other}}}", f"The answer is $-{answer}$.")
+        accepted += [(answer, other) for score in said if score != 0.0]
+    assert accepted == []
 
 
-@given(EXPRESSIONS)
-@settings(max_examples=300, deadline=None)
-def test_the_parser_computes_what_python_computes(text: str) -> None:
-    found = read_answer(text)
-    factor = 1.0 + 0.0512345 * (ord("x") - ord("a"))
-    try:
-        wanted = [eval(text, {"x": complex(point * factor)}) for point in POINTS]
-    except ZeroDivisionError:
-        assert found is None
-        return
-    assert found is not None and found[0] == "value"
-    assert list(found[1][0]) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
-    assert same_answer(found, read_answer(f"  {text} . ") or found, tolerance=0.0)
+@given(st.integers(-(10**30), 10**30), st.integers(0, 6), st.sampled_from(["{}", "${}", "{} eggs", "x = {}", "{}."]))
+@settings(max_examples=200, deadline=None)
+def test_numbers_are_read_exactly(value: int, places: int, form: str) -> None:
+    number = Fraction(value, 10**places)
+    digits = f"{abs(value):0{places + 1}d}"
+    whole, part = (digits[:-places], digits[-places:]) if places else (digits, "")
+    sign = "-" if value < 0 else ""
+    for written in (whole, f"{int(whole):,}"):
+        assert read_number(form.format(f"{sign}{written}{part and '.'}{part}").rstrip(".")) == number
 
 
-HOSTILE = [
-    "9^9^9^9^9",
-    "(" * 380 + "1",
-    "1/0",
-    "10!!!!!!",
-    "999!",
-    "1e999",
-    r"\sqrt" * 70,
-    "2^" * 150 + "2",
-    "x" * 400,
-    "__import__('os').system('true')",
-    r"\frac{",
-    r"\boxed{" * 50,
-    "answer is " * 40,
-    "#### ",
-    "1" * 100_000,
-    "the answer is" + " " * 50_000,
-    "{" * 5000,
-    r"\boxed{" * 5000,
-    "answer is " * 5000,
-]
+def test_references_are_read_whole_or_not_at_all(verify: Verify) -> None:
+    """An unreadable one used to shrink to its last number."""
+    assert verify("numeric", r"(-\infty, 3)", "3") == [r"no numeric answer in solution ('(-\\infty, 3)')"]
+    assert verify("numeric", "5 or 6", "6") == ["no numeric answer in solution ('5 or 6')"]
+    assert verify("symbolic", r"\angle ABC \gtrless 3", "3", r"\boxed{\angle ABC \gtrless 3}") == [0.0, 1.0]
+    assert verify("numeric", "16 * 4.5 = <<16*4.5=72>>72 a day.\n#### 72", "72", "4.5") == [1.0, 0.0]
+    assert verify("numeric", 72, "72.0") == [1.0]
+
+
+def test_tolerance(verify: Verify) -> None:
+    assert verify("numeric", "3.14159", "3.14", tolerance=0.01) == [1.0]
+    assert verify("numeric", "1000", "1001", tolerance=0.01) == [1.0]
+    assert verify("numeric", "3.3333333333", "10/3", "3.3333") == [1.0, 0.0]
+    assert verify("numeric", "3", "2.99999999999") == [0.0]
 
 
 @pytest.mark.parametrize("method", ["exact", "numeric", "symbolic"])
-def test_hostile_texts_are_wrong_and_harmless(method: str, tmp_path: Path) -> None:
-    """Bounded by construction: the parser runs nothing and looks at 400 characters."""
-    found = verify(tmp_path, method, "7", *HOSTILE)
-    assert found == [0.0] * len(HOSTILE)
-    assert verify(tmp_path, method, "7", *HOSTILE, "The answer is 7.")[-1] == 1.0
+def test_hostile_texts_are_wrong_and_harmless(method: str, verify: Verify) -> None:
+    started = time.monotonic()
+    assert verify(method, "7", *BOMBS, "The answer is 7.") == [*([0.0] * len(BOMBS)), 1.0]
+    assert time.monotonic() - started < 10
 
 
-def test_exact_answers_patterns_and_regular_expressions(tmp_path: Path) -> None:
-    assert verify(tmp_path, "exact", "B", "B", " B. ", "The answer is B.", r"\boxed{B}", "b", "BB", "A, not B") == [
+def test_what_takes_too_long_is_a_failure_of_its_completion_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pattern of the user's that holds the GIL for ever; so does one in the column."""
+    monkeypatch.setattr(process, "GRACE_S", 0.1)
+    monkeypatch.setattr(verifier, "TIMEOUT_S", 0.3)
+    judge = {"type": "verifier", "method": "numeric", "answer": "solution", "pattern": r"((?:\d+,?)+) dollars"}
+    (said,), counts = ask(caller_of(tmp_path, judge), question("7 dollars", "1" * 40, "6 dollars", solution="7"))
+    assert brief(said) == [1.0, "failed: TimeoutError: not done within 0.3 s", 0.0]
+    assert counts["num_judge_timeouts"] == 0, "the call itself came back in time"
+    judge = {"type": "verifier", "method": "regex", "answer": "solution"}
+    (said,), _ = ask(caller_of(tmp_path, judge), question("a", "1" * 40, solution=r"^(?:(?:\d+,?)+ dollars|a)$"))
+    assert brief(said) == [1.0, "failed: TimeoutError: not done within 0.3 s"]
+
+
+def test_exact_answers_patterns_and_regular_expressions(verify: Verify) -> None:
+    assert verify("exact", "B", "B", " B. ", "The answer is B.", r"\boxed{B}", "b", "BB", "A, not B") == [
         *([1.0] * 4),
         *([0.0] * 3),
     ]
-    found = verify(tmp_path, "exact", "label: yes", "<a>no</a><a>yes</a>", "yes", pattern="<a>(.*?)</a>",
+    found = verify("exact", "label: yes", "<a>no</a><a>yes</a>", "yes", pattern="<a>(.*?)</a>",
                    reference_pattern="label: (.*)")  # fmt: skip
     assert found == [1.0, 0.0], "the last match counts; without one there is no answer"
-    assert verify(tmp_path, "regex", r"(?i)\bparis\b", "In Paris.", "comparison", "Lyon") == [1.0, 0.0, 0.0]
+    assert verify("regex", r"(?i)\bparis\b", "In Paris.", "comparison", "Lyon") == [1.0, 0.0, 0.0]
 
 
-def test_no_answer_in_the_completion_or_in_the_column(tmp_path: Path) -> None:
+def test_no_answer_in_the_completion_or_in_the_column(verify: Verify, tmp_path: Path) -> None:
     judge = {"type": "verifier", "method": "numeric", "answer": "solution"}
     (said,), counts = ask(caller_of(tmp_path, judge), question("none", "7", solution="7"))
     assert (brief(said), counts["num_unreadable_answers"]) == ([0.0, 1.0], 1)
-    found = verify(tmp_path, "numeric", "7", "none", "7", unreadable="abstain")
+    found = verify("numeric", "7", "none", "7", unreadable="abstain")
     assert found == ["no answer found in the completion", 1.0]
-    assert verify(tmp_path, "numeric", None, "7") == ["no numeric answer in solution ('')"]
+    assert verify("numeric", None, "7") == ["no numeric answer in solution ('')"]
     caller = caller_of(tmp_path, judge)
     (said,), _ = ask(caller, question("7", other="7"))
     assert said[0].failed

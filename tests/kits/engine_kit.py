@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +31,10 @@ class Tape:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.lines: list[str] = []
 
     def note(self, line: str) -> None:
-        pass
+        self.lines.append(line)
 
     def hear(self, event: Event) -> None:
         self.events.append(event)
@@ -71,15 +74,25 @@ class World:
         self.stages.start_engines(learner_spec(self.materials))
         self._fresh = self.stages.learner.checkpoint()
 
-    def run(self, path: Path, config: Any = None) -> Tape:
+    def run(self, path: Path, config: Any = None, tape: Tape | None = None) -> Tape:
         """Play the rounds in a new run directory, optionally of a config that needs no other actors."""
         self.stages.learner.restore(self._fresh)
-        tape, materials = Tape(), self.materials
+        tape, materials = tape or Tape(), self.materials
         if config is not None:
             materials = replace(materials, config=config, job=replace(materials.job, config=config))
         with RunStore.create(path, config_yaml=dump_config(materials.config), info={}) as store:
             play(materials, self.stages, store, [tape])
         return tape
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the process of an actor: `learner`, `judge` or `generator`."""
+        stages = self.stages
+        hosts = {
+            "learner": stages._learner and stages._learner.host,
+            "judge": stages._judges["reward"],
+            "generator": stages._generators[0],
+        }
+        os.kill(hosts[name]._pid, signal.SIGKILL)
 
     def sabotage(self, change: Any) -> None:
         """Run `change(generator)` inside the generator's process."""

@@ -14,7 +14,7 @@ from typing import Any
 KEY = "sk-do-not-show-me-4711"
 
 
-def completion(text: str, *, finish: str = "stop", usage: tuple[int, int] | None = (100, 5), **choice: Any) -> bytes:
+def completion(text: str, *, finish: str = "stop", usage: tuple[int, int] | None = (300, 5), **choice: Any) -> bytes:
     """The JSON of a chat completion."""
     body: dict[str, Any] = {
         "id": "x",
@@ -39,6 +39,9 @@ class Answer:
     drip_s: float = 0.0  # between two bytes of the body
     cut_after: int | None = None  # bytes of the body, after which the connection is closed
     cut_at_once: bool = False  # closed without a word
+    surplus: bytes = b""  # sent after the answer, b"twice" stands for the answer itself
+    surplus_delay_s: float | None = None  # None: in one piece with the answer
+    head: bytes | None = None  # in the place of status line and headers
 
 
 @dataclass
@@ -84,8 +87,14 @@ def serve(handler: Handler) -> Iterator[Server]:
                 if answer.cut_at_once:
                     break
                 fields = {"content-type": "application/json", "content-length": str(len(answer.body)), **answer.headers}
-                start = f"HTTP/1.1 {answer.status} X\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
-                writer.write(start.encode() + b"\r\n")
+                head = f"HTTP/1.1 {answer.status} X\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+                start = head.encode() + b"\r\n" if answer.head is None else answer.head
+                surplus = start + answer.body if answer.surplus == b"twice" else answer.surplus
+                if answer.surplus and answer.surplus_delay_s is None:
+                    writer.write(start + answer.body + surplus)
+                    await writer.drain()
+                    continue
+                writer.write(start)
                 if answer.drip_s:
                     for byte in answer.body:
                         writer.write(bytes([byte]))
@@ -95,6 +104,8 @@ def serve(handler: Handler) -> Iterator[Server]:
                 await writer.drain()
                 if answer.cut_after is not None:
                     break
+                if answer.surplus_delay_s is not None:
+                    asyncio.get_running_loop().call_later(answer.surplus_delay_s, writer.write, surplus)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -132,9 +143,17 @@ def material(body: dict[str, Any]) -> dict[str, str]:
 
 def verdict(body: dict[str, Any], value: Any) -> str:
     """A reply of the form that the request asks for."""
-    key = re.search(r"verdict_[0-9a-f]{6}", body["messages"][0]["content"])
+    asked = body["messages"][0]["content"]
+    key, code = re.search(r"verdict_[0-9a-f]{6}", asked), code_of(body)
     assert key is not None
-    return json.dumps({key.group(): value})
+    return json.dumps({"code": code, key.group(): value})
+
+
+def code_of(body: dict[str, Any]) -> str:
+    """The code that the reply to a request is to repeat."""
+    code = re.search(r'"code": "([0-9a-f]{6})"|and the code ([0-9a-f]{6})', body["messages"][0]["content"])
+    assert code is not None
+    return code.group(1) or code.group(2)
 
 
 def longer_wins(body: dict[str, Any]) -> str:

@@ -139,7 +139,8 @@ CHANGEABLE = {
     "generator.num_gpus",
     "generator.gpu_memory_utilization",
     "generator.kv_cache_gib",
-    "generator.max_restarts",
+    "cluster.max_restarts",
+    "cluster.stall_timeout_s",
     "generator.tolerance",
     "generator.rescored",
     *(
@@ -151,7 +152,7 @@ CHANGEABLE = {
             f"{NESTED}.judges.a",
             f"{NESTED}.judges.b",
         )
-        for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus")
+        for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus", "memory_limit_gb")
     ),
     "judge.judge.path",  # of the cache
     *(f"judge.endpoint.{name}" for name in ("base_url", "api_key_env", "api_key_file", "max_wait_s")),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from online_dpo.config.base import Auto, Count, Section, changeable
+from online_dpo.config.base import Auto, Count, Place, Section, changeable
 
 
 class HostedJudge(Section):
@@ -50,7 +50,7 @@ class RewardModelJudge(HostedJudge):
     about = "a sequence-classification model with its own tokenizer and chat template"
 
     type: Literal["reward_model"]
-    path: str
+    path: Place
     """A folder, a hub id, or `embedded:reward` for the tiny model that ships with the package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The number format of the weights."""
@@ -81,7 +81,7 @@ class PythonJudge(IsolatedJudge):
     about = "a function or class of yours, from a file, a package, or an installed entry point"
 
     type: Literal["python"]
-    target: str
+    target: Place
     """`path/to/file.py:name`, `package.module:name`, `embedded:gold`, or the name of an installed entry point."""
     args: dict[str, Any] = Field({})
     """Further keyword arguments of a function, or the arguments of a class's constructor."""
@@ -104,8 +104,8 @@ class VerifierJudge(IsolatedJudge):
     null takes the final answer."""
     reference_pattern: str | None = None
     """The same for the column, such as '#### (.*)'. null takes the final answer in it."""
-    tolerance: float = Field(1e-9, ge=0.0)
-    """The largest relative difference of two equal numbers, or values of expressions."""
+    tolerance: float | None = Field(None, ge=0.0)
+    """The largest relative difference of two equal numbers. null: an integer must be the same, others agree to 1e-9."""
     unreadable: Literal["wrong", "abstain"] = "wrong"
     """What a completion gets in which no answer is found."""
 
@@ -125,6 +125,6 @@ def check_regex(value: str) -> str:
     """
     try:
         re.compile(value)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"is {value!r}, which is no regular expression ({error}); correct it") from None
     return value

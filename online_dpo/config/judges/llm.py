@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from online_dpo.config.base import Section, changeable
+from online_dpo.config.base import Place, Section, changeable
 from online_dpo.config.judges.hosted import HostedJudge
 
 OVERALL = "It is more helpful, more correct and better written, taken all in all."
@@ -32,7 +32,7 @@ class Endpoint(Section):
     """The model's name on the server."""
     api_key_env: str | None = changeable(None)
     """The environment variable that holds the key, where the judge runs. null: none."""
-    api_key_file: str | None = changeable(None)
+    api_key_file: Place | None = changeable(None)
     """The file that holds the key and nothing else, where the judge runs. null: none."""
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     """How the server is asked for JSON. Replies are read as strictly where the server cannot promise it."""
@@ -107,7 +107,7 @@ class Budget(Section):
 class ChatEngineSection(Section):
     """A vLLM engine of the judge's own; the actor that hosts the judge starts it."""
 
-    path: str
+    path: Place
     """A folder or a hub id of a chat model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The number format of the weights."""
@@ -155,6 +155,8 @@ class LlmJudge(HostedJudge):
     """The sampling temperature of replies; several votes need one above 0."""
     max_tokens: int = Field(64, ge=1)
     """The longest JSON reply in tokens."""
+    max_chars: int = Field(200_000, ge=1)
+    """The most characters of a prompt and the completions of one request together; the judge abstains above it."""
     seed: int = Field(0, ge=0)
     """The seed of votes, orders and the key of a reply."""
     budget: Budget = Budget()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, get_ar
 
 from pydantic import Field, field_validator, model_validator
 
-from online_dpo.config.base import Name, Positive, Section, changeable
+from online_dpo.config.base import Name, Place, Positive, Section, changeable
 from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge, VerifierJudge, check_regex
 from online_dpo.config.judges.llm import LlmJudge
 
@@ -158,7 +158,7 @@ class CachedJudge(OuterJudge):
     type: Literal["cached"]
     judge: JudgeSection
     """The judge whose verdicts are kept."""
-    path: str = changeable(".cache/online-dpo/verdicts.sqlite")
+    path: Place = changeable(".cache/online-dpo/verdicts.sqlite")
     """The SQLite file, relative to the folder in which the command runs."""
     version: str = ""
     """Any text. Change it when the judge changed in a way that its section and file do not show."""

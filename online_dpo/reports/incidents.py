@@ -1,0 +1,68 @@
+"""What happened to the actors of a run: told at once, a line of the metrics each, and Ray's own words in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from online_dpo.loop.stages import Event
+from online_dpo.store.run_store import RunStore
+
+ACTORS_LOG = "actors.log"
+"""In the run directory: what Ray said about actors that were lost."""
+
+
+class Incident(Protocol):
+    """As `actors.failures.Incident`."""
+
+    actor: str
+    detail: str
+
+    @property
+    def sentence(self) -> str: ...
+
+
+class Incidents:
+    """Those of one process."""
+
+    def __init__(self, store: RunStore, tell: Callable[[str], None]) -> None:
+        """Nothing has happened yet.
+
+        Args:
+            store: of the run.
+            tell: takes a line for people.
+        """
+        self._store, self._tell = store, tell
+        self._round = 0
+        self._lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        """Sentences of others are not written down."""
+
+    def hear(self, event: Event) -> None:
+        self._round = event.round_index
+
+    def add(self, incident: Incident) -> None:
+        """Tell and write down what happened to an actor."""
+        line = f"round {self._round + 1}: {incident.sentence}"
+        self._tell(line)
+        self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+        self._store.append_metrics(
+            {
+                "kind": "incident",
+                "round": self._round,
+                "time": time.time(),
+                "actor": incident.actor,
+                "what": incident.sentence,
+            }
+        )
+        with (self._store.path / ACTORS_LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n{incident.detail}\n\n")
+
+    def summary(self) -> str:
+        """What happened, and how to go on."""
+        happened = ["what happened before:", *(f"  {line}" for line in self._lines)] if self._lines else []
+        log = f"Ray's own words are in {self._store.path / ACTORS_LOG}" if self._lines else ""
+        go_on = f"nothing that was committed is lost; continue with: online-dpo resume {self._store.path}"
+        return "\n".join([*happened, *filter(None, [log]), go_on])
