@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from judges.calling import Caller
 from judges.hosting import NO_HOSTING, Hosting, Scorer, ScorerRequest
@@ -23,6 +23,7 @@ from judges.threads import in_thread
 from online_dpo.config.judges.hosted import RewardModelJudge, ScoringEngineSection
 from online_dpo.errors import JudgeError
 from online_dpo.models.inspection import inspect_model
+from online_dpo.models.loading import read_config
 from online_dpo.models.locating import locate
 from online_dpo.models.tokenizer import load_tokenizer
 from online_dpo.types import PromptContent, Verdict
@@ -90,7 +91,7 @@ class RewardModel:
         folder = locate(path, field=f"{field}.path")
         info = inspect_model(folder, field=f"{field}.path", generates=False)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = read_config(folder, label=label, trust_remote_code=trust_remote_code)
         self._weights = _head_weights(output, config, field=field, label=label)
         self._max_tokens = self._input_limit(max_tokens, info.max_model_len, field)
         self._own_pad_id: int | None = config.get_text_config().pad_token_id

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from online_dpo.config.control import PathReference
 from online_dpo.config.judges.hosted import RewardModelJudge
 from online_dpo.config.judges.llm import ChatEngineSection, LlmJudge
 from online_dpo.config.judges.section import JudgeSection, hosted_judges
 from online_dpo.config.run import RunConfig
+from online_dpo.errors import ConfigError, ModelError
 from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.models.given_reference import GivenReference
 from online_dpo.models.inspection import ModelInfo, inspect_model
@@ -81,25 +85,70 @@ def check_models(
         reference: what `reference.path` names.
 
     Raises:
-        ModelError: a model is of another kind, lacks a weight or has one of another shape; or LoRA fits no layer.
+        ModelError: a model is of another kind, lacks a weight or has one of another shape; or an adapter does not fit.
+        ConfigError: a target of LoRA is no layer.
     """
-    import torch
+    from online_dpo.models.loading import empty_model
 
-    from online_dpo.learner import adapter_slots
-    from online_dpo.models.loading import check_finite, empty_model
-
-    given = reference if isinstance(reference, Adapter) else None
-    for field, found in (("model.adapter", adapter), (REFERENCE_FIELD, given)):
-        if found is not None:
-            check_finite(adapter_slots.parse_weights(found).items(), label=f"{field} is an adapter")
-    empty = [
+    policy, *_ = [
         empty_model(m.info, label=m.label, trust_remote_code=m.trust_remote_code, classifies=m.classifies)
         for m in models
     ]
-    with torch.device("meta"):
-        policy = adapter_slots.attach(empty[0], config.learner.lora, adapter, seed=config.run.seed)
+    lora = config.learner.lora
+    if lora is not None and adapter is None and not isinstance(lora.targets, str):
+        check_named_layers(policy, lora.targets)
+    _check_adapters(config, policy, adapter, reference if isinstance(reference, Adapter) else None)
+
+
+def check_named_layers(model: Any, targets: Sequence[str]) -> None:
+    """Refuse a target that names no layer: PEFT passes over it as long as another one names some.
+
+    Args:
+        model: the policy's base, with or without content.
+        targets: `learner.lora.targets`.
+
+    Raises:
+        ConfigError: there is such a target.
+    """
+    from online_dpo.learner.lora_targets import all_linear
+
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = sorted({name.split(".")[-1] for name in all_linear(model)})
+            raise ConfigError(
+                f"learner.lora.targets contains {target}, and {type(model).__name__} has no layer of that name; name "
+                f"some of {', '.join(known)}, or use all-linear"
+            )
+
+
+def _check_adapters(config: RunConfig, policy: Any, adapter: Adapter | None, given: Adapter | None) -> None:
+    """Put LoRA on the policy without content, and look at the values of adapters that exist already."""
+    import torch
+
+    from online_dpo.learner import adapter_slots
+    from online_dpo.models.loading import check_finite
+
+    own = f"model.adapter is {config.model.adapter}"
+    other = f"{REFERENCE_FIELD} is {getattr(config.reference, 'path', None)}"
+    for label, found in ((own, adapter), (other, given)):
+        if found is not None:
+            check_finite(adapter_slots.parse_weights(found).items(), label=label)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: what is copied to the meta device leaves no content there
+        with _said_of(own) if adapter is not None else nullcontext():
+            slots = adapter_slots.attach(policy, config.learner.lora, adapter, seed=config.run.seed)
         if given is not None:
-            adapter_slots.add_given(policy, given)
+            with _said_of(other):
+                adapter_slots.add_given(slots, given)
+
+
+@contextmanager
+def _said_of(label: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{label}; {error}") from None
 
 
 def check_weights(models: Sequence[NamedModel]) -> None:

@@ -73,15 +73,20 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
     eos_token_ids = {tokens["eos_token"]} if "eos_token" in tokens else set()
     generation_file = folder / "generation_config.json"
     generation = model_files.read_json(generation_file, label) if generation_file.is_file() else {}
-    for value in (flat.get("eos_token_id"), generation.get("eos_token_id")):
-        eos_token_ids |= set(value if isinstance(value, list) else [] if value is None else [value])
+    for file, settings in (("config.json", flat), (generation_file.name, generation)):
+        value = settings.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(index) is int for index in ids):
+            raise ModelError(f"{label}, whose {file} has the eos_token_id {value}; it must be a token's id, or a list")
+        eos_token_ids |= set(ids)
+    architectures = config.get("architectures")
     return ModelInfo(
         folder=folder,
         eos_token_ids=tuple(sorted(eos_token_ids)),
         max_model_len=model_files.context_length(flat),
         vocab_size=vocab_size,
         model_type=config["model_type"],
-        architectures=tuple(config.get("architectures") or ()),
+        architectures=tuple(map(str, architectures)) if isinstance(architectures, list) else (),
         fingerprint=model_files.fingerprint(folder, weights),
         weight_files=weights,
         quantised=flat.get("quantization_config") is not None,

@@ -26,7 +26,7 @@ from online_dpo.models.inspection import ModelInfo
 from online_dpo.models.model_files import tensor_shapes
 
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration")
-_SAVE_AGAIN = "download the model again, or save it again with save_pretrained"
+_SAVE_AGAIN = "download the files again, or save them again with save_pretrained"
 
 
 def read_config(folder: Path | str, *, label: str, trust_remote_code: bool) -> Any:
@@ -83,7 +83,7 @@ def empty_model(info: ModelInfo, *, label: str, trust_remote_code: bool, classif
             )
         except Exception as error:
             raise ModelError(
-                f"{label}, which transformers cannot build as {_wanted(classifies)} ({first_line(error)}); give "
+                f"{label}, which transformers cannot build as {_wanted(classifies)} ({_reason(error)}); give "
                 f"{_wanted(classifies)} whose config.json belongs to its weights"
             ) from error
     check_loaded(found, label=label, classifies=classifies)
@@ -110,10 +110,12 @@ def load_weights(folder: Path | str, config: Any, *, label: str, classifies: boo
             model, found = auto.from_pretrained(
                 folder, config=config, attn_implementation=attention, use_safetensors=True, **_TOLERANT, **options
             )
-    # Packages for a quantised model may be missing; anything else, such as too little memory, is not about the folder.
-    except (OSError, ValueError, ImportError) as error:
+    # Packages for a quantised model may be missing.
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_conversion(error):
+            raise  # such as too little memory, which is not about the folder
         raise ModelError(
-            f"{label}, which does not load as {_wanted(classifies)} ({first_line(error)}); give a folder with "
+            f"{label}, which does not load as {_wanted(classifies)} ({_reason(error)}); give a folder with "
             f"config.json and safetensors weights, or a hub id"
         ) from error
     check_loaded(found, label=label, classifies=classifies or getattr(model, "hf_quantizer", None) is not None)
@@ -222,6 +224,16 @@ def _check_quantiser(config: Any, label: str) -> None:
 def _headers(info: ModelInfo, label: str) -> dict[str, Tensor]:
     shapes = {name: shape for file in info.weight_files for name, shape in tensor_shapes(file, label).items()}
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _is_conversion(error: Exception) -> bool:
+    return "conversion of the weights" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    if _is_conversion(error):  # transformers says no more, and has the rest in its log
+        return "its tensors of experts do not fit together: one is missing or has another shape"
+    return first_line(error)
 
 
 def _wanted(classifies: bool) -> str:

@@ -18,6 +18,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DOWNLOAD = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 _DO_NOT_DOWNLOAD = ["*/*", "consolidated*"]  # second copies of the same weights in other layouts
 
+_ANSWER_S = 10.0
+"""Within so many seconds the hub must have answered its first question."""
+
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -67,6 +70,8 @@ def _download(repo_id: str, field: str, kind: str, adapter: bool) -> Path:
     if cached is not None and _is_complete(cached, adapter):
         return cached
     try:
+        # `snapshot_download` asks the same first, but waits for an answer without end.
+        huggingface_hub.model_info(repo_id, timeout=_ANSWER_S)
         return snapshot(local_files_only=False)
     # Errors of the hub, of HTTP and of the disk have no common base; the cause stays attached.
     except Exception as error:

@@ -110,7 +110,7 @@ def shard_names(folder: Path, label: str) -> list[str]:
         ModelError: the index lists none.
     """
     weight_map = read_json(folder / INDEX, label).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise ModelError(f"{label}, whose {INDEX} lists no weights; download the model or save it again")
     return sorted(set(weight_map.values()))
 
@@ -120,10 +120,12 @@ def context_length(config: dict[str, Any]) -> int | None:
     lengths = [config[key] for key in _CONTEXT_KEYS if isinstance(config.get(key), int)]
     if not lengths:
         return None
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = rope if isinstance(rope, dict) else {}
     # The other kinds of scaling leave a length in the config that is already scaled.
     stretched = rope.get("rope_type", rope.get("type")) in ("linear", "dynamic")
-    return int(min(lengths) * (rope.get("factor") or 1.0)) if stretched else min(lengths)
+    factor = rope.get("factor") if stretched else None
+    return int(min(lengths) * factor) if isinstance(factor, int | float) and factor else min(lengths)
 
 
 def fingerprint(folder: Path, weights: tuple[Path, ...]) -> str:

@@ -105,14 +105,30 @@ def vocabulary(folder: Path, label: str) -> tuple[dict[str, int], bool]:
     """Token -> id, from whichever files name them, and whether these are all tokens: sentencepiece's own are not read.
 
     Raises:
-        ModelError: a file cannot be read.
+        ModelError: a file cannot be read, or holds something else.
     """
+    try:
+        tokens, is_complete = _vocabulary(folder, label)
+        is_malformed = not all(isinstance(token, str) and type(index) is int for token, index in tokens.items())
+    except ModelError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError):  # whatever the JSON holds where tokens should be
+        is_malformed = True
+    if is_malformed:
+        raise ModelError(
+            f"{label}, whose tokenizer files hold something else where tokens and their ids should be; save the "
+            f"tokenizer again with save_pretrained"
+        )
+    return tokens, is_complete
+
+
+def _vocabulary(folder: Path, label: str) -> tuple[dict[str, int], bool]:
     if (folder / "tokenizer.json").is_file():
         fast = read_json(folder / "tokenizer.json", label)
         tokens = fast.get("model", {}).get("vocab", {})
         if isinstance(tokens, list):  # Unigram models: [piece, score] in the order of ids
             tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
-        return {**tokens, **{token["content"]: token["id"] for token in fast.get("added_tokens", [])}}, True
+        return {**tokens, **{token["content"]: token["id"] for token in fast.get("added_tokens") or []}}, True
     found: dict[str, int] = {}
     for file in (folder / "vocab.json", folder / "added_tokens.json"):
         found |= {token: int(index) for token, index in (read_json(file, label) if file.is_file() else {}).items()}

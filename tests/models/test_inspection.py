@@ -160,6 +160,32 @@ def break_pad_beyond_embedding(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        (
+            "tokenizer.json",
+            {"model": {"vocab": {"a": []}}},
+            "something else where tokens and their ids should be; save",
+        ),
+        ("tokenizer.json", {"model": 3}, "something else where tokens and their ids should be; save"),
+        ("tokenizer.json", {"added_tokens": [{"id": 1}]}, "something else where tokens and their ids should be; save"),
+        ("generation_config.json", {"eos_token_id": [None]}, r"has the eos_token_id \[None\]; it must be a token's id"),
+        ("config.json", {"eos_token_id": "</s>"}, "has the eos_token_id </s>; it must be a token's id, or a list"),
+    ],
+)
+def test_json_of_another_shape_is_no_traceback(folder: Path, file: str, change: dict[str, Any], expected: str) -> None:
+    change_json(folder / file, **change)
+    with pytest.raises(ModelError, match=expected):
+        inspect_model(folder, field="model.path")
+
+
+@pytest.mark.parametrize("rope", [True, "linear", {"rope_type": "linear", "factor": "2"}])
+def test_a_context_is_read_whatever_stands_beside_it(folder: Path, rope: Any) -> None:
+    change_json(folder / "config.json", rope_parameters=rope)
+    assert inspect_model(folder, field="model.path").max_model_len == 128
+
+
+@pytest.mark.parametrize(
     ("breakage", "expected"),
     [
         (break_no_config, "has no config.json; give a folder that save_pretrained wrote"),
@@ -242,11 +268,18 @@ def test_a_missing_folder_is_said_without_asking_the_hub(
 
 
 class Hub:
-    """Stands for `snapshot_download`: what the cache holds, what a download gives, and the calls made."""
+    """Stands for the hub: what the cache holds, what a download gives, and the calls made."""
 
-    def __init__(self, cached: Path | None, online: Path | Exception) -> None:
+    def __init__(self, cached: Path | None, online: Path | Exception, patch: pytest.MonkeyPatch) -> None:
         self.cached, self.online = cached, online
         self.calls: list[str] = []
+        patch.setattr(huggingface_hub, "snapshot_download", self)
+        patch.setattr(huggingface_hub, "model_info", self.answer)
+
+    def answer(self, repo_id: str, *, timeout: float) -> None:
+        """`snapshot_download` would ask without a limit of time, and a hub that never answers would be waited for."""
+        assert 0 < timeout <= 30
+        self.calls.append(f"{repo_id} asked")
 
     def __call__(self, repo_id: str, *, local_files_only: bool, **patterns: Any) -> str:
         self.calls.append(f"{repo_id} {'cache' if local_files_only else 'hub'}")
@@ -263,25 +296,22 @@ def test_hub_ids_come_from_the_cache_only_where_it_is_complete(
     saved: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cached in ("model", "sharded"):
-        complete = Hub(saved / cached, ConnectionError("must not be asked"))
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", complete)
+        complete = Hub(saved / cached, ConnectionError("must not be asked"), monkeypatch)
         assert locate("org/name", field="model.path") == saved / cached
         assert complete.calls == ["org/name cache"]
 
     break_missing_shard(folder)
-    partial = Hub(folder, saved / "model")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", partial)
+    partial = Hub(folder, saved / "model", monkeypatch)
     assert locate("org/name", field="model.path") == saved / "model"
-    assert partial.calls == ["org/name cache", "org/name hub"]
+    assert partial.calls == ["org/name cache", "org/name asked", "org/name hub"]
 
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub(None, ConnectionError("Name or service not known\nmore\nlines"))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    hub = Hub(None, ConnectionError("Name or service not known\nmore\nlines"), monkeypatch)
     with pytest.raises(ModelError) as caught:
         locate("org/name", field="judge.path")
     assert str(caught.value) == (
         "judge.path is org/name; there is no such folder, and a model of that id could not be fetched from the hub "
         "(Name or service not known): give an existing folder, or connect, and check the id and your access to it"
     )
-    assert hub.calls == ["org/name cache", "org/name hub"]
+    assert hub.calls == ["org/name cache", "org/name asked", "org/name hub"]
