@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from engine_kit import small_config
+from engine_kit import left_of, small_config
 
 from actors.session import ray_session
 from online_dpo.config.loading import dump_config
@@ -66,4 +66,4 @@ def test_sigterm_while_ray_starts_is_an_interruption(tiny_model: Path, tmp_path:
     assert process.returncode == 130, output
     assert "interrupted; nothing was done yet: start it again with the same command" in output
     assert "Traceback" not in output
-    assert psutil.wait_procs(started, timeout=30)[1] == []
+    assert left_of(started, 30.0) == []

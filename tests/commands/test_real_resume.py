@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from engine_kit import small_config
+from engine_kit import left_of, small_config
 
 from online_dpo.config.loading import dump_config
 
@@ -50,12 +50,12 @@ def kill_when(folder: Path, appears: str, absent: str) -> dict[Path, tuple[int, 
     run_dir, process = folder / "runs" / "run", start(folder, None)
     wait_for(process, run_dir / appears)
     started = psutil.Process(process.pid).children(recursive=True)
-    [judge] = [child for child in started if "JudgeHost" in child.cmdline()[0]]
+    [judge] = [child for child in started if "JudgeActor" in "".join(child.cmdline())]
     judge.suspend()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert not (run_dir / absent).exists(), "the kill came too late to prove anything"
-    assert len(started) > 6 and psutil.wait_procs(started, timeout=30)[1] == []
+    assert len(started) > 6 and left_of(started, 30.0) == []
     return committed_in(run_dir)
 
 
