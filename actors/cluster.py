@@ -14,7 +14,7 @@ from actors.failures import Incident
 from actors.generator import EngineSpec, Generator
 from actors.judge_host import JudgeActor
 from actors.learner_host import LearnerHost
-from actors.session import dead_part, has_gpus
+from actors.session import has_gpus
 from actors.supervision import ActorLost, RayTask, Supervised, first_done
 from judges.spec import JudgeSpec
 from online_dpo.config.run import RunConfig
@@ -146,8 +146,6 @@ class RayStages:
 
     def close(self) -> None:
         """End our own actors; a cluster that others use stays as it was."""
-        if dead_part() is not None:
-            return  # nobody could tell them; they end with Ray's own processes
         with suppress(ray.exceptions.RayError):
             ending = [generator.submit("close") for generator in self._generators]
             if ending:

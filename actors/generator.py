@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
-from online_dpo.errors import WeightMismatchError
+from online_dpo.errors import ModelError, WeightMismatchError
 from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
 
 
@@ -42,6 +43,11 @@ class Generator:
     """Hosts one vLLM engine. Calls are synchronous: a shard is alone in the engine, which its reproducibility needs."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        """Start the engine.
+
+        Raises:
+            ModelError: vLLM refuses the model, or refuses to serve adapters of it.
+        """
         # The engine lives in this process: weights are pushed by a direct call, and the actor's death is the engine's.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if spec.enforce_eager:
@@ -70,7 +76,8 @@ class Generator:
             options.update(
                 enable_chunked_prefill=False, max_num_batched_tokens=max(MAX_BATCHED_TOKENS, spec.max_model_len)
             )
-        self._llm: Any = LLM(
+        make = partial(
+            LLM,
             model=spec.model_folder,
             dtype=cast(Any, spec.dtype),
             trust_remote_code=spec.trust_remote_code,
@@ -88,6 +95,12 @@ class Generator:
             disable_log_stats=True,
             **options,
         )
+        try:
+            self._llm: Any = make()
+        except ValueError as error:  # pydantic's is one too
+            reason = " ".join(str(error).split()).rstrip(".")
+            remedy = "set generator.weight_push to merge" if "LoRA" in reason else "choose another model"
+            raise ModelError(f"vLLM does not serve {spec.model_folder}: {reason}; {remedy}") from None
         self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None
         beat(self._count_steps().count)
 

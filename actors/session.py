@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ import ray
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from online_dpo.config.run import ClusterSection
-from online_dpo.errors import ActorError, UserError
+from online_dpo.errors import UserError
 
 _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -75,7 +76,7 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
             _check_resources(num_cpus_needed, joined=bool(address))
             yield
         finally:
-            _shut_down()
+            _leave()
 
 
 @contextmanager
@@ -91,13 +92,6 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
-
-
-def _shut_down() -> None:
-    """Leave Ray. What is left of one that is half dead is killed first, since each part waits for the others."""
-    if dead_part() is not None:
-        _node().kill_all_processes(check_alive=False, allow_graceful=False)
-    ray.shutdown()
 
 
 class _Reaper:
@@ -134,24 +128,28 @@ def _set(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def dead_part() -> str | None:
-    """The process of a local Ray of ours that is dead and without which no actor can be reached."""
+def dead_parts() -> list[str]:
+    """Processes of our own local Ray that died and without which nothing works: `raylet`, `gcs_server`."""
     node = _node()
     dead = [] if node is None else [str(name) for name, _ in node.dead_processes()]
-    return next((name for name in dead if name in ("gcs_server", "raylet")), None)
+    return [name for name in dead if name in ("raylet", "gcs_server")]
 
 
-def expect_ray() -> None:
-    """Look whether a local Ray of ours lives. Ray itself waits for a minute, and then ends this process.
+def _end_at_once() -> None:
+    """Ray's client crashes in its destructors without its servers; the run has failed in any case."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
-    Raises:
-        ActorError: it does not.
-    """
-    if (dead := dead_part()) is not None:
-        raise ActorError(
-            f"Ray's process {dead} died, without which no actor can be reached; its log is in "
-            f"{_node().get_logs_dir_path()}"
-        )
+
+def _leave() -> None:
+    if dead_parts():
+        # Ray would wait a minute for them, and then end this process in its own words.
+        _node().kill_all_processes(check_alive=False)
+        atexit.unregister(ray._private.worker.shutdown)
+        atexit.register(_end_at_once)
+    else:
+        ray.shutdown()
 
 
 def last_lines(pid: int | None, fallback: str) -> str:

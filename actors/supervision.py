@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.failures import Incident, cause_of, doing, raised_by
 from actors.heartbeat import Watch
-from actors.session import expect_ray, last_lines
+from actors.session import dead_parts, last_lines
 from online_dpo.errors import ActorError, OnlineDPOError
 
 HOUR_S = 3600.0
@@ -144,9 +144,9 @@ class Supervised:
 
         Raises:
             ActorLost: it has made none for twice as long as is too long.
-            ActorError: Ray itself is dead.
+            ActorError: the local Ray itself is gone.
         """
-        expect_ray()
+        _expect_ray()
         silence, deadline = self._watch.silence(), self._watch.deadline_s
         if silence < deadline:
             self._is_silent = False
@@ -166,10 +166,10 @@ class Supervised:
         """Put a fresh actor in the place of one that was lost, again where the new one is lost as well.
 
         Raises:
-            ActorError: it was lost too often within an hour, or Ray itself is dead.
+            ActorError: it was lost too often within an hour.
         """
         while True:
-            expect_ray()
+            _expect_ray()
             now = self._clock()
             self._restarted = [when for when in self._restarted if now - when < HOUR_S]
             if len(self._restarted) >= self._max_restarts:
@@ -274,6 +274,15 @@ def _wait(tasks: Sequence[RayTask]) -> RayTask:
             return by_ref[ready[0]]
         for task in {task.host: task for task in reversed(tasks)}.values():  # the first of each actor is under way
             task.host.look(task.method)
+
+
+def _expect_ray() -> None:
+    """Raises ActorError where a process died without which a local Ray can start no actor."""
+    if dead := dead_parts():
+        raise ActorError(
+            f"the local Ray lost its {' and its '.join(dead)} (killed from outside, or for lack of memory), and all "
+            f"parts of the run with it"
+        )
 
 
 def _kill(pid: int) -> None:

@@ -104,7 +104,7 @@ def play(args: argparse.Namespace, judge: list[str]) -> tuple[list[float], int]:
             result = run(config, listeners=[watch])
         finally:
             os.chdir(here)
-        return watch.seconds[1:], int(result.rounds[-1].get("num_judge_requests", 0))
+        return watch.seconds[1:], int(result.rounds[-1].judging.judges["reward"].counters.get("num_judge_requests", 0))
 
 
 class Watch:

@@ -55,7 +55,7 @@ def main() -> None:
                 f"prompts.per_round={args.prompts}",
             ]
             result = run(load_config("configs/reviews.yaml", overrides))
-            rounds.append(result.rounds[-1]["seconds"])
+            rounds.append(result.rounds[-1].seconds)
             floors.append({})
             for name in FLOORS:
                 command = [sys.executable, __file__, "--floor", name, "--run-dir", str(result.run_dir)]

@@ -38,7 +38,22 @@ def config_reference() -> str:
     return markdown_reference()
 
 
-PARTS: dict[str, Callable[[], str]] = {"cli.md": cli_reference, "config.md": config_reference}
+def event_reference() -> str:
+    """Every kind of event, when it comes, and its data."""
+    from online_dpo.reports.listening import EVENTS
+
+    rows = ["| kind | when | data |", "|---|---|---|"]
+    for kind, about in EVENTS.items():
+        data = [f"{'further' if name == '...' else _code(name)} {said}".strip() for name, said in about.data.items()]
+        rows.append(f"| {_code(kind)} | {about.when} | {'; '.join(data) or 'none'} |")
+    return "\n".join(rows) + "\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "cli.md": cli_reference,
+    "config.md": config_reference,
+    "events.md": event_reference,
+}
 """File in `_generated/` -> what makes it."""
 
 

@@ -16,41 +16,57 @@ _siblings.pin()
 
 if TYPE_CHECKING:
     from judges.protocol import Abstain, Judge, Question
+    from judges.user.writing import write_judge
     from online_dpo.commands.run import resume, run
     from online_dpo.config.loading import load_config
     from online_dpo.config.run import RunConfig
     from online_dpo.errors import OnlineDPOError, UserError
+    from online_dpo.loop.stages import Event
+    from online_dpo.reports.listening import Listener
+    from online_dpo.reports.results import EvaluationResult, RoundResult, RunResult
     from online_dpo.types import Completion, Pair, Prompt, Verdict
 
 _EXPORTS = {
     "Abstain": "judges.protocol",
     "Completion": "online_dpo.types",
+    "EvaluationResult": "online_dpo.reports.results",
+    "Event": "online_dpo.loop.stages",
     "Judge": "judges.protocol",
+    "Listener": "online_dpo.reports.listening",
     "OnlineDPOError": "online_dpo.errors",
     "Pair": "online_dpo.types",
     "Prompt": "online_dpo.types",
     "Question": "judges.protocol",
+    "RoundResult": "online_dpo.reports.results",
     "RunConfig": "online_dpo.config.run",
+    "RunResult": "online_dpo.reports.results",
     "UserError": "online_dpo.errors",
     "Verdict": "online_dpo.types",
     "load_config": "online_dpo.config.loading",
     "resume": "online_dpo.commands.run",
     "run": "online_dpo.commands.run",
+    "write_judge": "judges.user.writing",
 }
 __all__ = [
     "Abstain",
     "Completion",
+    "EvaluationResult",
+    "Event",
     "Judge",
+    "Listener",
     "OnlineDPOError",
     "Pair",
     "Prompt",
     "Question",
+    "RoundResult",
     "RunConfig",
+    "RunResult",
     "UserError",
     "Verdict",
     "load_config",
     "resume",
     "run",
+    "write_judge",
 ]
 
 
@@ -58,3 +74,7 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'online_dpo' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -203,6 +203,7 @@ class _Process:
         try:
             process = self._launch()
         except OSError as error:
+            self._theirs.close()
             self._cause = ProcessEnded(f"no process could be started: {error}")
             self._settle(None)
             return

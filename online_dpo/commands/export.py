@@ -83,17 +83,14 @@ def _write_merged(base: Path, adapter: Adapter, out: Path, *, dtype: str) -> Non
     import torch
     from safetensors.torch import save_file
 
-    from online_dpo.models.merging import lora_deltas, merged_tensors
+    from online_dpo.models.merging import merged_tensors
 
     inspect_model(base, field="model.path")
     for file in base.iterdir():
         if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json", ".md")):
             shutil.copy(file, out / file.name)
-    deltas = lora_deltas(adapter)
     wanted = getattr(torch, dtype)
-    tensors = {name: tensor.to(wanted).contiguous() for name, tensor in merged_tensors(base, deltas)}
-    if deltas:
-        raise UserError(f"the adapter has layers that {base} lacks: {', '.join(sorted(deltas)[:3])}")
+    tensors = {name: tensor.to(wanted).contiguous() for name, tensor in merged_tensors(base, adapter)}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     settings = json.loads((out / "config.json").read_text())
     settings["dtype"] = dtype

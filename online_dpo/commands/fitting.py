@@ -7,6 +7,7 @@ import importlib.util
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import evaluation_limits
 from online_dpo.errors import ConfigError
+from online_dpo.models import model_files
 from online_dpo.models.inspection import ModelInfo
 
 
@@ -29,6 +30,13 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
                 f"{first} is {num_first} and {second} is {num_second}, together {num_first + num_second}; the context "
                 f"of {config.model.path} is {model.max_model_len} tokens: lower either"
             )
+    switch = model_files.rope_switch(model_files.read_json(model.folder / "config.json", "model.path"))
+    if config.needs_generators and switch is not None and config.max_model_len > switch:
+        raise ConfigError(
+            f"the longest prompt and completion are together {config.max_model_len} tokens, and {config.model.path} "
+            f"turns its positions in another way beyond {switch} (rope_type longrope): vLLM would do so for every row, "
+            f"the learner for longer rows alone; lower prompts.max_tokens or sampling.max_tokens to {switch} together"
+        )
     if model.quantised and config.generator.weight_push != "lora":
         raise ConfigError(
             f"generator.weight_push is {config.generator.weight_push} and {config.model.path} is quantised; merging "

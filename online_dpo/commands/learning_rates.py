@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from online_dpo.config.learner import AUTO_LR, AUTO_LR_ALPHA, LoraSection
+from online_dpo.config.learner import AUTO_LR, AUTO_LR_ALPHA, MAX_AUTO_LR, LoraSection
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.models.inspection import ModelInfo
@@ -13,18 +13,20 @@ from online_dpo.types import Adapter
 
 
 def automatic_lr(*, hidden_size: int, num_layers: int, alpha: float) -> float:
-    """The learning rate at which a first step moves the log-ratios of any model about equally far; two digits.
+    """The learning rate at which a first step moves log-ratios about equally far in any model, bounded; two digits.
 
     Adam moves every entry of B by the rate, so a step moves a log-prob by the rate times the sum of the gradient's
     absolute values. That sum grows with the hidden size, with about the square root of the number of layers, and with
-    `alpha` whatever the rank is (measured: docs/results.md). Only LoRA is trained, so nothing else has a rate.
+    `alpha` whatever the rank is (measured: docs/results.md). It is at most the rate of the embedded policy: above it,
+    a trained small model moved too far. Only LoRA is trained, so nothing else has a rate.
 
     Args:
         hidden_size: of the residual stream.
         num_layers: of the decoder.
         alpha: the numerator of LoRA's scale alpha / r.
     """
-    return float(f"{AUTO_LR / (hidden_size * math.sqrt(num_layers)) * AUTO_LR_ALPHA / alpha:.1e}")
+    lr = min(AUTO_LR / (hidden_size * math.sqrt(num_layers)), MAX_AUTO_LR)
+    return float(f"{lr * AUTO_LR_ALPHA / alpha:.1e}")
 
 
 def settle_lr(config: RunConfig, model: ModelInfo, adapter: Adapter | None) -> RunConfig:

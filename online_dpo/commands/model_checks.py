@@ -85,9 +85,11 @@ def check_models(
         reference: what `reference.path` names.
 
     Raises:
-        ModelError: a model is of another kind, lacks a weight or has one of another shape; or an adapter does not fit.
+        ModelError: a model is of another kind, lacks a weight or has one of another shape; an adapter does not fit, or
+            LoRA is on a layer that could not be pushed.
         ConfigError: a target of LoRA is no layer.
     """
+    from online_dpo.learner import adapter_slots, lora_targets
     from online_dpo.models.loading import empty_model
 
     policy, *_ = [
@@ -97,7 +99,9 @@ def check_models(
     lora = config.learner.lora
     if lora is not None and adapter is None and not isinstance(lora.targets, str):
         check_named_layers(policy, lora.targets)
-    _check_adapters(config, policy, adapter, reference if isinstance(reference, Adapter) else None)
+    slots = _check_adapters(config, policy, adapter, reference if isinstance(reference, Adapter) else None)
+    if not models[0].info.quantised:  # into a quantised base nothing is merged
+        lora_targets.check_stored(slots, adapter_slots.POLICY, models[0].info.weight_files)
 
 
 def check_named_layers(model: Any, targets: Sequence[str]) -> None:
@@ -122,8 +126,8 @@ def check_named_layers(model: Any, targets: Sequence[str]) -> None:
             )
 
 
-def _check_adapters(config: RunConfig, policy: Any, adapter: Adapter | None, given: Adapter | None) -> None:
-    """Put LoRA on the policy without content, and look at the values of adapters that exist already."""
+def _check_adapters(config: RunConfig, policy: Any, adapter: Adapter | None, given: Adapter | None) -> Any:
+    """Put LoRA on the policy without content, and look at the values of adapters that exist already; the policy."""
     import torch
 
     from online_dpo.learner import adapter_slots
@@ -141,6 +145,7 @@ def _check_adapters(config: RunConfig, policy: Any, adapter: Adapter | None, giv
         if given is not None:
             with _said_of(other):
                 adapter_slots.add_given(slots, given)
+    return slots
 
 
 @contextmanager

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from online_dpo.commands.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
 from online_dpo.commands.learning_rates import keep_recorded_lr
@@ -20,32 +19,16 @@ from online_dpo.errors import ActorError, ConfigError, RunDirectoryError
 from online_dpo.loop.control import Control, stop_reason
 from online_dpo.loop.stages import Event
 from online_dpo.reports.incidents import Incidents
+from online_dpo.reports.listening import Guarded, Listener
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
+from online_dpo.reports.result_reading import read_initial, read_rounds
+from online_dpo.reports.results import RunResult
 from online_dpo.reports.trackers import make_trackers
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 
 
-class Listener(Protocol):
-    """Whoever wants to know what happens: a progress display, a test's tape."""
-
-    def note(self, line: str) -> None:
-        """A sentence for people, such as that engines are starting."""
-        ...
-
-    def hear(self, event: Event) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """Where a run lies that has ended, and the summary of every round."""
-
-    run_dir: Path
-    rounds: tuple[dict[str, Any], ...]
-    stopped: str | None = None  # why its drift budget or alarm ended it before its last round
-
-
-def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
+def run(config: RunConfig, *, listeners: Sequence[object] = ()) -> RunResult:
     """Start a run, or continue the one in its run directory.
 
     A run of which no round is finished, and which cannot be continued under this config, is set aside within its run
@@ -53,50 +36,55 @@ def run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
 
     Args:
         config: from `load_config`.
-        listeners: told of every event, in order.
+        listeners: objects with some of the methods of a `Listener`.
 
     Raises:
         UserError: something the user can fix; nothing committed is lost.
         WeightMismatchError, ActorError, TrainingError: the run stopped; it can be resumed.
     """
+    guard = Guarded(listeners)
     if RunStore.exists(config.run_dir):
         line = _make_room(config)
         if line is None:
-            return continue_run(config, listeners=listeners)
-        _tell(listeners, line)
+            return _continue(config, guard)
+        guard.note(line)
     RunStore.expect_room(config.run_dir)  # before engines start, not after
     with ExitStack() as stack:
         materials = prepare(config)
         if config.learner.lr == "auto":
-            _tell(listeners, f"learner.lr is auto: {materials.config.learner.peak_lr:g} for this model")
-        return _play(materials, None, stack, listeners)
+            guard.note(f"learner.lr is auto: {materials.config.learner.peak_lr:g} for this model")
+        return _play(materials, None, stack, guard)
 
 
-def continue_run(config: RunConfig, *, listeners: Sequence[Listener] = ()) -> RunResult:
+def continue_run(config: RunConfig, *, listeners: Sequence[object] = ()) -> RunResult:
     """Continue the run in the config's run directory.
 
     Raises:
         ConfigError: it cannot be continued under this config.
         UserError, WeightMismatchError, ActorError, TrainingError: as `run`.
     """
+    return _continue(config, Guarded(listeners))
+
+
+def _continue(config: RunConfig, guard: Guarded) -> RunResult:
     with ExitStack() as stack:
         store = stack.enter_context(RunStore.open(config.run_dir))
         inputs, notes = inspect_continuation(config, store)
         for line in notes:
-            _tell(listeners, line)
+            guard.note(line)
         is_finished = len(store.finished_rounds()) >= config.run.rounds
         stopped = None if is_finished else why_stopped(config, store)
         materials = None if is_finished or stopped else load_inputs(inputs)
         if portable_yaml(inputs.config) != store.config_yaml:
             store.amend(config_yaml=portable_yaml(inputs.config))
         if materials is not None:
-            return _play(materials, store, stack, listeners)
+            return _play(materials, store, stack, guard)
         if config.run.keep_optimizer == "last":
             store.prune_optimizer()  # what a kill right after the last round left
         if stopped is not None:
-            return _result(store, stopped)
-        _tell(listeners, f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
-        return _result(store)
+            return _result(store, guard, stopped)
+        guard.note(f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
+        return _result(store, guard)
 
 
 def _make_room(config: RunConfig) -> str | None:
@@ -152,8 +140,13 @@ def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, li
     return inputs, notes + check_same_inputs(store.info, inputs)
 
 
-def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Sequence[Listener] = ()) -> RunResult:
+def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Sequence[object] = ()) -> RunResult:
     """Continue the run of a directory, which may have been moved since.
+
+    Args:
+        run_dir: of the run.
+        overrides: of its config, such as `run.rounds=4`.
+        listeners: as `run`.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -177,13 +170,13 @@ def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load_config(mapping, overrides)
 
 
-def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listeners: Sequence[Listener]) -> RunResult:
+def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard: Guarded) -> RunResult:
     # Imported here: a config error should not wait for ray and torch.
     from actors.cluster import RayStages, cpus_needed
     from actors.session import ray_session
 
     config = materials.config
-    _tell(listeners, "starting Ray and the judges" if materials.judges else "starting Ray")
+    guard.note("starting Ray and the judges" if materials.judges else "starting Ray")
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))
     stack.callback(stages.close)
@@ -196,11 +189,11 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, listen
     if store is None:
         info = run_info(materials)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
-    _tell(listeners, f"starting {'the generators and ' if config.needs_generators else ''}the learner")
+    guard.note(f"starting {'the generators and ' if config.needs_generators else ''}the learner")
     stages.start_engines(learner_spec(materials))
     for line in stages.learner.notices():
-        _tell(listeners, line)
-    return _result(store, play(materials, stages, store, listeners))
+        guard.note(line)
+    return _result(store, guard, play(materials, stages, store, [guard]))
 
 
 def why_stopped(config: RunConfig, store: RunStore) -> str | None:
@@ -220,7 +213,12 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
     Raises:
         ActorError: an actor was lost too often; the message says what happened and how to go on.
     """
-    incidents = Incidents(store, lambda line: _tell(listeners, line))
+
+    def tell(line: str) -> None:
+        for listener in listeners:
+            listener.note(line)
+
+    incidents = Incidents(store, tell)
     stages.report = incidents.add
     while True:
         try:
@@ -246,6 +244,10 @@ def _play_from_committed(
             writer.hear(event)
             for listener in listeners:
                 listener.hear(event)
+            if event.kind == "round_committed":
+                result = next(r for r in read_rounds(store.metrics()) if r.round == event.round_index)
+                for listener in listeners:
+                    listener.round_done(result)
             stopped = event.data["reason"] if event.kind == "run_stopped" else stopped
     finally:
         writer.close()
@@ -261,9 +263,15 @@ def _place(config: RunConfig) -> dict[str, str]:
     return {"name": config.run.name, "dir": config.run.dir}
 
 
-def _result(store: RunStore, stopped: str | None = None) -> RunResult:
-    rounds = tuple(record for record in store.metrics() if record["kind"] == "round_done")
-    return RunResult(run_dir=store.path, rounds=rounds, stopped=stopped)
+def _result(store: RunStore, guard: Guarded, stopped: str | None = None) -> RunResult:
+    records = list(store.metrics())
+    return RunResult(
+        run_dir=store.path,
+        rounds=read_rounds(records),
+        initial=read_initial(records),
+        stopped=stopped,
+        failed_listeners=tuple(guard.failed),
+    )
 
 
 def _yaml_mapping(text: str) -> dict[str, Any]:
@@ -271,8 +279,3 @@ def _yaml_mapping(text: str) -> dict[str, Any]:
 
     mapping: Any = OmegaConf.to_container(OmegaConf.create(text))
     return dict(mapping)
-
-
-def _tell(listeners: Sequence[Listener], line: str) -> None:
-    for listener in listeners:
-        listener.note(line)

@@ -9,16 +9,21 @@ from typing import Any
 from online_dpo.commands.inputs import Materials
 from online_dpo.config.control import PathReference
 from online_dpo.config.learner import LoraSection
+from online_dpo.errors import ConfigError
 from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.models.inspection import ModelInfo
-from online_dpo.models.model_files import tensor_shapes
+from online_dpo.models.model_files import of_expert, read_json, tensor_shapes
 
 MAX_NUM_SEQS = 256
 """Sequences that an engine decodes at once, at most; more only cost memory on the machines this was measured on."""
 
 
 def engine_spec(materials: Materials) -> Any:
-    """The engine of every generator."""
+    """The engine of every generator.
+
+    Raises:
+        ConfigError: vLLM is known not to run this model on CPU.
+    """
     from actors.generator import EngineSpec
     from actors.session import has_gpus
 
@@ -28,13 +33,16 @@ def engine_spec(materials: Materials) -> Any:
     if materials.adapter is not None:
         adapter = json.loads(materials.adapter.config)
         rank, targets = int(adapter["r"]), adapter["target_modules"]
+    weight_push = "lora" if materials.model.quantised else config.weight_push
+    if not has_gpus():
+        check_cpu_engine(materials.model, config.model.path, weight_push)
     return EngineSpec(
         model_folder=str(materials.model.folder),
         trust_remote_code=config.model.trust_remote_code,
         dtype=config.model.dtype,
         max_model_len=config.max_model_len,
         max_num_seqs=min(MAX_NUM_SEQS, generator.shard_prompts * config.sampling.num_samples),
-        weight_push="lora" if materials.model.quantised else config.weight_push,
+        weight_push=weight_push,
         lora_rank=rank,
         lora_targets=linear_layers(materials.model) if isinstance(targets, str) else _last_names(targets),
         tensor_parallel=generator.tensor_parallel,
@@ -44,6 +52,37 @@ def engine_spec(materials: Materials) -> Any:
         enforce_eager=not has_gpus() if generator.enforce_eager == "auto" else generator.enforce_eager,
         seed=0,  # every request has its own seed
     )
+
+
+def check_cpu_engine(model: ModelInfo, path: str, weight_push: str) -> None:
+    """Refuse what vLLM 0.32 cannot do on CPU, where it would end in an error of its kernels.
+
+    Args:
+        model: the policy's base.
+        path: that the config has.
+        weight_push: merge or lora.
+
+    Raises:
+        ConfigError: latent attention, state-space layers, or adapters served beside a mixture of experts.
+    """
+    config = read_json(model.folder / "config.json", "model.path")
+    label = f"model.path is {path}, which is {model.model_type}"
+    if config.get("kv_lora_rank"):
+        raise ConfigError(
+            f"{label}, a model with latent attention (MLA), and vLLM runs it on GPU only: choose another "
+            f"model, or a cluster with GPUs"
+        )
+    if any(key in config for key in ("state_size", "mamba_d_state", "ssm_state_size", "linear_key_head_dim")):
+        raise ConfigError(
+            f"{label}, a model with state-space or linear-attention layers, and vLLM runs it on GPU only: choose a "
+            f"model with attention alone, or a cluster with GPUs"
+        )
+    experts = any(of_expert(name) for file in model.weight_files for name in tensor_shapes(file, "model.path"))
+    if weight_push == "lora" and experts:
+        raise ConfigError(
+            f"generator.weight_push is lora and {path} is a mixture of experts, which vLLM serves with adapters on GPU "
+            f"only: set generator.weight_push to merge"
+        )
 
 
 def linear_layers(model: ModelInfo) -> tuple[str, ...]:
@@ -57,8 +96,9 @@ def linear_layers(model: ModelInfo) -> tuple[str, ...]:
     return _last_names(
         name
         for name in matrices
-        if not any(part in name for part in ("embed", ".experts."))
-        and not name.endswith(("lm_head", "wte", "wpe", "mlp.gate", "block_sparse_moe.gate"))
+        if "embed" not in name
+        and not of_expert(f"{name}.weight")
+        and not name.endswith(("lm_head", "wte", "wpe", "mlp.gate", "block_sparse_moe.gate", "router.layer"))
     )
 
 

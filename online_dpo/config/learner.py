@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 
 from online_dpo.config.base import Auto, Count, NumGpus, Positive, Section, changeable
 
-AUTO_LR, AUTO_LR_ALPHA = 0.36, 32.0
-"""`lr: auto` is AUTO_LR / (hidden size * sqrt(layers)) at this alpha; why is in docs/results.md."""
+AUTO_LR, MAX_AUTO_LR, AUTO_LR_ALPHA = 0.36, 7e-4, 32.0
+"""`lr: auto` is AUTO_LR / (hidden size * sqrt(layers)), at most MAX_AUTO_LR, at this alpha; see docs/results.md."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 accepts as max_lora_rank
 
@@ -46,8 +46,8 @@ class LearnerSection(Section):
     """The optimizer (AdamW), its batches, and how the learner computes."""
 
     lr: Auto | Positive = "auto"
-    """The peak learning rate. auto is 0.36 / (hidden size * square root of the number of layers) * 32 / `lora.alpha`;
-    the number is settled once and recorded."""
+    """The peak learning rate. auto is 0.36 / (hidden size * square root of the number of layers), at most 7e-4, times
+    32 / `lora.alpha`; the number is settled once and recorded."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate over the run. linear and cosine fall to 0 at its end and fix `run.rounds` on resume."""
     warmup_steps: int = Field(0, ge=0)

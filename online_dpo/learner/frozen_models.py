@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from online_dpo.learner.logprobs import verify_head
+from online_dpo.learner.logprobs import verify_attention, verify_head
 from online_dpo.models.loading import check_finite, load_weights, read_config
 
 
@@ -22,10 +22,11 @@ class ModelSource:
 
 
 def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], device: torch.device) -> Any:
-    """A frozen model in eval mode, whose head is one that is known.
+    """A frozen model in eval mode, whose head and attention are known to be computed as they should.
 
     Raises:
-        ModelError: it does not load, a weight is missing or no number, or its head is unknown.
+        ModelError: it does not load, a weight is missing or no number, its head is unknown, or its attention drops
+            something.
     """
     label = f"{source.field} is {source.name}"
     config = read_config(source.folder, label=label, trust_remote_code=source.trust_remote_code)
@@ -39,4 +40,5 @@ def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], de
     model = model.to(device).requires_grad_(False).eval()
     check_finite(model.state_dict().items(), label=label)
     verify_head(model)
+    verify_attention(model)
     return model

@@ -6,15 +6,19 @@ PEFT's own `all-linear` also adapts fused expert tensors and routers of mixture-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from online_dpo.errors import ModelError
 from online_dpo.learner.logprobs import base_model
+from online_dpo.models.adapters import check_base, lora_layers
+from online_dpo.models.model_files import of_expert
 
 _LINEAR = (nn.Linear, Conv1D)
 
@@ -22,8 +26,8 @@ _LINEAR = (nn.Linear, Conv1D)
 def all_linear(model: Any) -> list[str]:
     """The linear layers that `learner.lora.targets: all-linear` means, by full name, sorted.
 
-    That is every linear layer but the head. Where experts are fused into tensors, which are no layers, it is those of
-    attention alone: PEFT takes other names, such as `down_proj` of a shared expert, for the experts.
+    That is every linear layer but the head. In a mixture of experts it is those of attention alone: experts are fused
+    into tensors, and PEFT takes other names, such as `down_proj` of a shared expert, for theirs.
 
     Args:
         model: of transformers, without LoRA.
@@ -31,9 +35,9 @@ def all_linear(model: Any) -> list[str]:
     Raises:
         ModelError: there is none.
     """
-    head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, _LINEAR) and module is not head]
-    if fused_experts(model):
+    head, decoder = model.get_output_embeddings(), set(model.get_decoder().modules())  # without encoders of images
+    names = [n for n, m in model.named_modules() if isinstance(m, _LINEAR) and m is not head and m in decoder]
+    if expert_tensors(model):
         names = [name for name in names if "attn" in name or "attention" in name]
     if not names:
         raise ModelError(
@@ -43,9 +47,9 @@ def all_linear(model: Any) -> list[str]:
     return sorted(names)
 
 
-def fused_experts(model: nn.Module) -> list[str]:
-    """Names of the tensors that hold the matrices of several experts."""
-    return sorted(name for name, tensor in model.named_parameters() if tensor.ndim == 3 and "expert" in name)
+def expert_tensors(model: nn.Module) -> list[str]:
+    """Names of the tensors that hold the matrices of experts."""
+    return sorted(name for name, _ in model.named_parameters() if of_expert(name))
 
 
 def check_targets(model: PeftModel, adapter_name: str, targets: str | list[str]) -> None:
@@ -78,16 +82,37 @@ def check_targets(model: PeftModel, adapter_name: str, targets: str | list[str])
         )
 
 
+def check_stored(model: PeftModel, adapter_name: str, weight_files: Sequence[Path]) -> None:
+    """Refuse LoRA on a layer that the base model's files do not hold, since updates are merged into what they hold.
+
+    transformers renames and fuses tensors as it loads some models, so layers need not be what the files have.
+
+    Args:
+        model: with its LoRA; it may be without content.
+        adapter_name: of the trained slot.
+        weight_files: of the base model.
+
+    Raises:
+        ModelError: a layer is not there, has another shape, or is an expert's.
+    """
+    label = f"LoRA is on linear layers of {type(base_model(model)).__name__}"
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    config: Any = model.peft_config[adapter_name]
+    layers = lora_layers({name: tuple(tensor.shape) for name, tensor in state.items()}, config.r, label)
+    remedy = "an update could not be merged there: name layers in learner.lora.targets that its files hold"
+    check_base(layers, weight_files, label, remedy=remedy)
+
+
 def notice(model: PeftModel, adapter_name: str) -> str | None:
     """A line for people where `all-linear` leaves out what they may expect to be trained; None elsewhere."""
     base = base_model(model)
-    fused = fused_experts(base)
-    if not fused:
+    experts = expert_tensors(base)
+    if not experts:
         return None
     adapted = sorted({name.split(".")[-1] for name in _adapted(model, adapter_name)})
     return (
-        f"LoRA is on {', '.join(adapted)} of every layer and leaves the experts of {type(base).__name__} as they "
-        f"are: they are fused tensors such as {fused[0]}, not linear layers"
+        f"LoRA is on {', '.join(adapted)} of every layer and leaves the experts of {type(base).__name__} as they are "
+        f"({experts[0]} and {len(experts) - 1} more tensors)"
     )
 
 

@@ -25,8 +25,11 @@ class Event:
     """Something a person or a log may want to know. The loop never looks at a clock: whoever listens does."""
 
     kind: str
+    """What happened, such as `step`."""
     round_index: int
+    """The round that is under way, from 0."""
     data: Mapping[str, Any] = field(default_factory=dict)
+    """Its figures, by name."""
 
 
 class Task(Protocol):

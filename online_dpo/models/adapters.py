@@ -7,7 +7,8 @@ nothing else can be pushed to the generators faithfully.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from online_dpo.config.learner import LORA_RANKS
@@ -35,6 +36,9 @@ tuners/lora/layer.py). PEFT's save_pretrained can convert such an adapter to pla
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape."""
+
+Layers: TypeAlias = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+"""Layer name -> shapes of its A `[r, in]` and B `[out, r]`."""
 
 
 def read_adapter(path: str, *, base: ModelInfo | None, field: str = "model.adapter") -> Adapter:
@@ -67,7 +71,8 @@ def read_adapter(path: str, *, base: ModelInfo | None, field: str = "model.adapt
     check_plain_lora(config, label)
     modules = lora_layers(model_files.tensor_shapes(folder / "adapter_model.safetensors", label), config["r"], label)
     if base is not None and not base.quantised:
-        _check_base(modules, base, label)
+        remedy = f"give the adapter's own base model as model.path, which is {base.folder.name}"
+        check_base(modules, base.weight_files, label, remedy=remedy)
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
     if not HUB_ID.fullmatch(str(config.get("base_model_name_or_path"))):
@@ -103,7 +108,7 @@ def check_plain_lora(config: Mapping[str, Any], label: str) -> None:
         raise ModelError(f"{label}, whose rank r is {rank}; vLLM takes 1 to {max(LORA_RANKS)}: {remedy}")
 
 
-def lora_layers(shapes: Shapes, rank: int, label: str) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+def lora_layers(shapes: Shapes, rank: int, label: str) -> Layers:
     """The layers that an adapter changes: layer name -> shapes of its A `[r, in]` and B `[out, r]`.
 
     Args:
@@ -135,24 +140,27 @@ def lora_layers(shapes: Shapes, rank: int, label: str) -> dict[str, tuple[tuple[
     return {module: (found["A"], found["B"]) for module, found in sides.items()}
 
 
-def _check_base(modules: dict[str, tuple[tuple[int, ...], tuple[int, ...]]], base: ModelInfo, label: str) -> None:
-    known: dict[str, set[tuple[int, ...]]] = {}
-    for file in base.weight_files:
-        for name, shape in model_files.tensor_shapes(file, label).items():
-            known.setdefault(_tail(name.removesuffix(".weight")), set()).add(tuple(sorted(shape)))
-    for module, (a, b) in modules.items():
-        found = known.get(_tail(module), set())
-        # Sorted, since GPT-2's Conv1D keeps its weight transposed.
-        if tuple(sorted((b[0], a[1]))) not in found:
-            actual = "the model has no such layer" if not found else f"the model's is {sorted(found)[0]}"
+def check_base(layers: Layers, weight_files: Sequence[Path], label: str, *, remedy: str) -> None:
+    """Refuse an adapter with a layer that a model's files do not hold: it could not be merged into them.
+
+    Args:
+        layers: from `lora_layers`.
+        weight_files: of the model.
+        label: the start of errors.
+        remedy: their end.
+
+    Raises:
+        ModelError: a layer is not there, has another shape, or is an expert's.
+    """
+    stored = {name: shape for file in weight_files for name, shape in model_files.tensor_shapes(file, label).items()}
+    names = model_files.weight_names(layers, stored)
+    for layer, (a, b) in layers.items():
+        if model_files.of_expert(f"{layer}.weight"):
             raise ModelError(
-                f"{label}, whose layer {module} maps {a[1]} to {b[0]} features, but {actual}; give the adapter's own "
-                f"base model as model.path, which is {base.folder.name}"
+                f"{label}, whose layer {layer} is one of a mixture's experts; these are not pushed: {remedy}"
             )
-
-
-def _tail(module: str) -> str:
-    """A layer's name from its stack on (`layers.0.mlp.up_proj`): checkpoints differ in what they put before that."""
-    parts = module.split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[max(numbers[0] - 1, 0) :]) if numbers else parts[-1]
+        found = stored[names[layer]] if layer in names else None
+        # Sorted, since GPT-2's Conv1D keeps its weight transposed.
+        if found is None or sorted((b[0], a[1])) != sorted(found):
+            actual = "the model has no such layer" if found is None else f"the model's is {found}"
+            raise ModelError(f"{label}, whose layer {layer} maps {a[1]} to {b[0]} features, but {actual}; {remedy}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from online_dpo.errors import ModelError
+from online_dpo.models.model_files import of_expert, tensor_shapes, weight_files, weight_names
 from online_dpo.types import Adapter
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -27,7 +28,9 @@ class MergeExtension:
         """Load base weights plus adapter; without an adapter, the base weights alone.
 
         Every base tensor is yielded each time: vLLM's layer-wise reload leaves the parts of a packed weight that it
-        was not given (q and v of a qkv) as uninitialised memory, without an error.
+        was not given (q and v of a qkv) as uninitialised memory, without an error. Experts are the exception: no
+        adapter changes them, layers of which nothing is given stay as they are, and on CPU vLLM 0.32 makes experts
+        that it loads a second time into others, off by nats.
 
         Returns:
             The digest of the adapter that was received, None without one.
@@ -38,18 +41,45 @@ class MergeExtension:
         import torch
 
         adapter = None if weights is None or config is None else Adapter(version=0, weights=weights, config=config)
-        deltas = {} if adapter is None else lora_deltas(adapter)
         # Non-finite or stale memory must never survive a reload that stops half-way: the caller treats any exception
         # as the end of this engine.
         with torch.inference_mode():
-            self.model_runner.reload_weights(weights_iterator=merged_tensors(Path(folder), deltas))
-        if deltas:
-            raise ModelError(f"the adapter has layers that {folder} lacks: {', '.join(sorted(deltas)[:3])}")
+            tensors = merged_tensors(Path(folder), adapter)
+            self.model_runner.reload_weights(weights_iterator=((n, t) for n, t in tensors if not of_expert(n)))
         return None if adapter is None else adapter.digest
 
 
+def merged_tensors(folder: Path, adapter: Adapter | None) -> Iterator[tuple[str, Any]]:
+    """Name and content of every tensor of a base model's files, the adapter's update added where it has one.
+
+    Raises:
+        ModelError: the adapter has a layer that the files lack; nothing was given out.
+    """
+    files = weight_files(folder, f"the base model is {folder}")
+    deltas = {} if adapter is None else lora_deltas(adapter)
+    stored = [name for file in files for name in tensor_shapes(file, f"the base model is {folder}")]
+    names = weight_names(deltas, stored)
+    if missing := sorted(deltas.keys() - names.keys()):
+        raise ModelError(f"the adapter has layers that {folder} lacks: {', '.join(missing[:3])}")
+    return _added(files, {names[layer]: delta for layer, delta in deltas.items()})
+
+
+def _added(files: Sequence[Path], deltas: Mapping[str, tuple[Any, Any, float]]) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                weight = tensors.get_tensor(name)
+                if name in deltas:
+                    a, b, scale = deltas[name]
+                    # In float32 whatever the file's type: the stored base may be bf16 while the run is fp32.
+                    weight = weight.float() + scale * (b.float() @ a.float())
+                yield name, weight
+
+
 def lora_deltas(adapter: Adapter) -> dict[str, tuple[Any, Any, float]]:
-    """Base tensor name -> (`A` [r, in], `B` [out, r], scale); the update is `scale * B A` (arXiv:2106.09685)."""
+    """Layer name -> (`A` [r, in], `B` [out, r], scale); the update is `scale * B A` (arXiv:2106.09685)."""
     from safetensors.torch import load
 
     config, tensors = json.loads(adapter.config), load(adapter.weights)
@@ -57,26 +87,10 @@ def lora_deltas(adapter: Adapter) -> dict[str, tuple[Any, Any, float]]:
     deltas = {}
     for tensor in sorted(tensors):
         if tensor.endswith(_A):
-            layer = tensor.removesuffix(_A)
-            a, b = tensors[tensor], tensors[layer + _B]
+            a, b = tensors[tensor], tensors[tensor.removesuffix(_A) + _B]
+            layer = tensor.removesuffix(_A).removeprefix(_PREFIX)
             # Conv1D layers (GPT-2) store W transposed, and so must be their update.
-            name = layer.removeprefix(_PREFIX) + ".weight"
-            deltas[name] = (b.T, a.T, scale) if config.get("fan_in_fan_out") else (a, b, scale)
+            deltas[layer] = (b.T, a.T, scale) if config.get("fan_in_fan_out") else (a, b, scale)
     if 2 * len(deltas) != len(tensors):
         raise ModelError(f"the adapter holds {len(tensors)} tensors, of which {2 * len(deltas)} are LoRA matrices")
     return deltas
-
-
-def merged_tensors(folder: Path, deltas: dict[str, tuple[Any, Any, float]]) -> Iterator[tuple[str, Any]]:
-    """Every tensor of the base model's files, the update added where there is one; uses `deltas` up."""
-    from safetensors import safe_open
-
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
-                weight = tensors.get_tensor(name)
-                if name in deltas:
-                    a, b, scale = deltas.pop(name)
-                    # In float32 whatever the file's type: the stored base may be bf16 while the run is fp32.
-                    weight = weight.float() + scale * (b.float() @ a.float())
-                yield name, weight

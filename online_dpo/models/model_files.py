@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 _TOKENIZER_FILES = ("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _MIB = 1 << 20
+_EXPERT = re.compile(r"\.experts\.|\.block_sparse_moe\.(in|out)put_linear\.")  # the second is how Granite calls them
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -103,6 +107,39 @@ def weight_files(folder: Path, label: str) -> tuple[Path, ...]:
     return files
 
 
+def of_expert(tensor: str) -> bool:
+    """Whether a tensor holds matrices of one expert, or of all of them fused, of a mixture (not its router)."""
+    return _EXPERT.search(f".{tensor}") is not None
+
+
+def weight_names(layers: Iterable[str], stored: Iterable[str]) -> dict[str, str]:
+    """Layer -> the name of its weight in a model's files; a layer that is not there, or might be several, is left out.
+
+    Files need not name a layer as transformers does: the hub's GPT-2 has `h.0.attn.c_attn` for
+    `transformer.h.0.attn.c_attn`. So what stands before the stack of layers may differ where the rest tells the layer.
+
+    Args:
+        layers: as transformers names them.
+        stored: names of all tensors in the files.
+    """
+    exact, tails = set(stored), defaultdict(list)
+    for name in exact:
+        tails[_stack_name(name)].append(name)
+    found = {}
+    for weight in (f"{layer}.weight" for layer in layers):
+        names = [weight] if weight in exact else tails[_stack_name(weight)]
+        if len(names) == 1:
+            found[weight.removesuffix(".weight")] = names[0]
+    return found
+
+
+def _stack_name(name: str) -> str:
+    """A tensor's name from its stack of layers on (`layers.0.mlp.up_proj.weight`), or all of it outside of a stack."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[max(numbers[0] - 1, 0) :]) if numbers else name
+
+
 def shard_names(folder: Path, label: str) -> list[str]:
     """The files that a sharded model's index lists, in name order.
 
@@ -126,6 +163,19 @@ def context_length(config: dict[str, Any]) -> int | None:
     stretched = rope.get("rope_type", rope.get("type")) in ("linear", "dynamic")
     factor = rope.get("factor") if stretched else None
     return int(min(lengths) * factor) if isinstance(factor, int | float) and factor else min(lengths)
+
+
+def rope_switch(config: dict[str, Any]) -> int | None:
+    """The length in tokens beyond which a model takes its long factors of rotation (longrope), None without any.
+
+    Args:
+        config: the content of config.json.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return None
+    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    return original if isinstance(original, int) else None
 
 
 def fingerprint(folder: Path, weights: tuple[Path, ...]) -> str:

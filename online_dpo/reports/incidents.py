@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from online_dpo.loop.stages import Event
+from online_dpo.reports.listening import Listener
 from online_dpo.store.run_store import RunStore
 
 ACTORS_LOG = "actors.log"
@@ -23,7 +24,7 @@ class Incident(Protocol):
     def sentence(self) -> str: ...
 
 
-class Incidents:
+class Incidents(Listener):
     """Those of one process."""
 
     def __init__(self, store: RunStore, tell: Callable[[str], None]) -> None:
@@ -36,9 +37,6 @@ class Incidents:
         self._store, self._tell = store, tell
         self._round = 0
         self._lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        """Sentences of others are not written down."""
 
     def hear(self, event: Event) -> None:
         self._round = event.round_index

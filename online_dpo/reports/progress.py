@@ -13,11 +13,12 @@ from rich.text import Text
 
 from online_dpo.loop.stages import Event
 from online_dpo.reports.data_set_lines import num_items, offline_outcomes, show_preferences
+from online_dpo.reports.listening import Listener
 from online_dpo.reports.yields import losses
 from online_dpo.types import REWARD, Verdict
 
 
-class Progress:
+class Progress(Listener):
     """Listens to a run. Also a context manager: the live display needs an end."""
 
     def __init__(self, console: Console | None = None) -> None:

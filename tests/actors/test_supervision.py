@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -216,3 +218,38 @@ def test_causes_are_sentences() -> None:
     assert cause_of(ray.exceptions.NodeDiedError("x"), "") == "its node died"
     assert "raylet" in cause_of(ray.exceptions.LocalRayletDiedError(), "")
     assert len(cause_of(ray.exceptions.RaySystemError("word " * 1000), "")) < 400
+
+
+LOSES_RAY = """
+import os, sys, time, psutil, ray
+from actors.heartbeat import here
+from actors.session import ray_session
+from actors.supervision import Supervised
+from online_dpo.config.run import ClusterSection
+from online_dpo.errors import ActorError
+
+class Sleeper:
+    def ready(self):
+        return here()
+    def sleep(self):
+        time.sleep(1000)
+
+try:
+    with ray_session(ClusterSection(num_cpus=2), num_cpus_needed=1):
+        make = lambda: ray.remote(Sleeper).remote()
+        host = Supervised("s", make, start_timeout_s=60, stall_timeout_s=300, max_restarts=3, less_memory="")
+        host.wait_ready()
+        [part] = [p for p in psutil.Process().children(True) if p.cmdline()[:1] and sys.argv[1] in p.cmdline()[0]]
+        os.kill(part.pid, 9)
+        host.call_until_done("sleep")
+except ActorError as error:
+    print(f"error: {error}")
+"""
+
+
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_run_that_loses_its_local_ray_says_so_and_ends(part: str) -> None:
+    """Ray itself waits for a minute, and then ends the process in its own words or crashes it."""
+    done = subprocess.run([sys.executable, "-c", LOSES_RAY, part], capture_output=True, text=True, timeout=55)
+    assert f"error: the local Ray lost its {part} (killed from outside" in done.stdout, done
+    assert done.returncode == 1 and done.stderr == ""

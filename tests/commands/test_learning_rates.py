@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from online_dpo.commands.inputs import inspect_inputs
 from online_dpo.commands.learning_rates import automatic_lr, keep_recorded_lr, settle_lr
 from online_dpo.commands.run import inspect_continuation, portable_yaml
+from online_dpo.config.learner import AUTO_LR
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError
 from online_dpo.learner.learner import Learner
@@ -35,6 +36,7 @@ def test_the_formula_by_hand() -> None:
     assert automatic_lr(hidden_size=256, num_layers=4, alpha=32) == 7.0e-4  # what the embedded policy is run with
     assert automatic_lr(hidden_size=4096, num_layers=36, alpha=32) == 1.5e-5  # 0.36 / (4096 * 6)
     assert automatic_lr(hidden_size=256, num_layers=4, alpha=64) == 3.5e-4
+    assert automatic_lr(hidden_size=64, num_layers=2, alpha=16) == 1.4e-3  # the bound, 7e-4, at half the alpha
 
 
 def test_a_config_that_says_nothing_gets_a_number_for_its_model_and_a_given_number_stays() -> None:
@@ -85,13 +87,13 @@ def learned(
     return tally.summary(), spec
 
 
-def test_auto_moves_models_of_other_shapes_and_ranks_about_equally_far_and_the_old_default_moves_none(
+def test_the_formula_moves_models_of_other_shapes_and_ranks_about_equally_far_and_the_old_default_moves_none(
     tmp_path: Path,
 ) -> None:
     shapes = [(32, 2, 16), (128, 2, 16), (64, 8, 16), (64, 8, 4)]
     moved = []
     for number, (hidden, layers, rank) in enumerate(shapes):
-        lr = automatic_lr(hidden_size=hidden, num_layers=layers, alpha=32)
+        lr = AUTO_LR / hidden / layers**0.5  # without the bound, which all of these would meet
         summary, spec = learned(tmp_path / str(number), hidden=hidden, layers=layers, lr=lr, steps=2, rank=rank)
         assert list(update_warnings(summary, spec.learner)) == []
         moved.append(summary["reward_margin"])

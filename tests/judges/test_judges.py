@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import pickle
 import re
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -466,6 +468,25 @@ def test_batches_stay_within_their_tokens_and_sorting_keeps_the_owners(zoo: Call
     assert all(rows * width <= 60 or rows == 1 for rows, width in shapes)
     assert [width for _, width in shapes] == sorted((width for _, width in shapes), reverse=True)
     assert len(shapes) < 10
+
+
+def test_calls_that_nobody_waits_for_any_more_do_not_pile_up(zoo: Callable[[str], Path]) -> None:
+    judge, before = RewardModel(str(zoo("pad"))), threading.active_count()
+
+    async def give_up() -> None:
+        for _ in range(4):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await judge.judge(MIXED)
+
+    with judge._lock:  # as a forward pass that takes long
+        asyncio.run(give_up())
+        assert threading.active_count() > before
+        deadline = time.monotonic() + 10
+        while threading.active_count() > before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert len(ask(judge, MIXED)) == 3
 
 
 def test_long_inputs_lose_the_start_of_the_prompt(zoo: Callable[[str], Path]) -> None:

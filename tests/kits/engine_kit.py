@@ -19,6 +19,7 @@ from online_dpo.commands.run import play
 from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.loop.stages import Event
+from online_dpo.reports.listening import Listener
 from online_dpo.store.run_store import RunStore
 
 JUDGE = """
@@ -29,7 +30,7 @@ def score(prompt, completion):
 FILLER = "the quick brown fox jumps over the lazy dog and keeps running through the tall grass until evening comes "
 
 
-class Tape:
+class Tape(Listener):
     """Hears every event."""
 
     def __init__(self) -> None:

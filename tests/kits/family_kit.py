@@ -58,7 +58,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Gemma 2": _config("Gemma2Config", **GEMMA),
     "Gemma 3": _config("Gemma3TextConfig", **GEMMA),
     "Phi-3": _config("Phi3Config", sliding_window=WINDOW),
-    "Phi-4": _config("Phi3Config", sliding_window=None, max_position_embeddings=2048, rope_parameters=LONG_ROPE),
+    "Phi-4": _config("Phi3Config", sliding_window=None, max_position_embeddings=2048, rope_parameters=LONG_ROPE,
+        original_max_position_embeddings=512,
+   ),
     "GPT-2": lambda: transformers.GPT2Config(**GPT2_SHAPE, **ENDS),
     "GPT-NeoX, Pythia": _config("GPTNeoXConfig", num_key_value_heads=2),
     "OLMo 2": _config("Olmo2Config"),
@@ -66,11 +68,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         "GraniteConfig", embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2,
         logits_scaling=0.5,
     ),
+    "Granite MoE": _config("GraniteMoeConfig", num_local_experts=4, num_experts_per_tok=2),
     "Cohere": _config("CohereConfig", logit_scale=0.25),
     "DeepSeek-V3": _config(
         "DeepseekV3Config", num_key_value_heads=2, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=32,
         qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
         moe_intermediate_size=32, first_k_dense_replace=1,
+        topk_method="noaux_tc",
     ),
 }  # fmt: skip
 """Name as people say it -> config."""

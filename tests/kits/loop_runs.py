@@ -20,6 +20,7 @@ from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.run import RunConfig
 from online_dpo.loop.stages import Event
 from online_dpo.models.inspection import ModelInfo
+from online_dpo.reports import listening
 from online_dpo.store.run_store import RunStore
 
 
@@ -42,7 +43,7 @@ class Kill(BaseException):
 
 
 @dataclass
-class Listener:
+class Listener(listening.Listener):
     """Writes events on a tape; kills the process when it hears event `kill_at`, counted from 0."""
 
     tape: Tape
@@ -104,7 +105,13 @@ class Run:
         run.__dict__["settings"] = self.settings
         return run
 
-    def go_on(self, stages: FakeStages | None = None, *, kill_at: int | None = None) -> Listener:
+    def go_on(
+        self,
+        stages: FakeStages | None = None,
+        *,
+        kill_at: int | None = None,
+        listeners: Sequence[listening.Listener] = (),
+    ) -> Listener:
         """One process: begin or continue until all rounds are finished, something fails, or the kill."""
         stages = stages or FakeStages(self.config)
         listener = Listener(stages.tape, kill_at)
@@ -112,7 +119,7 @@ class Run:
             patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process loses nothing that it wrote
             store.verify()
             store.amend(config_yaml=self.settings)
-            play(make_materials(self.config), stages, store, [listener])
+            play(make_materials(self.config), stages, store, [listener, *listeners])
         return listener
 
     def _store(self) -> RunStore:

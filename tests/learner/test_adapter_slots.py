@@ -89,7 +89,7 @@ def test_adapters_beyond_plain_lora_are_refused(tiny, given, change, message):
 
 
 def test_a_folder_without_a_model_and_unknown_targets_are_refused(tiny, tmp_path):
-    with pytest.raises(ModelError, match=r"model\.path org/tiny does not load"):
+    with pytest.raises(ModelError, match=r"model\.path is org/tiny, whose config\.json .* cannot use"):
         Learner(make_spec(str(tmp_path)))
     with pytest.raises(ModelError, match=r"LoRA does not fit LlamaForCausalLM.*learner.lora.targets"):
         Learner(make_spec(tiny, lora={"r": 4, "targets": ["c_attn"]}))

@@ -29,7 +29,7 @@ def moved(adapter: Adapter) -> Adapter:
     generator = torch.Generator().manual_seed(3)
     tensors = {
         name: 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
-        for name, tensor in load(adapter.weights).items()
+        for name, tensor in sorted(load(adapter.weights).items())
     }
     return Adapter(version=0, weights=save(tensors, metadata={"format": "pt"}), config=adapter.config)
 
@@ -88,7 +88,7 @@ def test_policy_reference_and_gradients_are_those_of_plain_transformers_and_peft
     assert max(gradient.norm() for gradient in expected_gradients.values()) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["Mistral", "Gemma 2", "Gemma 3", "Phi-3", "DeepSeek-V3"])
+@pytest.mark.parametrize("family", ["Mistral", "Gemma 2", "Gemma 3", "Phi-3"])
 def test_padded_rows_in_low_precision_are_those_of_plain_models_under_autocast(family: str, tmp_path: Path) -> None:
     """A float32 model whose rows are padded: its attention got values in bfloat16 and queries in float32, and died."""
     model = build_family(family, tmp_path / "model")
@@ -133,7 +133,7 @@ def test_a_soft_cap_is_applied_and_one_that_is_dropped_is_found(
         Learner(make_spec(str(model)))
 
 
-DENSE = [name for name in FAMILIES if name not in ("Qwen3-MoE", "Mixtral", "DeepSeek-V3")]
+DENSE = [name for name in FAMILIES if name not in ("Qwen3-MoE", "Mixtral", "Granite MoE", "DeepSeek-V3")]
 
 
 @pytest.mark.parametrize(("family", "layers"), [*((name, 2) for name in DENSE), ("Llama 3", 5)])
@@ -148,11 +148,16 @@ def test_all_linear_of_a_dense_model_is_what_peft_means_by_it(family: str, layer
     assert found["target_parameters"] is None
 
 
-@pytest.mark.parametrize("family", ["Qwen3-MoE", "Mixtral", "DeepSeek-V3"])
+def test_a_mixture_in_bfloat16_is_not_taken_for_a_model_with_dropped_attention(tmp_path: Path) -> None:
+    """Rounding sends some of its tokens to other experts, so single log-probs are nats off under other kernels."""
+    Learner(make_spec(str(build_family("Mixtral", tmp_path / "model")), dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("family", ["Qwen3-MoE", "Mixtral", "Granite MoE", "DeepSeek-V3"])
 def test_experts_are_left_alone_and_a_line_says_so(family: str, tmp_path: Path) -> None:
     model = build_family(family, tmp_path / "model")
     learner = Learner(make_spec(str(model)))
-    assert "are fused tensors such as model.layers." in learner.notices()[0]
+    assert "of every layer and leaves the experts of" in learner.notices()[0]
     names = [name for name, parameter in learner.model.named_parameters() if parameter.requires_grad]
     assert names and all(".self_attn." in name for name in names)
     learner.restore(learner.checkpoint())  # its own snapshot is not refused

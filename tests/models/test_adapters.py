@@ -12,12 +12,15 @@ import torch
 from model_kit import change_json
 from peft import LoraConfig, get_peft_model, preprocess_loraga
 from peft.tuners.lora import LoraGAConfig
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load, load_file, save, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from online_dpo.errors import ModelError
 from online_dpo.models.adapters import read_adapter
 from online_dpo.models.inspection import inspect_model
+from online_dpo.models.merging import merged_tensors
+from online_dpo.models.model_files import weight_names
+from online_dpo.types import Adapter
 
 
 @pytest.fixture
@@ -138,3 +141,37 @@ def test_incomplete_and_pickled_adapters(adapter: Path) -> None:
         read_adapter(str(adapter), base=None)
     with pytest.raises(ModelError, match="give the folder of an adapter"):
         read_adapter("./no-adapter", base=None)
+
+
+def test_a_layer_is_found_in_the_files_by_its_place_in_the_stack_or_not_at_all() -> None:
+    stored = ["h.0.attn.c_attn.weight", "h.0.attn.c_attn.bias", "h.1.attn.c_attn.weight", "lm_head.weight"]
+    wanted = ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn", "transformer.h.2.attn.c_attn"]
+    assert weight_names(wanted, stored) == {wanted[0]: stored[0], wanted[1]: stored[2]}
+    towers = ["vision.layers.0.q_proj.weight", "language.layers.0.q_proj.weight"]
+    assert weight_names(["model.language.layers.0.q_proj"], towers) == {}
+    assert weight_names(["language.layers.0.q_proj"], towers) == {"language.layers.0.q_proj": towers[1]}
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""], ids=["as saved", "as the hub has it"])
+def test_an_update_of_gpt2_is_merged_as_peft_merges_it(prefix: str, tmp_path: Path) -> None:
+    """Its square matrices are stored transposed, and the hub's files lack the first part of every name."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=32))
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = {name.replace("transformer.", prefix): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    wrapped = get_peft_model(model, lora)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    adapter = read_adapter(str(tmp_path / "adapter"), base=None)
+    merged = dict(merged_tensors(tmp_path / "model", adapter))
+    wanted = wrapped.merge_and_unload().state_dict()
+    assert merged.keys() == tensors.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, wanted[f"transformer.{name.removeprefix('transformer.')}"])
+    extra = {"base_model.model.transformer.h.7.mlp.c_fc.lora_A.weight": torch.zeros(2, 16)}
+    extra |= {"base_model.model.transformer.h.7.mlp.c_fc.lora_B.weight": torch.zeros(64, 2)}
+    foreign = Adapter(version=0, weights=save(load(adapter.weights) | extra), config=adapter.config)
+    with pytest.raises(ModelError, match=r"the adapter has layers that .* lacks: transformer\.h\.7\.mlp\.c_fc"):
+        merged_tensors(tmp_path / "model", foreign)
