@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -13,19 +12,56 @@ import typer
 from rich.console import Console
 
 from online_dpo.errors import OnlineDPOError, UserError
+from online_dpo.interruption import INTERRUPTED, answer_signals
+from online_dpo.text_files import shown, unusable_path
+from online_dpo.version import __version__
 
 app = typer.Typer(
     help="Online and iterative DPO: sample with vLLM, judge, update a LoRA, push it back, repeat.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 STOPPED = 3
 """The exit code of a run that its own drift budget or alarm ended."""
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. run.rounds=3 learner.lr=1e-4")]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, such as runs/reviews.")]
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.")]
+
+def _complete(incomplete: str) -> list[str]:
+    from online_dpo.commands.completion import complete_override
+
+    return complete_override(incomplete)
+
+
+def _expect_usable(path: Path) -> Path:
+    if (why := unusable_path(path)) is not None:
+        raise UserError(f"{shown(path)} {why}; give another path")
+    return path
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="e.g. run.rounds=3 learner.lr=1e-4", autocompletion=_complete),
+]
+RunDir = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, such as runs/reviews.", callback=_expect_usable)
+]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.", callback=_expect_usable)
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"online-dpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Online and iterative DPO: sample with vLLM, judge, update a LoRA, push it back, repeat."""
 
 
 @app.command()
@@ -50,13 +86,19 @@ def validate(
     config: Config,
     overrides: Overrides = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also load tokenizer, prompts and judges.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the config with every default filled in, and check no more.")
+    ] = False,
 ) -> None:
-    """Print the resolved config and check what can be checked cheaply."""
+    """Check a config and what it names, without starting an engine; says what was not checked."""
     from online_dpo.commands.validate import validate_deep, validate_light
     from online_dpo.config.loading import dump_config, load_config
 
     loaded = load_config(config, overrides or ())
-    typer.echo(dump_config(loaded))
+    if show_config:
+        typer.echo(dump_config(loaded), nl=False)
+        return
+    typer.echo(f"config: {config} is valid; the run directory is {loaded.run_dir}")
     for line in validate_deep(loaded) if deep else validate_light(loaded):
         typer.echo(line)
 
@@ -91,7 +133,7 @@ def status(
 @app.command()
 def export(
     run_dir: RunDir,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=_expect_usable)],
     round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
 ) -> None:
@@ -135,7 +177,9 @@ def verify(
 @app.command()
 def judge(
     config: Config,
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Rows with a prompt and its completions.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=_expect_usable)
+    ],
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option("--judge", help="One of evaluation.judges.")] = None,
     gold: Annotated[str | None, typer.Option("--gold", help="Column of known labels; `chosen` for pairs.")] = None,
@@ -203,20 +247,13 @@ def _way_on(run_dir: Path) -> str:
     return f"what was committed is kept. Continue with: online-dpo resume {run_dir}"
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main() -> NoReturn:
     """Exit codes: 0 done, 2 the user's mistake, 3 stopped by drift budget or alarm, 130 interrupted, 1 any other."""
-    # A cluster's SIGTERM is an interruption like Ctrl-C: commits are kept and actors are ended.
-    signal.signal(signal.SIGTERM, _terminate)
+    answer_signals()
     try:
         code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except typer.Abort:
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -227,6 +264,9 @@ def main() -> NoReturn:
         show = getattr(error, "show", None)  # a wrong command line, in typer's own words
         if show is not None:
             show()
+            option = getattr(error, "option_name", "")
+            if "." in option:
+                typer.echo(f"A field of the config is set without dashes: {option.lstrip('-')}=VALUE", err=True)
             sys.exit(2)
         traceback.print_exc()
         sys.exit(1)

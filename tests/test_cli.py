@@ -17,10 +17,15 @@ import pytest
 import ray
 import typer
 from cli_kit import Outcome, called, online_dpo, write_inputs
+from config_kit import BASE
+from inprocess_kit import call_main
 from store_driver import tree
 
 from online_dpo.commands import status
-from online_dpo.errors import TrainingError
+from online_dpo.commands.completion import complete_override
+from online_dpo.config.loading import load_config
+from online_dpo.errors import ConfigError, TrainingError
+from online_dpo.version import __version__
 
 BROKEN = """
 import os, signal, sys
@@ -62,13 +67,100 @@ def test_a_process_says_what_a_call_says(arguments: list[str], code: int, tmp_pa
     ("body", "code", "error"),
     [
         ("raise errors.TrainingError('the loss is not finite')", 1, "error: the loss is not finite\n"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", 130, ""),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 130, "\ninterrupted\n"),
         ("raise KeyboardInterrupt", 130, ""),
     ],
 )
 def test_how_a_process_ends_that_could_not_do_its_work(body: str, code: int, error: str, tmp_path: Path) -> None:
     program = [sys.executable, "-c", BROKEN.format(body=body)]
     assert online_dpo("status", "x", cwd=tmp_path, program=program) == Outcome(code, "", error)
+
+
+STARTED = "import sys; sys.path.insert(0, sys.argv.pop(1)); from online_dpo.__main__ import main; main()"
+SWALLOWS = """
+import os, time
+try:
+    os.kill(os.getpid(), {number})
+    time.sleep(20)
+except BaseException:
+    raise ImportError("this module is broken")
+"""
+"""A module that turns an interruption into an error of its own, as extension modules do."""
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "arguments"),
+    [
+        ("typer", signal.SIGINT, ["--help"]),
+        ("typer", signal.SIGTERM, ["--help"]),
+        ("transformers", signal.SIGTERM, ["validate", "config.yaml", "--deep"]),
+    ],
+)
+def test_a_signal_during_an_import(
+    module: str, number: signal.Signals, arguments: list[str], tmp_path: Path, tiny_model: Path
+) -> None:
+    write_inputs(tmp_path, tiny_model)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / f"{module}.py").write_text(SWALLOWS.format(number=int(number)))
+    done = online_dpo(*arguments, cwd=tmp_path, program=[sys.executable, "-c", STARTED, tmp_path / "first"])
+    assert (done.code, done.err) == (130, "\ninterrupted\n")
+
+
+def test_a_field_as_an_option_is_told_how_it_is_written(tmp_path: Path) -> None:
+    done = called("run", "config.yaml", "--learner.lr=1e-4", cwd=tmp_path)
+    assert done.code == 2 and "No such option: --learner.lr" in done.err
+    assert done.err.endswith("A field of the config is set without dashes: learner.lr=VALUE\n")
+
+
+def test_version(tmp_path: Path) -> None:
+    assert called("--version", cwd=tmp_path) == Outcome(0, f"online-dpo {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("val", {"validate"}),
+        ("run x.yaml lea", {"learner."}),
+        ("run x.yaml learner.lo", {"learner.lora."}),
+        ("resume runs/x learner.lora.", {f"learner.lora.{name}=" for name in ("r", "alpha", "dropout", "targets")}),
+        ("run x.yaml model.dtype=", {"model.dtype=float32", "model.dtype=bfloat16"}),
+        ("run x.yaml learner.compile=t", {"learner.compile=true"}),
+    ],
+)
+def test_completion(words: str, expected: set[str], tmp_path: Path) -> None:
+    """What bash asks the command, word for word."""
+    asked = {
+        "_ONLINE_DPO_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"online-dpo {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    code, out, err = call_main([], cwd=tmp_path, environment={**os.environ, **asked}, program="online-dpo")
+    assert (code, set(out.split()), err) == (0, expected, "")
+
+
+def test_every_completed_field_is_one() -> None:
+    fields = {name for section in complete_override("") for name in complete_override(section)}
+    assert len(fields) > 80 and "learner.lr=" in fields
+    for field in fields:
+        if field.startswith(("judge.", "objective.", "reference.")):  # BASE has one member of these unions
+            continue
+        try:
+            load_config(BASE, [f"{field.rstrip('=.')}={{no: field}}"])
+        except ConfigError as error:
+            assert f"{field.rstrip('=.')} is not a known key" not in str(error)
+
+
+def test_validate_says_what_it_found_and_what_it_did_not_check(tmp_path: Path, tiny_model: Path) -> None:
+    write_inputs(tmp_path, tiny_model)
+    done = called("validate", "config.yaml", cwd=tmp_path)
+    starts = [line.split(":")[0] for line in done.out.splitlines()]
+    assert starts == ["config", "model.path", "data", "judges", "not checked"] and done.code == 0
+    assert "rows after the first few" in done.out.splitlines()[-1] and "hub" not in done.out
+    remote = called("validate", "config.yaml", "model.path=org/name", cwd=tmp_path)
+    assert "not checked: what the hub holds (org/name), the values of weights" in remote.out
+    full = called("validate", "config.yaml", "--show-config", cwd=tmp_path)
+    (tmp_path / "full.yaml").write_text(full.out)
+    assert load_config(tmp_path / "full.yaml") == load_config(tmp_path / "config.yaml")
 
 
 def test_a_fault_of_ours_shows_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,10 +254,16 @@ class _Process:
         self._received += data
         for message in take_messages(self._received):
             number, _, text = message.partition(b" ")
+            try:
+                key, answer = int(number), json.loads(text)
+            except ValueError:
+                self._cause = ProcessEnded("its process wrote into the connection to its host")
+                self.kill()
+                return False
             with self._lock:
-                call = self._calls.pop(int(number), None)
+                call = self._calls.pop(key, None)
             if call is not None:
-                _resolve(call, json.loads(text))
+                _resolve(call, answer)
                 if call.future is self.started and call.future.exception() is not None:
                     self.kill()  # it has no object to call; the next call tries again
         return bool(data)

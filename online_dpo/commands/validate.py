@@ -10,7 +10,7 @@ from judges.hosting import NeedsEngine
 from judges.registry import build_caller
 from judges.trial import try_judges
 from online_dpo.commands.fitting import check_lengths, check_optional_packages
-from online_dpo.commands.inputs import judge_models, judge_sections, judge_specs, peek_sources, prepare
+from online_dpo.commands.inputs import judge_models, judge_sections, judge_specs, pair_sections, peek_sources, prepare
 from online_dpo.commands.model_checks import check_weights
 from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
@@ -29,6 +29,11 @@ def validate_light(config: RunConfig) -> Iterator[str]:
     Raises:
         UserError: something is wrong.
     """
+    yield from _check_lightly(config)
+    yield _not_checked(config)
+
+
+def _check_lightly(config: RunConfig) -> Iterator[str]:
     check_optional_packages(config)
     if _is_local(config.model.path):
         model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
@@ -50,13 +55,25 @@ def validate_light(config: RunConfig) -> Iterator[str]:
         yield "judges: targets name what is there, local files compile, and local models are whole"
 
 
+def _not_checked(config: RunConfig) -> str:
+    """What `validate_light` leaves open."""
+    sections = [config.prompts, *config.evaluation.sets.values(), *pair_sections(config).values()]
+    sources = [section.source for section in sections if section is not None]
+    remote = [path for path in [config.model.path, *sources] if not _is_local(path)]
+    hub = f"what the hub holds ({', '.join(dict.fromkeys(remote))}), " if remote else ""
+    return (
+        f"not checked: {hub}the values of weights, the tokenizer and its chat template, rows after the first few, and "
+        f"what judges answer; --deep checks these"
+    )
+
+
 def validate_deep(config: RunConfig) -> Iterator[str]:
     """As `validate_light`, and loads tokenizer, prompts and judges; each judge is tried on two canned completions.
 
     Raises:
         UserError: something is wrong.
     """
-    yield from validate_light(config)
+    yield from _check_lightly(config)
     materials = prepare(config)
     yield "models: every weight is there and has the shape that its model's config gives it; LoRA fits the policy"
     check_weights(materials.models)
@@ -82,6 +99,7 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
             yield f"judge {name}: keeps its contract on two canned completions"
     if problems:
         raise JudgeError("\n".join(problems))
+    yield "not checked: no engine was started, so its memory is not known, and judges saw canned answers alone"
 
 
 def _is_local(path: str) -> bool:

@@ -13,6 +13,7 @@ from online_dpo.data.prompt_files import check_messages, column_in, messages_of,
 from online_dpo.data.row_files import local_file
 from online_dpo.data.row_formats import kind, numbered_rows
 from online_dpo.errors import DataError
+from online_dpo.text_files import shown
 from online_dpo.types import Completion, Prompt, derive_seed
 
 COMPLETIONS = ("completions", "completion", "chosen", "rejected")
@@ -124,11 +125,14 @@ def _gold(row: Mapping[str, Any], column: str, number: int, place: str) -> tuple
     if isinstance(value, int) and not isinstance(value, bool) and number > 1 and 0 <= value < number:
         return tuple(float(i == value) for i in range(number))
     values = value if isinstance(value, list) else [value]
-    labels = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+    try:
+        labels = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+    except OverflowError:  # an integer of hundreds of digits
+        labels = []
     if not len(labels) == len(values) == number:
         raise DataError(
-            f"{place} has {json.dumps(value)[:60]} in {column} and {number} completions; gold is a number for each of "
-            f"them, or the position of the best"
+            f"{place} has {shown(json.dumps(value, default=str))} in {column} and {number} completions; gold is a "
+            f"number for each of them, or the position of the best"
         )
     return tuple(labels)
 

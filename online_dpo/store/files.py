@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -185,6 +186,11 @@ def expect_writable(root: Path) -> None:
         code = errno.EROFS
     elif not os.access(nearest, os.W_OK | os.X_OK):
         code = errno.EACCES
+    elif os.statvfs(nearest).f_blocks == 0:  # such as /proc, whose rights say nothing
+        try:
+            Path(tempfile.mkdtemp(dir=nearest)).rmdir()
+        except OSError as error:
+            code = error.errno or errno.EPERM
     if code:
         with explained(root, ""):
             raise OSError(code, os.strerror(code), str(nearest))
@@ -205,6 +211,11 @@ def explained(root: Path, key: str) -> Iterator[None]:
             raise RunDirectoryError(
                 f"{root / key} cannot be used: {error.strerror}; give this user the right to read and write {root}, "
                 f"or set run.dir to another folder"
+            ) from error
+        if error.errno == errno.ENOENT and not root.exists():
+            raise RunDirectoryError(
+                f"{root} cannot be made: the system lets no folder be made in {root.parent} ({error.strerror}); set "
+                f"run.dir to another folder"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise RunDirectoryError(

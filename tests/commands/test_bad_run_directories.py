@@ -61,6 +61,14 @@ def test_a_place_where_no_run_can_begin(work: Path) -> None:
     )
 
 
+def test_a_place_that_no_folder_can_have(work: Path) -> None:
+    assert refused("run", "config.yaml", "run.dir=/proc/nope", cwd=work).startswith(
+        "/proc/nope/demo cannot be made: the system lets no folder be made in /proc/nope"
+    )
+    for command in ("resume", "status", "rewind", "verify"):
+        assert "has 5000 bytes, and a path has at most 4095" in refused(command, "x" * 5000, cwd=work)
+
+
 @pytest.mark.parametrize("place", ["runs/demo", "."])
 def test_a_folder_that_is_no_run(place: str, work: Path) -> None:
     no_run = f"{place} holds no run; give the folder that `online-dpo run` printed, such as runs/NAME"

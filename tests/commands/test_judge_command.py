@@ -75,6 +75,7 @@ def test_preference_pairs_come_in_an_order_that_does_not_tell(tmp_path: Path) ->
         ('{"completions": ["a", "b"], "best": 2}', "line 2 has 2 in best and 2 completions; gold is a number for each"),
         ('{"completions": ["a", "b"], "best": [1, null]}', "line 2 has [1, null] in best"),
         ('{"completions": ["a", "b"]}', "line 2 has null in best"),
+        ('{"completions": ["a", "b"], "best": [1, 1' + "0" * 400 + "]}", "line 2 has [1, 1000"),
     ],
 )
 def test_rows_that_are_refused(line: str, message: str, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ HIDDEN_WARNINGS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning,
 """What Python does not show outside of `__main__`."""
 
 
-def call_main(arguments: list[str], *, cwd: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+def call_main(
+    arguments: list[str], *, cwd: Path, environment: dict[str, str], program: str = cli.__file__
+) -> tuple[int, str, str]:
     """Run `online-dpo ARGUMENTS` in a folder, up to the exit of its process.
 
     Everything that a process would have printed is caught, whoever prints it: the two file descriptors are redirected,
@@ -35,10 +37,14 @@ def call_main(arguments: list[str], *, cwd: Path, environment: dict[str, str]) -
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         stack.enter_context(chdir(cwd))
         stack.enter_context(_environment(environment))
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.getsignal(number))
         # As under `python -m online_dpo.cli`: a wrong command line is told with the program's name.
-        patch.setattr(sys, "argv", [cli.__file__, *arguments])
-        patch.setattr(sys.modules["__main__"], "__package__", cli.__package__)
+        patch.setattr(sys, "argv", [program, *arguments])
+        if program == cli.__file__:
+            patch.setattr(sys.modules["__main__"], "__package__", cli.__package__)
+        else:
+            patch.setattr(sys.modules["__main__"], "__package__", None)
         patch.setattr(ray, "is_initialized", lambda: False)  # a new process has no Ray, whatever other tests started
         patch.setattr(ray, "init", _refuse_ray)
         patch.setattr(sys, "stdin", stack.enter_context(Path(os.devnull).open()))
