@@ -71,8 +71,8 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
                     _connect(options)
                 except Exception as error:
                     raise UserError(_why_no_cluster(label if address else None, error)) from None
-            if reaper is not None:
-                reaper.watch(_node().get_session_dir_path())
+            if reaper is not None and (node := _node()) is not None:
+                reaper.watch(node.get_session_dir_path())
             _check_resources(num_cpus_needed, joined=bool(address))
             yield
         finally:
