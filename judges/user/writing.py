@@ -26,7 +26,7 @@ def write_judge(function: Callable[..., Any], path: str | Path) -> str:
         path: of the file, such as `judges/length.py`. It is overwritten.
 
     Returns:
-        The `target` of a `python` judge, `PATH:NAME`.
+        What a config takes as the `target` of a `python` judge.
 
     Raises:
         JudgeError: it is no such function.

@@ -14,6 +14,9 @@ from typing import Any
 from online_dpo.errors import ModelError
 from online_dpo.models import model_files, tokenizer
 
+CAUSAL = "give a causal language model, such as Llama, Qwen or Mistral"
+ENCODER_DECODER = f"an encoder-decoder; here a prompt and its completion are one text: {CAUSAL}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
@@ -63,6 +66,8 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
             f"{label}, whose config.json names no model_type, so that its architecture is unknown; put the config.json "
             f"there that the weights were saved with"
         )
+    if generates and config.get("is_encoder_decoder") is True:
+        raise ModelError(f"{label}, which is {config['model_type']}, {ENCODER_DECODER}")
     nested = config.get("text_config")
     # Multimodal configs keep the language model's numbers one level down.
     flat = {**nested, **config} if isinstance(nested, dict) else config

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from online_dpo.errors import ModelError, first_line
 from online_dpo.models.attention import implementation_for
-from online_dpo.models.inspection import ModelInfo
+from online_dpo.models.inspection import CAUSAL, ENCODER_DECODER, ModelInfo
 from online_dpo.models.model_files import tensor_shapes
 
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration")
@@ -196,14 +196,13 @@ _TOLERANT: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_
 def _check_language_model(config: Any, info: ModelInfo, label: str) -> None:
     """Refuse what can continue no text, though transformers may have a class that loads it as a language model."""
     named = f"{label}, which is {' and '.join(info.architectures) or info.model_type}"
-    remedy = "give a causal language model, such as Llama, Qwen or Mistral"
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{named}, an encoder-decoder; here a prompt and its completion are one text: {remedy}")
+        raise ModelError(f"{named}, {ENCODER_DECODER}")
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        raise ModelError(f"{named}, an encoder that reads text in both directions; it can continue none: {remedy}")
+        raise ModelError(f"{named}, an encoder that reads text in both directions; it can continue none: {CAUSAL}")
     has_own_code = bool(getattr(config, "auto_map", None))
     if info.architectures and not has_own_code and not any(a.endswith(_LANGUAGE_MODELS) for a in info.architectures):
-        raise ModelError(f"{named} by its config.json, which is no causal language model; {remedy}")
+        raise ModelError(f"{named} by its config.json, which is no causal language model; {CAUSAL}")
 
 
 def _check_quantiser(config: Any, label: str) -> None:

@@ -198,7 +198,7 @@ class LearningResult:
     bco_shift: float | None = None
     """BCO's moving mean of rewards."""
     num_reference_sampler: int | None = None
-    """Answers whose reference log-probs are those of the sampler (`reference.logps: sampler`)."""
+    """Answers whose reference log-probs are those of the sampler."""
     num_reference_recomputed: int | None = None
     """Answers whose reference log-probs the learner computed all the same."""
     reference_gap: float | None = None

@@ -129,8 +129,8 @@ def quantised(method: str, **fields: Any) -> Spoil:
 
 
 BROKEN: dict[str, tuple[Spoil, str]] = {
-    "T5": (saved_as(t5), "is T5ForConditionalGeneration, an encoder-decoder; .*: give a causal language model"),
-    "BART": (saved_as(bart), "is BartForConditionalGeneration, an encoder-decoder"),
+    "T5": (saved_as(t5), "is t5, an encoder-decoder; .*: give a causal language model"),
+    "BART": (saved_as(bart), "is bart, an encoder-decoder"),
     "BERT": (saved_as(bert), "is BertForMaskedLM, an encoder that reads text in both directions; .*: give a causal"),
     "reward model": (
         saved_as(reward_model),
