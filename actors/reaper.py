@@ -44,8 +44,13 @@ def _writes_into(process: Path, session: str) -> bool:
 
 
 def main() -> None:
-    """Read the session's folder from standard input until that ends; the mark is `sys.argv[1]`."""
-    session, mark = sys.stdin.read().strip(), sys.argv[1].encode()
+    """Read the session's folder from standard input until that ends; the mark is `sys.argv[1]`.
+
+    A run's process that says that it closed lives on, perhaps with children of its own, and still writes Ray's log of
+    its own part; Ray has then ended the others.
+    """
+    lines, mark = sys.stdin.read().splitlines(), sys.argv[1].encode()
+    session = lines[0] if len(lines) == 1 else ""
     began = time.monotonic()
     while (left := left_behind(mark, session)) and time.monotonic() - began < PATIENCE_S:
         if time.monotonic() - began > GRACE_S:

@@ -12,7 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -107,12 +107,14 @@ class _Reaper:
     def watch(self, session: str) -> None:
         """Who writes into this folder belongs to Ray, too."""
         assert self._process.stdin is not None
-        self._process.stdin.write(session)
+        self._process.stdin.write(f"{session}\n")
         self._process.stdin.flush()
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # somebody has ended it
+            self._process.stdin.write("closed\n")
+            self._process.stdin.close()
 
 
 @contextmanager
