@@ -25,7 +25,7 @@ DOING = {
 }
 """Method of an actor -> what it was doing, in messages."""
 
-_MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?i?B) / ([\d.]+ ?[KMGT]?i?B)")
+_MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?i?B)(?: used)? / ([\d.]+ ?[KMGT]?i?B)")
 MAX_CHARACTERS = 300
 
 
@@ -79,6 +79,12 @@ def cause_of(error: Exception, less_memory: str) -> str:
             "or when native code crashes"
         )
     return f"{type(error).__name__}: {_short(text)}"
+
+
+def raised_by(error: Exception) -> Exception | None:
+    """What was raised in the call, or in the constructor of its actor, that one of Ray's errors tells of."""
+    inner = error if isinstance(error, ray.exceptions.RayTaskError) else next(iter(error.args), None)
+    return getattr(inner, "cause", None) if isinstance(inner, ray.exceptions.RayTaskError) else None
 
 
 def _short(text: str) -> str:

@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +30,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
+_MARK = "ONLINE_DPO_SESSION"
 _ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 LAST_LINES, LINE_LENGTH = 15, 300
 
@@ -50,31 +53,86 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"address": address} if address else _local_options(cluster, num_cpus_needed)
-    already = ray.is_initialized()
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    if not already:
-        if address:
-            _expect_listener(address, label)
-        # Ray prints paragraphs about lost workers whatever `log_to_driver` says; ours come from `actors.failures`.
-        ray._private.worker.print_to_stdstream = lambda *_, **__: None
-        try:
-            with _one_attempt() if address else nullcontext():
-                _connect(options)
-        except Exception as error:
-            raise UserError(_why_no_cluster(label if address else None, error)) from None
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray replaces it by an exit of its own
-    try:
+    if ray.is_initialized():
         _check_resources(num_cpus_needed, joined=bool(address))
         yield
-    finally:
-        if not already:
+        return
+    if address:
+        _expect_listener(address, label)
+    with nullcontext() if address else _Reaper() as reaper:
+        try:
+            # Ray would knock twenty times, 40 s each, at a port where something else answers; unless it is set.
+            once = _set(_ATTEMPTS, os.environ.get(_ATTEMPTS, "1"))
+            with _own_sigterm(), once if reaper is None else _set(_MARK, reaper.mark):
+                # Ray prints paragraphs about lost workers whatever `log_to_driver` says; ours come from
+                # `actors.failures`.
+                ray._private.worker.print_to_stdstream = lambda *_, **__: None
+                try:
+                    _connect(options)
+                except Exception as error:
+                    raise UserError(_why_no_cluster(label if address else None, error)) from None
+            if reaper is not None and (node := _node()) is not None:
+                reaper.watch(node.get_session_dir_path())
+            _check_resources(num_cpus_needed, joined=bool(address))
+            yield
+        finally:
             _leave()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """While Ray starts, SIGTERM is what it was before: Ray puts exits of its own there, with code 15 and no word."""
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        if callable(on_terminate):
+            on_terminate(signal.SIGTERM, None)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)
+
+
+class _Reaper:
+    """Ends all that belongs to a local Ray of ours soon after its context, or after this process, however it ends."""
+
+    def __enter__(self) -> _Reaper:
+        self.mark = uuid.uuid4().hex
+        command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), f"{_MARK}={self.mark}"]
+        # A session of its own: Ctrl-C reaches all processes of a terminal's foreground.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        return self
+
+    def watch(self, session: str) -> None:
+        """Who writes into this folder belongs to Ray, too."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{session}\n")
+        self._process.stdin.flush()
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # somebody has ended it
+            self._process.stdin.write("closed\n")
+            self._process.stdin.close()
+
+
+@contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    """An environment variable for what is started in here."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def dead_parts() -> list[str]:
     """Processes of our own local Ray that died and without which nothing works: `raylet`, `gcs_server`."""
-    node = getattr(ray._private.worker, "_global_node", None)
+    node = _node()
     dead = [] if node is None else [str(name) for name, _ in node.dead_processes()]
     return [name for name in dead if name in ("raylet", "gcs_server")]
 
@@ -89,8 +147,7 @@ def _end_at_once() -> None:
 def _leave() -> None:
     if dead_parts():
         # Ray would wait a minute for them, and then end this process in its own words.
-        node: Any = ray._private.worker._global_node
-        node.kill_all_processes(check_alive=False)
+        _node().kill_all_processes(check_alive=False)
         atexit.unregister(ray._private.worker.shutdown)
         atexit.register(_end_at_once)
     else:
@@ -100,13 +157,18 @@ def _leave() -> None:
 def last_lines(pid: int | None, fallback: str) -> str:
     """The end of an actor's own log where it lies on this machine, else the end of what Ray told us."""
     lines: list[str] = []
-    node = getattr(ray._private.worker, "_global_node", None)
+    node = _node()
     if pid is not None and node is not None:
         for suffix in ("out", "err"):
             for file in Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.{suffix}"):
                 lines += file.read_text(errors="replace").splitlines()
     lines = [line for line in lines if line.strip()] or fallback.splitlines()
     return "".join(f"\n  | {line[:LINE_LENGTH]}" for line in lines[-LAST_LINES:])
+
+
+def _node() -> Any:
+    """Ray's own record of this machine."""
+    return getattr(ray._private.worker, "_global_node", None)
 
 
 def has_gpus() -> bool:
@@ -154,19 +216,6 @@ def _expect_listener(address: str, label: str) -> None:
             socket.create_connection((place.hostname, place.port), timeout=KNOCK_S).close()
     except (OSError, ValueError) as error:
         raise UserError(_why_no_cluster(label, error)) from None
-
-
-@contextmanager
-def _one_attempt() -> Iterator[None]:
-    """Once instead of twenty times, 40 s each, at a port where something else than Ray answers; unless it is set."""
-    if _ATTEMPTS in os.environ:
-        yield
-        return
-    os.environ[_ATTEMPTS] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_ATTEMPTS]  # a local Ray waits for its own start by the same variable, and needs longer
 
 
 def _why_no_cluster(label: str | None, error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.failures import Incident, cause_of, doing
+from actors.failures import Incident, cause_of, doing, raised_by
 from actors.heartbeat import Watch
 from actors.session import dead_parts, last_lines
 from online_dpo.errors import ActorError, OnlineDPOError
@@ -112,15 +112,15 @@ class Supervised:
                 f"cluster has the resources that the config asks for (free now: {ray.available_resources()})"
                 f"{self.last_lines('')}"
             ) from None
-        except ray.exceptions.RayTaskError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, OnlineDPOError):
-                raise cause from None
-            if isinstance(cause, ray.exceptions.RayError):
-                raise ActorLost(self, method, cause_of(cause, self._less_memory), str(error)) from None
-            raise ActorLost(self, method, f"{type(cause).__name__}: {cause}", str(error)) from None
         except ray.exceptions.RayError as error:
-            raise ActorLost(self, method, cause_of(error, self._less_memory), str(error)) from None
+            raised = raised_by(error)
+            if isinstance(raised, OnlineDPOError):
+                raise raised from None
+            if raised is None or isinstance(raised, ray.exceptions.RayError):
+                cause = cause_of(raised or error, self._less_memory)
+            else:
+                cause = f"{type(raised).__name__}: {raised}"
+            raise ActorLost(self, method, cause, str(error)) from None
 
     def call(self, method: str, *args: Any) -> Any:
         """Make a call and wait for it; raises as `fetch`."""

@@ -230,15 +230,21 @@ def _play(launch: Any, config: Any) -> None:
         try:
             result = launch(config, listeners=(progress,))
         except KeyboardInterrupt:
-            typer.echo(
-                f"\ninterrupted; what was committed is kept. Continue with: online-dpo resume {config.run_dir}",
-                err=True,
-            )
+            typer.echo(f"\ninterrupted; {_way_on(config.run_dir)}", err=True)
             raise
     typer.echo(f"run directory: {result.run_dir}")
     if result.stopped is not None:
         typer.echo(f"stopped: {result.stopped}\ncontinue with: online-dpo resume {result.run_dir} KEY=VALUE", err=True)
         raise typer.Exit(STOPPED)
+
+
+def _way_on(run_dir: Path) -> str:
+    """How a run goes on that ended before its end."""
+    from online_dpo.store.run_store import RunStore
+
+    if not RunStore.exists(run_dir):
+        return "nothing was done yet: start it again with the same command"
+    return f"what was committed is kept. Continue with: online-dpo resume {run_dir}"
 
 
 def main() -> NoReturn:

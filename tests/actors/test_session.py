@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
+from engine_kit import left_of, small_config
 
 from actors.session import ray_session
+from online_dpo.config.loading import dump_config
 from online_dpo.config.run import ClusterSection
 from online_dpo.errors import UserError
 
@@ -37,3 +45,25 @@ def test_a_slow_start_is_tried_again_and_nothing_else(
     except UserError as error:
         assert f"a local Ray could not be started (RuntimeError: {errors[-1]})" in str(error)
     assert (succeeded, attempts) == (len(errors) < num_attempts, ["local"] * num_attempts)
+
+
+def children_named(process: psutil.Process, name: str) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if name in child.name()]
+
+
+def test_sigterm_while_ray_starts_is_an_interruption(tiny_model: Path, tmp_path: Path) -> None:
+    """Would catch Ray's own handler, which exits with 15 and says nothing, and processes that outlive the run."""
+    (tmp_path / "config.yaml").write_text(dump_config(small_config(tmp_path, tiny_model)))
+    command = [sys.executable, "-m", "online_dpo.cli", "run", str(tmp_path / "config.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        driver = psutil.Process(process.pid)
+        while not children_named(driver, "gcs_server"):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        started = driver.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "interrupted; nothing was done yet: start it again with the same command" in output
+    assert "Traceback" not in output
+    assert left_of(started, 30.0) == []

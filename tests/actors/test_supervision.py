@@ -15,13 +15,15 @@ import ray
 from actors.failures import Incident, cause_of
 from actors.heartbeat import Progress, Watch, beat, here
 from actors.supervision import ActorLost, RayTask, Supervised, first_done
-from online_dpo.errors import ActorError, TrainingError
+from online_dpo.errors import ActorError, ModelError, TrainingError
 
 
 class Worker:
     """Does as it is told; `life` is the number of its process among those of one test, from 1."""
 
-    def __init__(self, life: int, dies_at_start: bool = False) -> None:
+    def __init__(self, life: int, dies_at_start: bool = False, error: str = "") -> None:
+        if error:
+            raise ModelError(error)
         if dies_at_start:
             os._exit(1)
         self.life, self.progress = life, Progress()
@@ -110,6 +112,21 @@ def test_a_successor_that_dies_while_it_starts_is_replaced_too(make: Any, incide
     assert [i.doing for i in incidents] == ["in its call do", "starting", "starting"]
 
 
+def test_what_the_constructor_raises_on_purpose_is_raised(ray_local: None) -> None:
+    """Would catch a user's mistake that is taken for a lost actor: another exit code, and restarts that cannot help."""
+    remote: Any = ray.remote(Worker)
+    host = Supervised(
+        "worker 0",
+        lambda: remote.options(num_cpus=0).remote(1, error="model.path is empty"),
+        start_timeout_s=120.0,
+        stall_timeout_s=300.0,
+        max_restarts=3,
+        less_memory="",
+    )
+    with pytest.raises(ModelError, match=r"^model\.path is empty$"):
+        host.wait_ready()
+
+
 def test_restarts_are_counted_within_an_hour(make: Any) -> None:
     now = [0.0]
     host = make(max_restarts=2, clock=lambda: now[0])
@@ -192,8 +209,8 @@ def test_a_silence_is_measured_against_those_that_ended() -> None:
 
 def test_causes_are_sentences() -> None:
     memory = ray.exceptions.OutOfMemoryError(
-        "Memory on the node (IP: 10.0.0.1, ID: ab) where the task was running was 28.51GB / 30.00GB (0.950), which "
-        "exceeds the memory usage threshold of 0.95. " + "Ray killed this worker because... " * 30
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1, ID: ab) was "
+        "28.51GB used / 30.00GB limit (0.950333)\nOOM kill reason: ... " + "Considered workers: [...] " * 30
     )
     assert cause_of(memory, "learner.micro_batch_tokens") == (
         "its node ran out of memory (28.51GB of 30.00GB were used); lower learner.micro_batch_tokens"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from actors.cluster import RayStages
 from online_dpo.commands.inputs import Materials, prepare
@@ -63,6 +66,16 @@ def small_config(folder: Path, model: Path, overrides: Sequence[str] = ()) -> An
         "learner": {"lr": 1e-2, "batch_pairs": 4, "checkpoint_steps": 1, "lora": {"r": 8, "alpha": 16}},
     }
     return load_config(mapping, overrides)
+
+
+def left_of(processes: Sequence[psutil.Process], timeout_s: float) -> list[str]:
+    """Names of those that still run after so long. A zombie is none, whoever should have waited for it."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    return [process.name() for process in left]
 
 
 class World:
