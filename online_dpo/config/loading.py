@@ -79,10 +79,10 @@ def _merge(source: str | Path | dict[str, Any], overrides: Sequence[str]) -> dic
         data = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     # Besides OmegaConf's own errors: TypeError of a list over a mapping, RecursionError, and whatever resolvers raise.
     except Exception as error:
-        raise ConfigError(
-            f"the config cannot be put together: {reason(error)}; write ${{section.field}} of a field that has a "
-            f"value, or ${{oc.env:NAME}} of a variable that is set"
-        ) from None
+        remedy = "; write ${section.field} of a field that has a value, or ${oc.env:NAME} of a variable that is set"
+        if isinstance(error, TypeError):
+            remedy = ""
+        raise ConfigError(f"the config cannot be put together: {reason(error)}{remedy}") from None
     expect_text(data)
     # An override of `type` chooses another member of a union: the file's fields of the old member would then be
     # unknown keys, so the section starts afresh from the overrides.

@@ -62,6 +62,8 @@ def _sentence(problem: Any, location: list[str], path: str) -> str:
         return f"{path} is {value}; it must be a mapping with some of the keys {keys}"
     if kind == "string_pattern_mismatch":  # only names have a pattern
         name = path.removesuffix(".[key]")
+        if name == "run.name":
+            return f"{name} is {value}; it is the name of a folder: it may not begin with '.' or hold '/'"
         return f"{name} is {value}; use letters, digits, '.', '_' and '-', and begin with a letter or digit"
     if location[-1] == "[key]":  # of a mapping whose keys are few
         return f"{path.removesuffix('.[key]')} is not a known key; it must be {_wish(problem)}"

@@ -50,6 +50,7 @@ FIELDS: dict[str, str] = {
     "tensor_parallel_size": "generator.tensor_parallel", "vllm_tensor_parallel_size": "generator.tensor_parallel",
     "vllm_num_engines": "generator.replicas", "num_engines": "generator.replicas",
     "enforce_eager": "generator.enforce_eager", "ray_address": "cluster.address", "num_cpus": "cluster.num_cpus",
+    "max_restarts": "cluster.max_restarts",
     "report_to": "logging.tensorboard", "wandb": "logging.tensorboard", "use_wandb": "logging.tensorboard",
     "wandb_project": "logging.tensorboard", "mlflow": "logging.tensorboard", "use_tensorboard": "logging.tensorboard",
 }  # fmt: skip
