@@ -72,7 +72,7 @@ def play(model: str, rate: str, rounds: int, folder: Path) -> str:
     gains = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*(found.judges[name].gain or ())) for name in ("reward", "gold")]
     warned = sum("learner.lr" in warning for each in result.rounds for warning in each.warnings)
     shown = [Path(model).name, f"{rate} ({lr:g})" if rate == "auto" else rate, *gains, f"{found.kl_initial:.2f}"]
-    return f"| {' | '.join([*shown, f'{found.distinct_2:.3f}', str(warned)])} |"
+    return f"| {' | '.join([*shown, f'{found.sampling.distinct_2:.3f}', str(warned)])} |"
 
 
 def main() -> None:
