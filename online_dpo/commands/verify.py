@@ -42,7 +42,7 @@ def verify(run_dir: Path, accept: Sequence[str]) -> Iterator[str]:
         store.verify()  # also the round under way
         check_metrics(store)
         finished = len(store.finished_rounds())
-        yield f"{run_dir}: {finished} finished rounds are whole, and so is what is committed of the next one"
+        yield f"{run_dir}: all is whole, {finished} finished rounds and what is committed of the next one"
 
 
 def _describe(store: RunStore, damage: Damage) -> Iterator[str]:

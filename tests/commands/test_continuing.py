@@ -101,7 +101,7 @@ def test_a_renamed_folder_works(name: str, work: Path) -> None:
 def test_verify_names_each_damaged_file_and_a_way_on_and_accepts_what_no_round_reads(work: Path) -> None:
     write_run()
     run = work / "runs/demo"
-    assert called("verify", "runs/demo", cwd=work).out.startswith("runs/demo: 2 finished rounds are whole")
+    assert called("verify", "runs/demo", cwd=work).out.startswith("runs/demo: all is whole, 2 finished rounds")
     (run / ANSWERS).write_bytes(b"gone")
     (run / "rounds/00001/adapter/adapter_model.safetensors").write_bytes(b"gone")
     done = called("verify", "runs/demo", cwd=work)
