@@ -59,7 +59,7 @@ def test_wrong_usage(arguments: list[str], message: str, tmp_path: Path) -> None
         ("generator.num_gpus=half", "generator.num_gpus is \"half\"; it must be 'auto' or a valid number"),
         ("learner.threads=0", "learner.threads is 0; it must be 'auto' or greater than or equal to 1"),
         ("sampling=none", 'sampling is "none"; it must be a mapping with some of the keys num_samples, temperature'),
-        ("run.name=a/b", "run.name is \"a/b\"; use letters, digits, '.', '_' and '-'"),
+        ("run.name=a/b", "run.name is \"a/b\"; it is the name of a folder: it may not begin with '.' or hold '/'"),
         ("run.name=${oc.env:NO_SUCH}", "Environment variable 'NO_SUCH' not found\"; write ${section.field} of a"),
         ("learner.lr=[", "override 'learner.lr=[' cannot be read (while parsing a flow node expected the node"),
         ("rounds", "override 'rounds' is not of the form section.field=value, such as run.rounds=3"),
