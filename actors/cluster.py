@@ -14,7 +14,7 @@ from actors.failures import Incident
 from actors.generator import EngineSpec, Generator
 from actors.judge_host import JudgeActor
 from actors.learner_host import LearnerHost
-from actors.session import has_gpus
+from actors.session import dead_parts, has_gpus
 from actors.supervision import ActorLost, RayTask, Supervised, first_done
 from judges.spec import JudgeSpec
 from online_dpo.config.run import RunConfig
@@ -146,6 +146,8 @@ class RayStages:
 
     def close(self) -> None:
         """End our own actors; a cluster that others use stays as it was."""
+        if dead_parts():
+            return  # nobody is left to ask for it; the end of the session ends what remains
         with suppress(ray.exceptions.RayError):
             ending = [generator.submit("close") for generator in self._generators]
             if ending:

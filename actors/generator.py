@@ -98,9 +98,7 @@ class Generator:
         try:
             self._llm: Any = make()
         except ValueError as error:  # pydantic's is one too
-            reason = " ".join(str(error).split()).rstrip(".")
-            remedy = "set generator.weight_push to merge" if "LoRA" in reason else "choose another model"
-            raise ModelError(f"vLLM does not serve {spec.model_folder}: {reason}; {remedy}") from None
+            raise _refusal(spec.model_folder, error) from None
         self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None
         beat(self._count_steps().count)
 
@@ -213,6 +211,13 @@ class Generator:
         # It returns False and clears nothing while any block is in use.
         if not self._llm.reset_prefix_cache():
             raise WeightMismatchError("vLLM did not clear its prefix cache; stale blocks could have been sampled from")
+
+
+def _refusal(model_folder: str, error: ValueError) -> ModelError:
+    """What vLLM says against a model, as an error of ours."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    remedy = "set generator.weight_push to merge" if "LoRA" in reason else "choose another model"
+    return ModelError(f"vLLM does not serve {model_folder}: {reason}; {remedy}")
 
 
 def _completion(prompt_id: str, index: int, output: Any, version: int, seed: int) -> Completion:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from online_dpo.config.loading import load_config
 from online_dpo.loop.control import Control, stop_reason
+from online_dpo.loop.stages import INCIDENT
 from online_dpo.reports.data_set_lines import show_preferences
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.reports.metrics import check_metrics
@@ -60,7 +61,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         "initial": [r for r in records if r["kind"] == "evaluated" and r["policy_version"] == 0],
         "rounds": rounds,
         "yield": [found for record in rounds if (found := read_yield(record)) is not None],
-        "incidents": [r for r in records if r["kind"] == "incident"],
+        "incidents": [r for r in records if r["kind"] == INCIDENT],
         "current": current,
         "stopped": stopped,
     }

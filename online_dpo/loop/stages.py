@@ -19,6 +19,9 @@ from online_dpo.types import (
     WeightsRef,
 )
 
+INCIDENT = "incident"
+"""Kind of the metrics' records about actors that were lost or silent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:

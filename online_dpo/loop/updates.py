@@ -9,7 +9,7 @@ from typing import Any
 
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import TrainingError
-from online_dpo.loop.stages import Event, Stages
+from online_dpo.loop.stages import INCIDENT, Event, Stages
 from online_dpo.loop.weight_sync import CHECKS
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
@@ -124,7 +124,7 @@ def restore_learner(stages: Stages, store: RunStore, index: int) -> None:
         files = store.round(index - 1).get_files(FINAL)
     if files is not None:
         stages.learner.restore({file: content for file, content in files.items() if file != _PROGRESS})
-    store.truncate_metrics(position, keep=(*CHECKS, "incident"))
+    store.truncate_metrics(position, keep=(*CHECKS, INCIDENT))
 
 
 def newest_checkpoint(store: RoundStore) -> str | None:

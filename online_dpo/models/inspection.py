@@ -76,14 +76,7 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
     tokens = tokenizer.special_token_ids(folder, label, vocab_size=vocab_size, generates=generates)
     tokenizer.check_ids(tokenizer.vocabulary(folder, label)[0], label, vocab_size=vocab_size)
     eos_token_ids = {tokens["eos_token"]} if "eos_token" in tokens else set()
-    generation_file = folder / "generation_config.json"
-    generation = model_files.read_json(generation_file, label) if generation_file.is_file() else {}
-    for file, settings in (("config.json", flat), (generation_file.name, generation)):
-        value = settings.get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(index) is int for index in ids):
-            raise ModelError(f"{label}, whose {file} has the eos_token_id {value}; it must be a token's id, or a list")
-        eos_token_ids |= set(ids)
+    eos_token_ids |= _more_eos_ids(folder, flat, label)
     architectures = config.get("architectures")
     return ModelInfo(
         folder=folder,
@@ -98,6 +91,24 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
         hidden_size=_number(flat, "hidden_size", "n_embd", "d_model"),
         num_layers=_number(flat, "num_hidden_layers", "n_layer", "num_layers"),
     )
+
+
+def _more_eos_ids(folder: Path, config: Mapping[str, Any], label: str) -> set[int]:
+    """The end-of-sequence ids that config.json and generation_config.json name; they may be more than the tokenizer's.
+
+    Raises:
+        ModelError: one of them is no id.
+    """
+    found: set[int] = set()
+    file = folder / "generation_config.json"
+    generation = model_files.read_json(file, label) if file.is_file() else {}
+    for name, settings in (("config.json", config), (file.name, generation)):
+        value = settings.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(index) is int for index in ids):
+            raise ModelError(f"{label}, whose {name} has the eos_token_id {value}; it must be a token's id, or a list")
+        found |= set(ids)
+    return found
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:

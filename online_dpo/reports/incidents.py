@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from online_dpo.loop.stages import Event
+from online_dpo.loop.stages import INCIDENT, Event
 from online_dpo.reports.listening import Listener
+from online_dpo.store.files import explained
 from online_dpo.store.run_store import RunStore
 
 ACTORS_LOG = "actors.log"
@@ -48,14 +49,15 @@ class Incidents(Listener):
         self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
         self._store.append_metrics(
             {
-                "kind": "incident",
+                "kind": INCIDENT,
                 "round": self._round,
                 "time": time.time(),
                 "actor": incident.actor,
                 "what": incident.sentence,
             }
         )
-        with (self._store.path / ACTORS_LOG).open("a", encoding="utf-8") as log:
+        path = self._store.path
+        with explained(path, ACTORS_LOG), (path / ACTORS_LOG).open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n{incident.detail}\n\n")
 
     def summary(self) -> str:
