@@ -206,6 +206,7 @@ class Caller:
         except TimeoutError:
             if limit.expired() or self._limits.own_timeout:
                 count("num_judge_timeouts")
+            if limit.expired():
                 raise TimeoutError(f"no answer within {timeout_s:g} s") from None
             raise
         except StopJudging:

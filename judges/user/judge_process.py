@@ -63,7 +63,11 @@ class UserJudge:
         except Exception as error:
             raise self._cannot_start(error) from error
         self.limits = Limits(**{**about, "own_timeout": True})
-        self._timeout_s = None if self.limits.own_retries else section.timeout_s
+        # One that repeats its own calls gets, for each question, the time of all the calls that a host would make.
+        self._timeout_s, self._question_timeout_s = section.timeout_s, 0.0
+        if self.limits.own_retries:
+            num_calls = (1 + section.retries) * (2 if section.both_orders else 1)
+            self._timeout_s, self._question_timeout_s = 0.0, num_calls * section.timeout_s
 
     async def ready(self) -> None:
         """Put another process in the place of one that died; the time that takes is no part of a call's."""
@@ -80,7 +84,11 @@ class UserJudge:
         Raises:
             TimeoutError, RaisedInChild, ProcessEnded, Interrupted: as `Child.call`.
         """
-        said = await self.child.call("judge", list(questions), timeout_s=self._timeout_s)
+        timeout_s = self._timeout_s + self._question_timeout_s * len(questions)
+        try:
+            said = await self.child.call("judge", list(questions), timeout_s=timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {timeout_s:g} s") from None
         for event, amount in said["counts"].items():
             count(event, amount)
         if "stopped" in said:

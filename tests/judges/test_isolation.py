@@ -95,6 +95,20 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "GRACE_S", 0.2)
 
 
+def test_a_judge_that_repeats_its_own_calls_may_not_hang_either(tmp_path: Path) -> None:
+    source = """
+from judges import Limits
+class Own:
+    limits = Limits(own_retries=True)
+    async def judge(self, questions):
+        while any("bad" in q.completions for q in questions): pass
+        return [[q.compare(0, 1, "first") for _ in (1,)] for q in questions]
+"""
+    caller = caller_of(tmp_path, python("Own", retries=1, timeout_s=0.4), source)
+    said, _ = ask(caller, question("a", "bb", name="0"), question("bad", "c", name="1"))
+    assert "TimeoutError: no answer within 0.8 s" in str(brief(said[1])) and "TimeoutError" not in str(brief(said[0]))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_judge_does_costs_its_own_question_only(name: str, tmp_path: Path) -> None:
     """Four calls at a time where the code is asynchronous, so that others are under way when the process dies."""
