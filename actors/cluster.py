@@ -22,6 +22,7 @@ from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
 from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import Gap, check_digests, check_gap
+from online_dpo.models.merging import Received
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -162,7 +163,7 @@ class RayStages:
     def learner(self) -> LearnerStage:
         return cast(LearnerStage, self._learner)
 
-    def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
+    def push(self, adapter: Adapter | None, version: int) -> list[Received]:
         self._pushed, self._probed = (adapter, version), None
         self._fresh = set(self._generators)
         shared = ray.put(adapter)  # once into the object store; every generator fetches it from there
