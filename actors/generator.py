@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
+from actors.engine_sleep import EngineSleep
 from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
@@ -34,6 +35,7 @@ class EngineSpec:
     block_size: int | None
     enforce_eager: bool
     seed: int
+    sleeps: bool = False  # gives the GPU's memory away while the learner works
 
 
 MAX_BATCHED_TOKENS = 8192
@@ -62,6 +64,7 @@ class Generator:
 
         self._spec = spec
         self._version: int | None = None
+        self._sleep = EngineSleep(wanted=spec.sleeps)
         options: dict[str, Any] = {}
         if spec.weight_push == "lora":
             # vLLM accepts few ranks; a larger slot changes nothing in the result.
@@ -93,6 +96,7 @@ class Generator:
             generation_config="vllm",
             logprobs_mode="raw_logprobs",
             worker_extension_cls="online_dpo.models.merging.MergeExtension",
+            enable_sleep_mode=self._sleep.is_possible,
             disable_log_stats=True,
             **options,
         )
@@ -125,6 +129,15 @@ class Generator:
         self._reset_prefix_cache()
         self._version = version
         return cast(Received, received[0])  # each worker merges whole weights and takes its part of them
+
+    def sleep(self) -> None:
+        """Give the GPU's memory away until `wake`; on CPU nothing moves. Nothing is sampled before the next push."""
+        self._version = None
+        self._sleep.sleep(self._llm)
+
+    def wake(self) -> None:
+        """Take the GPU's memory back; the policy must be pushed again."""
+        self._sleep.wake(self._llm)
 
     def sample(self, shard: Shard, plan: SamplingPlan, version: int) -> list[Completion]:
         """`num_samples` completions for each prompt of a shard, in prompt and sample order.

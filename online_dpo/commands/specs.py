@@ -53,6 +53,7 @@ def engine_spec(materials: Materials) -> Any:
         block_size=generator.block_size,
         enforce_eager=not has_gpus() if generator.enforce_eager == "auto" else generator.enforce_eager,
         seed=0,  # every request has its own seed
+        sleeps=config.layout == "colocated",
     )
 
 

@@ -69,6 +69,9 @@ class RunConfig(Section):
 
     run: RunSection = RunSection()
     """Where the run lies, how long it is, and its seed."""
+    layout: Literal["separate", "colocated"] = changeable("separate")
+    """Whether generator and learner have GPUs of their own (separate), or use one GPU in turns (colocated): the engine
+    sleeps while the learner works, and takes the weights anew when it wakes."""
     model: ModelSection
     """The model that is trained."""
     prompts: PromptsSection | None = None

@@ -62,6 +62,14 @@ class Stages(Protocol):
     @property
     def learner(self) -> LearnerStage: ...
 
+    def sleep(self) -> None:
+        """The generators, and judges on a GPU, give its memory to the learner."""
+        ...
+
+    def wake(self) -> None:
+        """The learner gives spare memory back and the generators take theirs; the policy must be pushed again."""
+        ...
+
     def push(self, adapter: Adapter | None, version: int) -> list[Received]:
         """Hand the policy to every generator; what each received."""
         ...

@@ -82,7 +82,13 @@ class Pusher:
     """Pushes a policy before something is sampled from it, and checks that it arrived."""
 
     def __init__(
-        self, stages: Stages, probe: Sequence[Row], tolerance: float, rescored: int | Literal["all"] = "all"
+        self,
+        stages: Stages,
+        probe: Sequence[Row],
+        tolerance: float,
+        rescored: int | Literal["all"] = "all",
+        *,
+        in_turns: bool = False,
     ) -> None:
         """Nothing is pushed yet.
 
@@ -91,9 +97,17 @@ class Pusher:
             probe: rows that both sides score after each push.
             tolerance: largest accepted mean gap, nats per token.
             rescored: how many samples of an engine's first shard the learner re-scores.
+            in_turns: generators and learner share a GPU, so that the generators sleep while the learner works.
         """
         self._stages, self._probe, self._tolerance, self._num_rescored = stages, probe, tolerance, rescored
+        self._in_turns = in_turns
         self._version: int | None = None
+
+    def rest(self) -> None:
+        """Let the generators sleep, where they take turns with the learner. What they hold counts no more."""
+        if self._in_turns:
+            self._version = None
+            self._stages.sleep()
 
     def push(self, policy: Policy, round_index: int) -> Iterator[Event]:
         """Push, unless the generators hold this version already.
@@ -103,6 +117,8 @@ class Pusher:
         """
         if self._version == policy.version:
             return
+        if self._in_turns:
+            self._stages.wake()
         received = self._stages.push(policy.adapter, policy.version)
         check_digests(policy.adapter, received)
         learner = self._stages.learner.score(self._probe, policy.scored_under)

@@ -16,9 +16,10 @@ from engine_kit import World, small_config
 from transformers import AutoTokenizer
 
 from online_dpo.errors import WeightMismatchError
+from online_dpo.loop.rounds import training_plan
 from online_dpo.models.merging import Received
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Adapter, Completion, Pair, Row
+from online_dpo.types import Adapter, Completion, Pair, Row, Shard
 
 # Faults are functions that run inside the generator's process, which cannot import this file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -95,6 +96,27 @@ def test_pushed_adapter_is_what_transformers_computes(
     assert max(abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) < 1e-3
     assert max(abs(a - b) for x, y in zip(found, base, strict=True) for a, b in zip(x, y, strict=True)) > 1.0
     assert world.stages.probe(rows)[0] == base  # the base did not drift
+
+
+def test_an_engine_that_woke_samples_only_after_a_push(world: World) -> None:
+    """On CPU a sleep moves nothing, and the weights count no more all the same."""
+    rows, generator = list(world.materials.job.probe), world.stages._generators[0]
+    shard = Shard(index=0, prompts=(world.materials.first,))
+    plan = training_plan(world.materials.config, 0)
+    adapter = big_adapter(world)
+    try:
+        assert world.stages.push(adapter, 1) == [adapter.digest]
+        before, sampled = world.stages.probe(rows), generator.call("sample", shard, plan, 1)
+        for wake in (lambda: None, world.stages.wake, world.stages.wake):  # twice does no harm
+            world.stages.sleep()
+            wake()
+            with pytest.raises(WeightMismatchError, match="policy 1 was to be sampled and the engine holds None"):
+                generator.call("sample", shard, plan, 1)
+        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert world.stages.probe(rows) == before
+        assert generator.call("sample", shard, plan, 1) == sampled
+    finally:
+        world.stages.push(None, 0)
 
 
 def test_sampled_log_probs_are_the_reference_s_whatever_they_were_sampled_with(world: World, tmp_path: Path) -> None:

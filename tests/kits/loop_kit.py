@@ -194,6 +194,10 @@ class FakeGenerator:
         self.version = version
         return Received(digest=None if adapter is None else adapter.digest)
 
+    def sleep(self) -> None:
+        """What is there after a wake-up is not to be trusted."""
+        self.weights = self.sampling_weights = tuple(weight + 1.0 for weight in self.weights)
+
     def probe(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         return [token_logps(row, self.weights) for row in rows]
 
@@ -263,6 +267,14 @@ class FakeStages:
         self.generators = [FakeGenerator()] if generators is None else list(generators)
         self.order, self.judge = order, judge
         self._fresh: set[int] = set()
+
+    def sleep(self) -> None:
+        self.tape.call("sleep")
+        for generator in self.generators:
+            generator.sleep()
+
+    def wake(self) -> None:
+        self.tape.call("wake")
 
     def push(self, adapter: Adapter | None, version: int) -> list[Received]:
         self.tape.call("push", version, label(adapter))
