@@ -22,9 +22,9 @@ from online_dpo.learner.spec import LearnerSpec
 from online_dpo.types import Completion, Pair, Prompt
 
 
-def random_pairs(count: int, *, vocab_size: int, length: int = 48) -> list[Pair]:
+def random_pairs(count: int, *, vocab_size: int, length: int = 48, seed: int = 0) -> list[Pair]:
     """Pairs of random tokens."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
 
     def answer(prompt_id: str, index: int) -> Completion:
         ids = tuple(torch.randint(3, vocab_size, (length,), generator=draw).tolist())
