@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+
+import torch
 from peft.tuners.lora import LoraLayer
 
 from actors.heartbeat import Progress, beat, here
@@ -19,6 +22,11 @@ class LearnerHost(Learner):
             if isinstance(module, LoraLayer):
                 module.register_forward_pre_hook(progress.add)  # every pass comes by
         beat(progress.count)
+
+    def release_memory(self) -> None:
+        """Give back what PyTorch keeps of the GPU's memory for later; an engine that wakes needs it."""
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing without a GPU
 
     def ready(self) -> tuple[int, str]:
         """Process id and node, once the model is loaded."""

@@ -172,7 +172,8 @@ def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard: Guarded) -> RunResult:
     # Imported here: a config error should not wait for ray and torch.
-    from actors.cluster import RayStages, cpus_needed
+    from actors.cluster import RayStages
+    from actors.resources import cpus_needed
     from actors.session import ray_session
 
     config = materials.config

@@ -92,8 +92,9 @@ class Rounds:
 
     def __init__(self, job: Job, stages: Stages, store: RunStore, initial: Adapter | None) -> None:
         self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
+        in_turns = job.config.layout == "colocated"
         self.calls = Calls(stages)
-        self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored)
+        self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
         self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher)
 
     def play(self, position: Position) -> Generator[Event, None, Position]:
@@ -115,6 +116,7 @@ class Rounds:
             gathered = yield from self.pair(store, position, drawn, collected)
         else:
             ahead = yield from self.sampler.sample_ahead(position, position.cursor)
+        self.pusher.rest()
         gathered = yield from self.reference(store, position.reference, gathered)
         learned = yield from self.update(index, gathered.items, position.control.beta_factor)
         yield from self.sampler.settle(index, ahead)
