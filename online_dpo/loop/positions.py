@@ -60,9 +60,7 @@ def why_stopped(config: RunConfig, store: RunStore) -> str | None:
     if not finished:
         return None
     reason = stop_reason(config, Control.from_dict(store.round(finished[-1]).state()["control"]))
-    num_shards = len(store.round(len(finished)).names("completions/"))
-    if reason is None or not num_shards:
+    number, num_shards = len(finished) + 1, len(store.round(len(finished)).names("completions/"))
+    if reason is None or not (config.overlap and num_shards):
         return reason
-    return (
-        f"{reason}; round {len(finished) + 1} is sampled already ({num_shards} shards), and a run that goes on uses it"
-    )
+    return f"{reason}; round {number} is sampled already ({num_shards} shards), and a run that goes on uses it"
