@@ -16,11 +16,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from roundings import kl_of_roundings, merged_stochastically
 
 from online_dpo.models import merging
 from online_dpo.models.merging import merged_tensors  # as it is: `play` puts another one into the module
@@ -67,30 +69,6 @@ class Stages:
 
     def recover(self, error: Exception) -> None:
         raise error
-
-
-def round_stochastically(exact: Any, seed: int) -> Any:
-    """bfloat16 of float32, up or down by chance, so that its expectation is the float32 number."""
-    import torch
-
-    bits = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
-    return ((exact.view(torch.int32) + bits) & -(1 << 16)).view(torch.float32).bfloat16()
-
-
-def merged_stochastically(folder: Path, adapter: Any, *, dtype: Any, share: Any = None) -> Iterator[tuple[str, Any]]:
-    """`merged_tensors` with stochastic rounding, seeded by the adapter's bytes."""
-    import torch
-
-    exact = merged_tensors(folder, adapter, dtype=torch.float32)
-    stored = merged_tensors(folder, None, dtype=dtype)
-    for index, ((name, total), (_, base)) in enumerate(zip(exact, stored, strict=True)):
-        if total.dtype == base.dtype:
-            yield name, base
-            continue
-        held = round_stochastically(total, int(adapter.digest[:8], 16) + index)
-        if share is not None:
-            share.add(held.float() - base.float(), total - base.float())
-        yield name, held
 
 
 def key_of(run: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -241,49 +219,15 @@ def rounding_kl(store: Any, last: int, folder: Path, prompts: Sequence[Any]) -> 
     return {name: [each[name] for each in found] for name in found[0]}
 
 
-def kl_of_roundings(model: Any, folder: Path, adapter: Any, rows: Sequence[Any]) -> dict[str, float]:
-    """KL(policy || what rounding makes of it), nats per token, and `update`, which is KL(policy || base).
-
-    The mean over the rows' completion tokens of the KL over the whole vocabulary, everything computed in float32.
-
-    Args:
-        model: of the folder, in float32; its weights are overwritten.
-        folder: of the base model, stored in bfloat16.
-        adapter: the policy's.
-        rows: whose completion tokens count.
-    """
-    import torch
-
-    def logps(tensors: Iterator[tuple[str, Any]]) -> Any:
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors}, strict=False)
-        found = []
-        for row in rows:
-            logits = model(torch.tensor([[*row.prompt_ids, *row.completion_ids]])).logits[0]
-            found.append(logits[len(row.prompt_ids) - 1 : -1].log_softmax(-1))
-        return torch.cat(found)
-
-    with torch.inference_mode():
-        policy = logps(merged_tensors(folder, adapter, dtype=torch.float32)).double()
-        others = {
-            "update": merged_tensors(folder, None, dtype=torch.bfloat16),
-            "nearest": merged_tensors(folder, adapter, dtype=torch.bfloat16),
-            "stochastic": merged_stochastically(folder, adapter, dtype=torch.bfloat16),
-        }
-        return {
-            name: (policy.exp() * (policy - logps(tensors))).sum(-1).mean().item() for name, tensors in others.items()
-        }
-
-
 def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> None:
     """A row for each rate and way: means over seeds, and what it gained more than nearest rounding did."""
-    rates = sorted({run["rate"] for run in runs}, key=float)
     print("| lr | engine | seeds | applied, by push | KL of rounding (update) | KL to initial | reward | gold ", end="")
     print("| more than nearest: reward | gold | reward of samples |\n|" + "---|" * 11)
-    for rate in rates:
+    for rate in sorted({run["rate"] for run in runs}, key=float):
         nearest = of_way(runs, rate, WAYS[0])
         for way in WAYS:
             if found := of_way(runs, rate, way):
@@ -291,7 +235,9 @@ def table(runs: Sequence[Mapping[str, Any]]) -> None:
                 ours, theirs = ({seed: side[seed] for seed in both} for side in (found, nearest))
                 cells = [rate, ", ".join(way), str(len(found)), *figures(list(found.values()))]
                 cells += [estimate({}, gains_by_seed(found, judge)) for judge in JUDGES]
-                if way != WAYS[0]:
+                if way == WAYS[0]:
+                    cells += [""] * 3
+                else:
                     cells += [estimate(gains_by_seed(theirs, j), gains_by_seed(ours, j)) for j in JUDGES]
                     more = [mean(ours[s]["rewards"][1:]) - mean(theirs[s]["rewards"][1:]) for s in both]
                     cells.append(f"{mean(more):+.3f} ({', '.join(f'{value:+.2f}' for value in more)})")
@@ -322,19 +268,15 @@ def estimate(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 
 def figures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Means over runs, of each push where there are several."""
+    """Means over runs: the share of each push, KL of the first and of the last one's rounding, KL to the base."""
     applied = [mean(values) for values in zip(*(run["applied"] for run in runs), strict=True)]
     way = "none" if runs[0]["engine"] == "float32" else runs[0]["rounding"]
-    kls = [
-        f"{0.0 if way == 'none' else mean(run['kl'][way][i] for run in runs):.1e} "
-        f"({mean(run['kl']['update'][i] for run in runs):.1e})"
-        for i in (0, -1)
-    ]
-    return [
-        ", ".join(f"{value:.2f}" for value in applied),
-        ", ".join(kls),
-        f"{mean(run['kl_initial'] for run in runs):.2g}",
-    ]
+    kls = []
+    for push in (0, -1):
+        lost, update = (mean(run["kl"].get(name, {push: 0.0})[push] for run in runs) for name in (way, "update"))
+        kls.append(f"{lost:.1e} ({update:.1e})")
+    shown = [", ".join(f"{value:.2f}" for value in applied), ", ".join(kls)]
+    return [*shown, f"{mean(run['kl_initial'] for run in runs):.2g}"]
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from learning_rate import random_pairs
-from push_rounding import kl_of_roundings
+from roundings import kl_of_roundings
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from online_dpo.commands.learning_rates import automatic_lr
