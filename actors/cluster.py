@@ -207,9 +207,9 @@ class RayStages:
             self._judging[key] = task.begin()
         return self._judging[key]
 
-    def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
+    def start_rescoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
         host = cast(RemoteLearner, self._learner).host
-        return RayTask(host=host, method="score", args=(rows, under), is_repeatable=False).begin()
+        return RayTask(host=host, method="check_logps", args=(rows, under), is_repeatable=False).begin()
 
     def first_done(self, tasks: Sequence[Any]) -> tuple[RayTask, Any]:
         task, result = first_done(tasks)

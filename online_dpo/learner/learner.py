@@ -27,7 +27,7 @@ from online_dpo.learner.logprobs import LogpTensors
 from online_dpo.learner.objectives import StepContext, make_objective
 from online_dpo.learner.schedules import beta_at, learning_rate, run_position
 from online_dpo.learner.spec import LearnerSpec
-from online_dpo.types import Adapter, Item, Items, Row, Scores, WeightsRef, derive_seed
+from online_dpo.types import Adapter, Item, Items, Row, Scores, TokenLogpRows, WeightsRef, derive_seed
 
 
 class Learner:
@@ -103,6 +103,16 @@ class Learner:
                 Scores(token_logps=tuple(logps), entropies=tuple(entropies) if weights == "policy" else None)
             )
         return results
+
+    def check_logps(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> list[TokenLogpRows]:
+        """Log-probs of rows for a comparison with what an engine says, under each of several weights as in `score`.
+
+        Where engines compute in bfloat16, so does this if training does: it is then several times as fast, and no
+        further from the engine than the engine is from the truth.
+        """
+        if self.spec.engine_dtype == "float32":
+            return [scores.token_logps for scores in self.score(rows, under)]
+        return [self._training_logps(rows, weights) for weights in under]
 
     def reference_logps(self, items: Sequence[Item], references: Sequence[WeightsRef]) -> list[Item]:
         """The items with the log-probs that a reference gives to their completions, summed over tokens.
