@@ -56,7 +56,7 @@ def test_a_run_with_two_workers_ends_the_same_when_one_is_killed(
     assert killer.killed
     whole, killed = comparable(tmp_path / "whole"), comparable(tmp_path / "killed")
     incidents = [record for record in killed["metrics.jsonl"] if record["kind"] == "incident"]
-    assert len(incidents) == 1 and "rank 1 of 2: its process ended" in incidents[0]["cause"], incidents
+    assert len(incidents) == 1 and "rank 1 of 2: its process ended" in incidents[0]["what"], incidents
     killed["metrics.jsonl"] = [record for record in killed["metrics.jsonl"] if record["kind"] != "incident"]
     assert len([record for record in whole["metrics.jsonl"] if record["kind"] == "step"]) == 5
     assert {name for name in whole | killed if whole.get(name) != killed.get(name)} <= {"actors.log"}
