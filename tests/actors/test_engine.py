@@ -16,7 +16,7 @@ from engine_kit import World, small_config
 from transformers import AutoTokenizer
 
 from online_dpo.errors import WeightMismatchError
-from online_dpo.loop.rounds import training_plan
+from online_dpo.loop.draws import training_plan
 from online_dpo.models.merging import Received
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Pair, Row, Shard
