@@ -16,7 +16,7 @@ from engine_kit import World, small_config
 from transformers import AutoTokenizer
 
 from online_dpo.errors import WeightMismatchError
-from online_dpo.loop.rounds import training_plan
+from online_dpo.loop.draws import training_plan
 from online_dpo.models.merging import Received
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Pair, Row, Shard
@@ -105,14 +105,14 @@ def test_an_engine_that_woke_samples_only_after_a_push(world: World) -> None:
     plan = training_plan(world.materials.config, 0)
     adapter = big_adapter(world)
     try:
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert [received.digest for received in world.stages.push(adapter, 1)] == [adapter.digest]
         before, sampled = world.stages.probe(rows), generator.call("sample", shard, plan, 1)
         for wake in (lambda: None, world.stages.wake, world.stages.wake):  # twice does no harm
             world.stages.sleep()
             wake()
             with pytest.raises(WeightMismatchError, match="policy 1 was to be sampled and the engine holds None"):
                 generator.call("sample", shard, plan, 1)
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert [received.digest for received in world.stages.push(adapter, 1)] == [adapter.digest]
         assert world.stages.probe(rows) == before
         assert generator.call("sample", shard, plan, 1) == sampled
     finally:
