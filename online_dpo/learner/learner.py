@@ -110,7 +110,7 @@ class Learner:
         """
         if self.spec.engine_dtype == "float32":
             return [scores.token_logps for scores in self.score(rows, under)]
-        return [self._training_logps(rows, weights) for weights in under]
+        return [self._scoring.training_logps(rows, weights) for weights in under]
 
     def reference_logps(self, items: Sequence[Item], references: Sequence[WeightsRef]) -> list[Item]:
         """The items with the log-probs that a reference gives to their completions, summed over tokens.

@@ -120,7 +120,7 @@ step 1 num_pairs=2.0 step=1
   checkpoint 1 2
 stage 1 stage=evaluating
   push 2 v2
-  score 4 policy v1
+  check_logps 4 policy v1
   probe 4
 pushed 1 policy_version=2
   sample v2 h0,h1
