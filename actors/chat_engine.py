@@ -11,6 +11,7 @@ from judges.chat import CallFailed, ChatEngineRequest, ChatReply, ChatRequest
 from judges.llm.quoting import without_tokens
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
+from online_dpo.importing import quick_imports
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
 from online_dpo.models.tokenizer import load_tokenizer
@@ -42,7 +43,8 @@ class VllmChat:
             JudgeError: it has no chat template.
         """
         on_gpu = prepare_process(engine.kv_cache_gib)
-        from vllm import LLM
+        with quick_imports():
+            from vllm import LLM
 
         field = f"{engine.label}.path"
         folder = locate(engine.path, field=field)

@@ -89,14 +89,16 @@ class RayStages:
     def start_judges(
         self,
         specs: Mapping[str, JudgeSpec],
+        learner: LearnerSpec,
         *,
         first: Prompt,
         counted: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
     ) -> None:
-        """Start every judge's host and try it on two canned completions, before any engine starts.
+        """Start every judge's host and try it on two canned completions. The engines load meanwhile, unasked.
 
         Args:
             specs: judge's name -> judge.
+            learner: the learner's making.
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
             counted: gives, for each judge's name, the sums of its counters in the run so far.
 
@@ -108,6 +110,10 @@ class RayStages:
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}
         trials = {name: host.submit("try_it", chat, metadata, rules.get(name)) for name, host in self._judges.items()}
+        # vLLM measures a GPU's free memory while it starts, which no other engine may take or give back meanwhile.
+        is_beside = not any(spec.section.num_gpus for spec in specs.values())
+        if is_beside:
+            self._begin_engines(learner)
         problems = []
         for name, trial in trials.items():
             try:
@@ -116,21 +122,27 @@ class RayStages:
                 problems.append(str(error))
         if problems:
             raise JudgeError("\n".join(problems))
+        if not is_beside:
+            self._begin_engines(learner)
 
-    def start_engines(self, learner: LearnerSpec) -> None:
-        """Start the generators (where anything is sampled) and the learner, side by side; wait until all are up."""
+    def wait_ready(self) -> None:
+        """Until every actor is up."""
+        learner = cast(RemoteLearner, self._learner).host
+        for started in (*self._judges.values(), learner, *self._generators):
+            started.wait_ready()
+
+    def _begin_engines(self, learner: LearnerSpec) -> None:
+        """Make the generators, where anything is sampled, and the learner; they load side by side."""
         options = _actor_options(LEARNER_CPUS, self._learner_gpus(), cast(int, self._config.learner.threads))
-        host = self._supervised(
-            "learner", "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
-        )
-        self._learner = RemoteLearner(host)
         num_generators = self._config.generator.replicas if self._config.needs_generators else 0
         self._generators = [
             self._supervised("generator", f"generator {i}", self._new_generator, after_restart=self._bring_up_to_date)
             for i in range(num_generators)
         ]
-        for started in (*self._judges.values(), host, *self._generators):
-            started.wait_ready()
+        host = self._supervised(
+            "learner", "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
+        )
+        self._learner = RemoteLearner(host)
 
     def recover(self, error: ActorError) -> None:
         """Start the learner again where it was lost; the loop must then begin anew with what is committed.
@@ -149,7 +161,7 @@ class RayStages:
         if dead_parts():
             return  # nobody is left to ask for it; the end of the session ends what remains
         with suppress(ray.exceptions.RayError):
-            ending = [generator.submit("close") for generator in self._generators]
+            ending = [generator.submit("close") for generator in self._generators if generator.is_ready]
             if ending:
                 ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
         learner = [self._learner.host] if self._learner is not None else []

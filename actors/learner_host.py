@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from peft.tuners.lora import LoraLayer
-
 from actors.heartbeat import Progress, beat, here
-from online_dpo.learner.learner import Learner
-from online_dpo.learner.spec import LearnerSpec
+from online_dpo.importing import quick_imports
+
+with quick_imports():
+    from peft.tuners.lora import LoraLayer
+
+    from online_dpo.learner.learner import Learner
+    from online_dpo.learner.spec import LearnerSpec
 
 
 class LearnerHost(Learner):

@@ -8,6 +8,7 @@ from typing import Any, cast
 from actors.chat_engine import prepare_process
 from judges.hosting import ScorerRequest
 from online_dpo.errors import JudgeError
+from online_dpo.importing import quick_imports
 
 
 class VllmScorer:
@@ -20,7 +21,8 @@ class VllmScorer:
             JudgeError: vLLM knows no such model, or it has no classification head.
         """
         on_gpu = prepare_process(engine.kv_cache_gib)
-        from vllm import LLM, PoolingParams
+        with quick_imports():
+            from vllm import LLM, PoolingParams
 
         try:
             self._llm: Any = LLM(

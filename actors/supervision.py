@@ -75,6 +75,11 @@ class Supervised:
         self._restarted: list[float] = []  # when, within the last hour
         self._begin(make())
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether its process was seen to be ready."""
+        return self._pid is not None
+
     def wait_ready(self) -> None:
         """Until its model is loaded.
 
