@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
+from actors.engine_sleep import EngineSleep
 from judges.chat import CallFailed, ChatEngineRequest, ChatReply, ChatRequest
 from judges.llm.quoting import without_tokens
 from judges.threads import in_thread
@@ -35,8 +36,12 @@ def prepare_process(kv_cache_gib: int) -> bool:
 class VllmChat:
     """`Chat`. The requests of one call are alone in the engine, so replies do not depend on what else is judged."""
 
-    def __init__(self, engine: ChatEngineRequest) -> None:
+    def __init__(self, engine: ChatEngineRequest, *, sleeps: bool = False) -> None:
         """Load the model.
+
+        Args:
+            engine: what is wanted.
+            sleeps: it gives its GPU's memory away while it is not asked.
 
         Raises:
             ModelError: its folder is missing or incomplete.
@@ -46,6 +51,7 @@ class VllmChat:
         with quick_imports():
             from vllm import LLM
 
+        self._sleep = EngineSleep(wanted=sleeps)
         field = f"{engine.label}.path"
         folder = locate(engine.path, field=field)
         info = inspect_model(folder, field=field)
@@ -71,10 +77,21 @@ class VllmChat:
             # A weak model may otherwise fill its reply with spaces, which JSON allows.
             structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             disable_log_stats=True,
+            enable_sleep_mode=self._sleep.is_possible,
             **options,
         )
         self._max_tokens = int(self._llm.llm_engine.model_config.max_model_len)
         self._lock = threading.Lock()
+
+    def sleep(self) -> None:
+        """Give the GPU's memory away."""
+        with self._lock:
+            self._sleep.sleep(self._llm)
+
+    def wake(self) -> None:
+        """Take it back."""
+        with self._lock:
+            self._sleep.wake(self._llm)
 
     async def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | CallFailed]:
         return await in_thread(self._ask, requests)

@@ -10,18 +10,20 @@ from typing import Any, cast
 
 import ray
 
+from actors import resources
 from actors.failures import Incident
 from actors.generator import EngineSpec, Generator
 from actors.judge_host import JudgeActor
 from actors.learner_host import LearnerHost
-from actors.session import dead_parts, has_gpus
+from actors.session import dead_parts
 from actors.supervision import ActorLost, RayTask, Supervised, first_done
 from judges.spec import JudgeSpec
 from online_dpo.config.run import RunConfig
-from online_dpo.errors import ActorError, JudgeError, ModelError, UserError
+from online_dpo.errors import ActorError, JudgeError, ModelError
 from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import Gap, check_digests, check_gap
+from online_dpo.models.merging import Received
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -34,9 +36,6 @@ from online_dpo.types import (
     TokenLogpRows,
     WeightsRef,
 )
-
-GENERATOR_CPUS = LEARNER_CPUS = 1.0
-"""Logical CPUs: generator and learner take turns, so reserving the cores that each can use would only block them."""
 
 GOODBYE_S = 10.0
 """How long engines may take to shut down before they are killed."""
@@ -94,7 +93,7 @@ class RayStages:
         first: Prompt,
         counted: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
     ) -> None:
-        """Start every judge's host and try it on two canned completions. The engines load meanwhile, unasked.
+        """Start every judge's host and try it on two canned completions. The engines load meanwhile.
 
         Args:
             specs: judge's name -> judge.
@@ -106,13 +105,15 @@ class RayStages:
             JudgeError: judges cannot be built or do not keep their contract; a line for each.
         """
         for name, spec in specs.items():
-            self._judges[name] = self._supervised("judge", f"judge {name}", partial(_new_judge, name, spec, counted))
+            self._judges[name] = self._supervised(
+                "judge", f"judge {name}", partial(self._new_judge, name, spec, counted)
+            )
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}
         trials = {name: host.submit("try_it", chat, metadata, rules.get(name)) for name, host in self._judges.items()}
-        # vLLM measures a GPU's free memory while it starts, which no other engine may take or give back meanwhile.
-        is_beside = not any(spec.section.num_gpus for spec in specs.values())
-        if is_beside:
+        in_turns = resources.share_a_gpu(self._config, resources.num_gpus())
+        if not in_turns and not any(spec.section.num_gpus for spec in specs.values()):
+            # Else after the judges: vLLM measures a GPU's memory as it starts, and no other may take some meanwhile.
             self._begin_engines(learner)
         problems = []
         for name, trial in trials.items():
@@ -122,23 +123,30 @@ class RayStages:
                 problems.append(str(error))
         if problems:
             raise JudgeError("\n".join(problems))
-        if not is_beside:
-            self._begin_engines(learner)
 
-    def wait_ready(self) -> None:
-        """Until every actor is up."""
-        learner = cast(RemoteLearner, self._learner).host
-        for started in (*self._judges.values(), learner, *self._generators):
+    def start_engines(self, learner: LearnerSpec) -> None:
+        """Wait until every actor is up; start the engines where they did not begin beside the judges."""
+        if self._learner is None:
+            self._begin_engines(learner)
+        for started in (*self._judges.values(), cast(RemoteLearner, self._learner).host, *self._generators):
             started.wait_ready()
 
     def _begin_engines(self, learner: LearnerSpec) -> None:
-        """Make the generators, where anything is sampled, and the learner; they load side by side."""
-        options = _actor_options(LEARNER_CPUS, self._learner_gpus(), cast(int, self._config.learner.threads))
+        """Make the generators, where anything is sampled, and the learner.
+
+        They load side by side; on a GPU that they share the learner starts once the generator sleeps.
+        """
+        options = resources.learner_options(self._config, resources.num_gpus())
         num_generators = self._config.generator.replicas if self._config.needs_generators else 0
         self._generators = [
             self._supervised("generator", f"generator {i}", self._new_generator, after_restart=self._bring_up_to_date)
             for i in range(num_generators)
         ]
+        if resources.share_a_gpu(self._config, resources.num_gpus()):
+            # vLLM measures the GPU's memory as it starts, and stops where others take or free some meanwhile.
+            for generator in self._generators:
+                generator.wait_ready()
+            self.sleep()
         host = self._supervised(
             "learner", "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
         )
@@ -174,7 +182,16 @@ class RayStages:
     def learner(self) -> LearnerStage:
         return cast(LearnerStage, self._learner)
 
-    def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
+    def sleep(self) -> None:
+        self._of_each_generator("sleep")
+        for judge in self._judges.values():  # one that can give memory away wakes when it is asked
+            judge.call_until_done("sleep")
+
+    def wake(self) -> None:
+        cast(RemoteLearner, self._learner).host.call("release_memory")
+        self._of_each_generator("wake")
+
+    def push(self, adapter: Adapter | None, version: int) -> list[Received]:
         self._pushed, self._probed = (adapter, version), None
         self._fresh = set(self._generators)
         shared = ray.put(adapter)  # once into the object store; every generator fetches it from there
@@ -252,54 +269,14 @@ class RayStages:
             check_gap("probe", Gap.between(generator.call("probe", rows), before), None, self._config.tolerance)
 
     def _new_generator(self) -> Any:
-        section = self._config.generator
-        num_gpus = section.num_gpus if section.num_gpus != "auto" else (section.tensor_parallel if has_gpus() else 0)
-        threads = max(1, cast(int, section.threads) // section.tensor_parallel)  # of each of the engine's workers
-        options = _actor_options(GENERATOR_CPUS, num_gpus, threads)
-        options["runtime_env"]["env_vars"]["VLLM_CPU_KVCACHE_SPACE"] = str(section.kv_cache_gib)
+        options = resources.generator_options(self._config, resources.num_gpus())
         return ray.remote(self._generator_class).options(**options).remote(self._engine)
 
-    def _learner_gpus(self) -> float:
-        section = self._config.learner
-        if section.num_gpus != "auto":
-            return float(section.num_gpus)
-        if not has_gpus():
-            return 0.0
-        generator = self._config.generator
-        taken = generator.num_gpus if generator.num_gpus != "auto" else generator.tensor_parallel
-        if not self._config.needs_generators:
-            taken = 0
-        total = ray.cluster_resources()["GPU"]
-        if taken * generator.replicas + 1 > total:
-            raise UserError(
-                f"the cluster has {total:g} GPUs and the generators take {taken * generator.replicas:g}; nothing is "
-                f"left for the learner: set generator.num_gpus and learner.num_gpus to fractions that add up, as "
-                f"configs/one-gpu.yaml does"
-            )
-        return 1.0
-
-
-def _new_judge(name: str, spec: JudgeSpec, counted: Callable[[], Mapping[str, Mapping[str, float]]]) -> Any:
-    section, threads = spec.section, cast(int, spec.section.threads)
-    options = _actor_options(section.num_cpus, section.num_gpus, threads)
-    return (
-        cast(Any, ray.remote(JudgeActor)).options(**options).remote(spec, threads=threads, counted=counted().get(name))
-    )
-
-
-def cpus_needed(config: RunConfig) -> float:
-    """Logical CPUs that a run's actors reserve."""
-    judges = [config.judge, config.pairing.annotator, *config.evaluation.judges.values()]
-    num_generators = config.generator.replicas if config.needs_generators else 0
-    return GENERATOR_CPUS * num_generators + LEARNER_CPUS + sum(judge.num_cpus for judge in judges if judge is not None)
-
-
-def _actor_options(num_cpus: float, num_gpus: float, threads: int) -> dict[str, Any]:
-    # Ray would set OMP_NUM_THREADS from num_cpus; bits depend on it, so it is set from the recorded number instead.
-    # Judges share the cores with a busy engine: threads that spin while they wait would take them from it.
-    env_vars = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    return {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": env_vars}}
+    def _new_judge(self, name: str, spec: JudgeSpec, counted: Callable[[], Mapping[str, Mapping[str, float]]]) -> Any:
+        options = resources.judge_options(self._config, spec.section, resources.num_gpus())
+        threads = cast(int, spec.section.threads)
+        return (
+            cast(Any, ray.remote(JudgeActor))
+            .options(**options)
+            .remote(spec, threads=threads, counted=counted().get(name), sleeps=self._config.layout == "colocated")
+        )

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
+from actors.engine_sleep import EngineSleep
 from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
 from online_dpo.errors import ModelError, WeightMismatchError
 from online_dpo.importing import quick_imports
+from online_dpo.models.merging import Received
 from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
 
 
@@ -34,6 +36,7 @@ class EngineSpec:
     block_size: int | None
     enforce_eager: bool
     seed: int
+    sleeps: bool = False  # gives the GPU's memory away while the learner works
 
 
 MAX_BATCHED_TOKENS = 8192
@@ -63,6 +66,7 @@ class Generator:
 
         self._spec = spec
         self._version: int | None = None
+        self._sleep = EngineSleep(wanted=spec.sleeps)
         options: dict[str, Any] = {}
         if spec.weight_push == "lora":
             # vLLM accepts few ranks; a larger slot changes nothing in the result.
@@ -94,6 +98,7 @@ class Generator:
             generation_config="vllm",
             logprobs_mode="raw_logprobs",
             worker_extension_cls="online_dpo.models.merging.MergeExtension",
+            enable_sleep_mode=self._sleep.is_possible,
             disable_log_stats=True,
             **options,
         )
@@ -104,28 +109,37 @@ class Generator:
         self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None
         beat(self._count_steps().count)
 
-    def push(self, adapter: Adapter | None, version: int) -> str | None:
+    def push(self, adapter: Adapter | None, version: int) -> Received:
         """Take the policy of `version`; None is the base model.
 
         Returns:
-            The digest of the adapter as it was received by every worker; None for the base model.
+            What every worker received.
 
         Raises:
             WeightMismatchError: workers disagree, or the prefix cache could not be cleared.
         """
         self._version = None  # until everything below has worked, nothing may be sampled
-        digests: set[str | None]
         if self._slots is not None:
             self._slots.clear()
-            digests = {None if adapter is None else self._slots.load(adapter)}
+            received = [Received(digest=None if adapter is None else self._slots.load(adapter))]
         else:
             files = (None, None) if adapter is None else (adapter.weights, adapter.config)
-            digests = set(self._llm.collective_rpc("load_merged", args=(self._spec.model_folder, *files)))
+            received = self._llm.collective_rpc("load_merged", args=(self._spec.model_folder, *files))
+        digests = {found.digest for found in received}
         if len(digests) != 1:
             raise WeightMismatchError(f"the engine's workers received different adapters: {sorted(map(str, digests))}")
         self._reset_prefix_cache()
         self._version = version
-        return digests.pop()
+        return cast(Received, received[0])  # each worker merges whole weights and takes its part of them
+
+    def sleep(self) -> None:
+        """Give the GPU's memory away until `wake`; on CPU nothing moves. Nothing is sampled before the next push."""
+        self._version = None
+        self._sleep.sleep(self._llm)
+
+    def wake(self) -> None:
+        """Take the GPU's memory back; the policy must be pushed again."""
+        self._sleep.wake(self._llm)
 
     def sample(self, shard: Shard, plan: SamplingPlan, version: int) -> list[Completion]:
         """`num_samples` completions for each prompt of a shard, in prompt and sample order.

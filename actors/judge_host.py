@@ -12,7 +12,7 @@ from typing import Any
 from actors.heartbeat import beat, here
 from judges.calling import Caller, Measurements, Sleep
 from judges.chat import Chat, ChatEngineRequest
-from judges.hosting import Hosting, Scorer, ScorerRequest
+from judges.hosting import Hosting, Scorer, ScorerRequest, Sleeper
 from judges.protocol import Question, collect_counts
 from judges.registry import build_caller
 from judges.spec import JudgeSpec
@@ -31,6 +31,7 @@ class JudgeHost:
         threads: int | None = None,
         counted: Mapping[str, float] | None = None,
         sleep: Sleep = asyncio.sleep,
+        sleeps: bool = False,
     ) -> None:
         """Nothing is loaded yet: `try_it` or the first shard does that, where its error can be reported.
 
@@ -39,11 +40,15 @@ class JudgeHost:
             threads: of torch, where the judge uses it; None = as the process has it.
             counted: sums of its counters in the run so far; budgets go on from there.
             sleep: waits between retries, in seconds.
+            sleeps: models on a GPU give its memory away while the learner works.
         """
         self._spec = spec
         self._threads = threads
         self._counted = counted or {}
         self._sleep = sleep
+        self._sleeps = sleeps
+        self._sleepers: list[Sleeper] = []
+        self._is_asleep = False
         self._caller: Caller | None = None
 
     async def try_it(
@@ -80,6 +85,10 @@ class JudgeHost:
             JudgeError: the judge cannot be built.
         """
         caller = self._ready()
+        if self._is_asleep:
+            for sleeper in self._sleepers:
+                sleeper.wake()
+            self._is_asleep = False
         groups = group_by_prompt(completions)
         strangers = groups.keys() - {prompt.prompt_id for prompt in shard.prompts}
         if strangers:
@@ -118,16 +127,39 @@ class JudgeHost:
             latencies_s=measured.latencies_s,
         )
 
+    async def sleep(self) -> None:
+        """Give the GPU's memory away, as far as models here can; the next shard wakes them. Nothing may be judged."""
+        if self._sleeps:
+            self._is_asleep = True
+            for sleeper in self._sleepers:
+                sleeper.sleep()
+
     def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._caller is None:
             hosting = Hosting(
-                engine=_start_chat_engine, scorer=_start_scorer, counted=self._counted, threads=self._threads
+                engine=self._start_chat_engine,
+                scorer=self._start_scorer,
+                counted=self._counted,
+                threads=self._threads,
+                can_sleep=self._sleepers.append,
             )
             self._caller = build_caller(self._spec, hosting=hosting, sleep=self._sleep)
             if self._threads is not None and "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self._threads)
         return self._caller
+
+    def _start_chat_engine(self, request: ChatEngineRequest) -> Chat:
+        from actors.chat_engine import VllmChat  # vllm
+
+        chat = VllmChat(request, sleeps=self._sleeps)
+        self._sleepers.append(chat)
+        return chat
+
+    def _start_scorer(self, request: ScorerRequest) -> Scorer:
+        from actors.scoring_engine import VllmScorer  # vllm
+
+        return VllmScorer(request, sleeps=self._sleeps)  # its reward model says that it can sleep
 
 
 class JudgeActor(JudgeHost):
@@ -140,18 +172,6 @@ class JudgeActor(JudgeHost):
     async def ready(self) -> tuple[int, str]:
         """Process id and node."""
         return here()
-
-
-def _start_chat_engine(request: ChatEngineRequest) -> Chat:
-    from actors.chat_engine import VllmChat  # vllm
-
-    return VllmChat(request)
-
-
-def _start_scorer(request: ScorerRequest) -> Scorer:
-    from actors.scoring_engine import VllmScorer  # vllm
-
-    return VllmScorer(request)
 
 
 def _rename(verdict: Verdict, samples: Sequence[int]) -> Verdict:

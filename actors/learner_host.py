@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 from actors.heartbeat import Progress, beat, here
 from online_dpo.importing import quick_imports
 
 with quick_imports():
+    import torch
     from peft.tuners.lora import LoraLayer
 
     from online_dpo.learner.learner import Learner
@@ -22,6 +25,11 @@ class LearnerHost(Learner):
             if isinstance(module, LoraLayer):
                 module.register_forward_pre_hook(progress.add)  # every pass comes by
         beat(progress.count)
+
+    def release_memory(self) -> None:
+        """Give back what PyTorch keeps of the GPU's memory for later; an engine that wakes needs it."""
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing without a GPU
 
     def ready(self) -> tuple[int, str]:
         """Process id and node, once the model is loaded."""

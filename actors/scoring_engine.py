@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from actors.chat_engine import prepare_process
+from actors.engine_sleep import EngineSleep
 from judges.hosting import ScorerRequest
 from online_dpo.errors import JudgeError
 from online_dpo.importing import quick_imports
@@ -14,8 +15,12 @@ from online_dpo.importing import quick_imports
 class VllmScorer:
     """`Scorer`. The sequences of one call are alone in the engine, which keeps nothing of calls before."""
 
-    def __init__(self, engine: ScorerRequest) -> None:
+    def __init__(self, engine: ScorerRequest, *, sleeps: bool = False) -> None:
         """Load the model.
+
+        Args:
+            engine: what is wanted.
+            sleeps: it gives its GPU's memory away while it is not asked.
 
         Raises:
             JudgeError: vLLM knows no such model, or it has no classification head.
@@ -24,6 +29,7 @@ class VllmScorer:
         with quick_imports():
             from vllm import LLM, PoolingParams
 
+        self._sleep = EngineSleep(wanted=sleeps)
         try:
             self._llm: Any = LLM(
                 model=engine.path,
@@ -39,6 +45,7 @@ class VllmScorer:
                 gpu_memory_utilization=engine.gpu_memory_utilization,
                 enforce_eager=not on_gpu,
                 disable_log_stats=True,
+                enable_sleep_mode=self._sleep.is_possible,
             )
         except ValueError as error:  # pydantic's is one too
             reason = " ".join(str(error).split())
@@ -47,6 +54,12 @@ class VllmScorer:
         self.reads_last_token = pooler.seq_pooling_type == "LAST"
         # Logits, not the probabilities that vLLM would make of them.
         self._params = PoolingParams(use_activation=False)
+
+    def sleep(self) -> None:
+        self._sleep.sleep(self._llm)
+
+    def wake(self) -> None:
+        self._sleep.wake(self._llm)
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]

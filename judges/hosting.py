@@ -10,7 +10,19 @@ from judges.chat import Chat, ChatEngineRequest
 from online_dpo.errors import JudgeError
 
 
-class Scorer(Protocol):
+class Sleeper(Protocol):
+    """Holds a GPU's memory, and can do without it while it is not asked."""
+
+    def sleep(self) -> None:
+        """Give the GPU's memory away; its content stays in the machine's memory."""
+        ...
+
+    def wake(self) -> None:
+        """Take it back."""
+        ...
+
+
+class Scorer(Sleeper, Protocol):
     """A sequence-classification model in an engine."""
 
     reads_last_token: bool  # the logits are read at the very last token of a sequence
@@ -51,6 +63,8 @@ class Hosting:
     # What judges counted in this run before this process began: name of a count -> its sum.
     counted: Mapping[str, float] = field(default_factory=dict)
     threads: int | None = None  # of torch; None = as the process has it
+    # Told of everything that can sleep while others use the GPU.
+    can_sleep: Callable[[Sleeper], None] = lambda sleeper: None
 
 
 NO_HOSTING = Hosting()

@@ -58,6 +58,15 @@ class Classifier:
         self._batch_tokens = batch_tokens
         self._own_pad_id: int | None = config.get_text_config().pad_token_id
 
+    def sleep(self) -> None:
+        """Into the machine's memory, off the GPU; on CPU nothing moves."""
+        self._model.to("cpu")
+        torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Back to where it computes."""
+        self._model.to(self._device)
+
     @torch.inference_mode()
     def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         found: list[list[float]] = [[]] * len(rows)

@@ -105,6 +105,17 @@ class RewardModel:
             self._scorer = hosting.scorer(request)
         # A call that timed out may still be running in its thread, and fast tokenizers refuse to be shared.
         self._lock = threading.Lock()
+        hosting.can_sleep(self)
+
+    def sleep(self) -> None:
+        """Give the GPU's memory away, if the model has any."""
+        with self._lock:
+            self._scorer.sleep()
+
+    def wake(self) -> None:
+        """Take it back."""
+        with self._lock:
+            self._scorer.wake()
 
     async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
         rows = [(q, i) for q in questions for i in range(len(q.completions))]

@@ -172,7 +172,8 @@ def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard: Guarded) -> RunResult:
     # Imported here: a config error should not wait for ray and torch.
-    from actors.cluster import RayStages, cpus_needed
+    from actors.cluster import RayStages
+    from actors.resources import cpus_needed
     from actors.session import ray_session
 
     config = materials.config
@@ -185,12 +186,13 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
         judges, sets = list(materials.judges), list(config.evaluation.sets)
         return {} if store is None else counted_so_far(store, judges, sets)
 
-    stages.start_judges(materials.judges, learner_spec(materials), first=materials.first, counted=counted)
+    learner = learner_spec(materials)
+    stages.start_judges(materials.judges, learner, first=materials.first, counted=counted)
     if store is None:
         info = run_info(materials)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
     guard.note(f"starting {'the generators and ' if config.needs_generators else ''}the learner")
-    stages.wait_ready()
+    stages.start_engines(learner)
     for line in stages.learner.notices():
         guard.note(line)
     return _result(store, guard, play(materials, stages, store, [guard]))

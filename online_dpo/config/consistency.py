@@ -26,6 +26,7 @@ def check_consistency(config: Any) -> None:
     _check_reference(config)
     _check_measured(config)
     _check_beta(config)
+    _check_layout(config)
 
 
 def _check_pairs(config: Any) -> None:
@@ -145,12 +146,7 @@ def _only_compares(section: Any) -> bool:
 
 
 def _check_weights(config: Any) -> None:
-    """The push and the adapter must go with the model."""
-    if config.generator.weight_push == "merge" and config.model.dtype == "bfloat16":
-        raise ValueError(
-            "generator.weight_push is merge and model.dtype is bfloat16; rounding W + dW to bfloat16 swallows "
-            "small updates: set generator.weight_push to lora, or model.dtype to float32"
-        )
+    """The adapter must go with the model."""
     if config.model.adapter is not None and config.learner.lora is not None:
         raise ValueError(
             "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "
@@ -220,3 +216,25 @@ def _check_beta(config: Any) -> None:
             f"{objective.type}, whose beta holds the policy to no reference: give beta a number or a schedule and "
             f"drift.action warn or stop, or choose another objective"
         )
+
+
+def _check_layout(config: Any) -> None:
+    """A GPU that is used in turns has one engine, and nobody else sets its shares."""
+    if config.layout != "colocated":
+        return
+    if not config.needs_generators:
+        raise ValueError(
+            "layout is colocated and nothing is sampled, so that no engine shares a GPU with the learner: remove layout"
+        )
+    for name in ("replicas", "tensor_parallel"):
+        if (value := getattr(config.generator, name)) != 1:
+            raise ValueError(
+                f"layout is colocated and generator.{name} is {value}; one engine and the learner use one GPU in "
+                f"turns: set generator.{name} to 1, or layout to separate"
+            )
+    for name in ("generator", "learner"):
+        if (value := getattr(config, name).num_gpus) != "auto":
+            raise ValueError(
+                f"layout is colocated and {name}.num_gpus is {value:g}; the shares of the one GPU follow from the "
+                f"layout: remove {name}.num_gpus, or set layout to separate"
+            )

@@ -54,18 +54,26 @@ class Forward:
         self._decoder = base_model(model).get_decoder()
         self._device = next(model.parameters()).device
         self.notices: list[str] = []  # one line each about what could not be had
-        reason = _adopt_packing(model, self._device)
-        self._packs = reason is None
-        if reason is not None:
-            if section.layout == "shared":
-                raise ModelError(f"learner.layout is shared and {reason}; set learner.layout to auto or separate")
-            self.notices.append(f"the learner pads its rows and repeats prompts: {reason}")
-        low = _low_precision(section, self._device)
+        self._packs, low = False, _low_precision(section, self._device)
         self._products = Products(self._decoder, low, compiled=section.compile)
         self._dropouts = [module.lora_dropout for module in model.modules() if isinstance(module, LoraLayer)]
-        self._checkpointed = self._wrap_layers() if section.activation_checkpointing else []
+        self._checkpointed: list[Any] = []
+        if uses_own_kernels(self._device.type, section):
+            self._adopt_own_kernels()
+        if section.activation_checkpointing:
+            self._checkpointed = self._wrap_layers()
         if section.compile:
             self._compile()
+
+    @property
+    def vocab_size(self) -> int:
+        """`V`."""
+        return int(self._decoder.config.vocab_size)
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The parameters that get gradients."""
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
     @property
     def min_shared(self) -> int | None:
@@ -135,6 +143,23 @@ class Forward:
         for layer in self._checkpointed:
             layer.training = on  # of the layer alone, not of what is inside: it switches recomputation on
 
+    def _adopt_own_kernels(self) -> None:
+        """Packed rows, and products of our own; where they fail, all is computed as transformers and PEFT do."""
+        config = self._decoder.config
+        before, reason = config._attn_implementation, _adopt_packing(self._model, self._device)
+        self._packs = reason is None
+        if self._packs or self._device.type == "cpu":  # padded rows go through our products on CPU
+            self._products.adopt()
+        if reason is None and self._section.layout == "shared":
+            try:  # kernels for the backward pass are made when it first runs
+                _run_both_ways(self)
+            except Exception as error:  # whatever a compiler, or a GPU that it does not know, comes up with
+                reason = f"its packed rows have no backward pass here ({type(error).__name__}: {first_line(error)})"
+                self._products.leave()
+                self._packs, config._attn_implementation = False, before
+        if reason is not None:
+            self.notices.append(f"the learner pads its rows and repeats prompts: {reason}")
+
     def _compile(self) -> None:
         """Compile what lies between the matrix products of every layer: norms, rotations, activations, sums."""
         layers = [module for module in self._decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -142,8 +167,7 @@ class Forward:
         for layer in layers:
             layer.compile(dynamic=True)
         try:
-            with torch.no_grad():
-                self.token_logps(_probe_rows(self._decoder.config.vocab_size), training=False)
+            _run_both_ways(self)
         except Exception as error:  # whatever the compiler or a missing one comes up with
             for layer in layers:
                 layer._compiled_call_impl = None
@@ -168,6 +192,23 @@ class Forward:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
         return layers
+
+
+def uses_own_kernels(device_type: str, section: LearnerSection) -> bool:
+    """Whether rows are packed under attention of our own, with products of our own, if the model lets them.
+
+    On CPU that is what is tested and measured. On a GPU it has never run, so what transformers and PEFT do is taken
+    there (padded rows, SDPA, PEFT's layers under `torch.autocast`), unless somebody asks for it.
+    """
+    return device_type == "cpu" or section.layout == "shared"
+
+
+def _run_both_ways(forward: Forward) -> None:
+    """A forward pass over a few rows, and a backward pass where something is trained; no gradient is kept."""
+    with torch.set_grad_enabled(bool(forward.trained)):
+        logps = torch.cat(forward.token_logps(_probe_rows(forward.vocab_size), training=False).logps)
+    if logps.requires_grad:
+        torch.autograd.grad(logps.sum(), forward.trained, allow_unused=True)
 
 
 def _adopt_packing(model: PeftModel, device: torch.device) -> str | None:

@@ -91,7 +91,8 @@ class Rounds:
 
     def __init__(self, job: Job, stages: Stages, store: RunStore, initial: Adapter | None) -> None:
         self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
-        self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored)
+        in_turns = job.config.layout == "colocated"
+        self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
 
     def play(self, position: Position) -> Generator[Event, None, Position]:
         """One round, from its first uncommitted piece of work to its commit.
@@ -109,6 +110,7 @@ class Rounds:
             yield from self.push(rollouts, policy)
             collected = yield from self.sample_and_judge(store, rollouts, policy)
             gathered = yield from self.pair(store, position, drawn, collected)
+        self.pusher.rest()
         gathered = yield from self.reference(store, position.reference, gathered)
         learned = yield from self.update(index, gathered.items, position.control.beta_factor)
         # What is pushed next is what a reader of the run directory gets.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from online_dpo.models.merging import Received
 from online_dpo.types import (
     Adapter,
     Completion,
@@ -61,8 +62,16 @@ class Stages(Protocol):
     @property
     def learner(self) -> LearnerStage: ...
 
-    def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
-        """Hand the policy to every generator; the digest that each received."""
+    def sleep(self) -> None:
+        """The generators, and judges on a GPU, give its memory to the learner."""
+        ...
+
+    def wake(self) -> None:
+        """The learner gives spare memory back and the generators take theirs; the policy must be pushed again."""
+        ...
+
+    def push(self, adapter: Adapter | None, version: int) -> list[Received]:
+        """Hand the policy to every generator; what each received."""
         ...
 
     def probe(self, rows: Sequence[Row]) -> list[TokenLogpRows]:

@@ -20,8 +20,10 @@ from actors.cluster import RayStages
 from online_dpo.commands.inputs import prepare
 from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.errors import JudgeError, WeightMismatchError
+from online_dpo.loop.rounds import training_plan
+from online_dpo.models.merging import Received
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Adapter, Completion, Pair, Row
+from online_dpo.types import Adapter, Completion, Pair, Row, Shard
 
 # Faults are functions that run inside the generator's process, which cannot import this file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -86,7 +88,10 @@ def test_pushed_adapter_is_what_transformers_computes(
     adapter, rows = big_adapter(world, targets), list(world.materials.job.probe)
     base = world.stages.probe(rows)[0]
     try:
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        (received,) = world.stages.push(adapter, 1)
+        assert received.digest == adapter.digest
+        is_merged = world.materials.config.generator.weight_push == "merge"
+        assert received.applied > 0.9999 if is_merged else received.applied is None
         found = world.stages.probe(rows)[0]
     finally:
         world.stages.push(None, 0)
@@ -95,6 +100,27 @@ def test_pushed_adapter_is_what_transformers_computes(
     assert max(abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) < 1e-3
     assert max(abs(a - b) for x, y in zip(found, base, strict=True) for a, b in zip(x, y, strict=True)) > 1.0
     assert world.stages.probe(rows)[0] == base  # the base did not drift
+
+
+def test_an_engine_that_woke_samples_only_after_a_push(world: World) -> None:
+    """On CPU a sleep moves nothing, and the weights count no more all the same."""
+    rows, generator = list(world.materials.job.probe), world.stages._generators[0]
+    shard = Shard(index=0, prompts=(world.materials.first,))
+    plan = training_plan(world.materials.config, 0)
+    adapter = big_adapter(world)
+    try:
+        assert world.stages.push(adapter, 1) == [adapter.digest]
+        before, sampled = world.stages.probe(rows), generator.call("sample", shard, plan, 1)
+        for wake in (lambda: None, world.stages.wake, world.stages.wake):  # twice does no harm
+            world.stages.sleep()
+            wake()
+            with pytest.raises(WeightMismatchError, match="policy 1 was to be sampled and the engine holds None"):
+                generator.call("sample", shard, plan, 1)
+        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert world.stages.probe(rows) == before
+        assert generator.call("sample", shard, plan, 1) == sampled
+    finally:
+        world.stages.push(None, 0)
 
 
 def test_sampled_log_probs_are_the_reference_s_whatever_they_were_sampled_with(world: World, tmp_path: Path) -> None:
@@ -211,10 +237,12 @@ def replace_loading(generator: Any, load: Any) -> None:
     def collective_rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
         def honest(adapter: Adapter | None) -> str | None:
             files = (None, None) if adapter is None else (adapter.weights, adapter.config)
-            return honest_rpc(method, args=(args[0], *files))[0]
+            received: Received = honest_rpc(method, args=(args[0], *files))[0]
+            return received.digest
 
         weights, config = args[1:]
-        return [load(honest, None if weights is None else Adapter(version=0, weights=weights, config=config))]
+        adapter = None if weights is None else Adapter(version=0, weights=weights, config=config)
+        return [Received(digest=load(honest, adapter))]
 
     generator._llm.collective_rpc = collective_rpc
 

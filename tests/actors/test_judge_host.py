@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from config_kit import BASE
 from verdict_kit import answers, brief, shard_of
 
 from actors.judge_host import JudgeHost
+from judges.registry import make_spec
+from judges.reward import reward_model
+from judges.reward.classifier import Classifier
 from judges.spec import JudgeSpec
 from online_dpo.config.judges.hosted import PythonJudge
+from online_dpo.config.loading import load_config
 from online_dpo.config.pairing import PairingSection
 from online_dpo.errors import JudgeError
 from online_dpo.pairing.pairs import build_pairs
@@ -60,6 +65,44 @@ class f:
     judged = judge(host_of(source), shard_of("p", "empty", "q"), given)
     assert brief(judged.verdicts) == [("p", 2, 5, 0.9), ("q", 1, 4, 0.5)]
     counters(judged, calls=2)
+
+
+def test_models_of_a_judge_sleep_until_they_are_asked(tmp_path: Path) -> None:
+    """A model that is inside another judge too; whoever is not told to take turns keeps its memory."""
+    told: list[str] = []
+
+    class Told(Classifier):
+        def sleep(self) -> None:
+            told.append("sleep")
+            super().sleep()
+
+        def wake(self) -> None:
+            told.append("wake")
+            super().wake()
+
+        def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+            told.append("asked")
+            return super().logits(rows)
+
+    judge = {"type": "length_penalty", "judge": {"type": "reward_model", "path": "embedded:reward"}, "rate": 0.1}
+    spec = make_spec(load_config({**BASE, "judge": judge}).judge, field="judge", base_dir=tmp_path)
+    given = answers("p", "good", "bad")
+
+    async def play(host: JudgeHost) -> list[Judged]:
+        await host.try_it(chat=False)
+        told.clear()
+        await host.sleep()
+        await host.sleep()
+        first = await host.judge_shard(shard_of("p"), given)
+        return [first, await host.judge_shard(shard_of("p"), given)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward_model, "Classifier", Told)
+        in_turns = asyncio.run(play(JudgeHost(spec, sleeps=True)))
+        assert told == ["sleep", "sleep", "wake", "asked", "asked"]
+        alone = asyncio.run(play(JudgeHost(spec)))
+        assert told == ["asked", "asked"]
+    assert [j.verdicts for j in in_turns] == [j.verdicts for j in alone]
 
 
 def test_batches_of_the_configured_size_and_bounded_concurrency() -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from judge_kit import ask, brief, caller_of, python, question
 
-from actors.cluster import cpus_needed
+from actors.resources import cpus_needed
 from judges.outer.ensemble import Ensemble
 from judges.protocol import Question
 from judges.trial import try_judges

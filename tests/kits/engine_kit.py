@@ -90,8 +90,9 @@ class World:
     def __init__(self, config: Any) -> None:
         self.materials: Materials = prepare(config)
         self.stages = RayStages(self.materials.config, engine_spec(self.materials))
-        self.stages.start_judges(self.materials.judges, learner_spec(self.materials), first=self.materials.first)
-        self.stages.wait_ready()
+        learner = learner_spec(self.materials)
+        self.stages.start_judges(self.materials.judges, learner, first=self.materials.first)
+        self.stages.start_engines(learner)
         self._fresh = self.stages.learner.checkpoint()
 
     def run(self, path: Path, config: Any = None, tape: Tape | None = None) -> Tape:

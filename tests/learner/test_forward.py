@@ -32,8 +32,9 @@ from transformers import (
 
 from online_dpo.config.learner import LearnerSection
 from online_dpo.errors import DataError, ModelError
+from online_dpo.learner import forward as forward_module
 from online_dpo.learner import logprobs
-from online_dpo.learner.forward import Forward
+from online_dpo.learner.forward import Forward, uses_own_kernels
 from online_dpo.learner.kernels import attention, block_attention
 from online_dpo.learner.kernels.packing import Block, pack_rows, packed_tokens
 from online_dpo.types import Row
@@ -141,9 +142,7 @@ def test_a_sliding_window_keeps_its_separate_padded_rows_and_says_so(family):
     config, reason = WINDOWED[family]
     model = build(config)
     expected, expected_gradients = definition(model)
-    with pytest.raises(ModelError, match=rf"layout is shared and {reason}; set learner.layout to auto"):
-        Forward(model, section(layout="shared"))
-    forward = Forward(model, section(layout="auto"))
+    forward = Forward(model, section(layout="shared"))
     assert forward.notices == [f"the learner pads its rows and repeats prompts: {reason}"]
     rows = [row for row in ROWS if row.completion_ids]
     logps = forward.token_logps(rows, training=True).logps
@@ -153,6 +152,65 @@ def test_a_sliding_window_keeps_its_separate_padded_rows_and_says_so(family):
     for name, gradient in expected_gradients.items():
         # Transformers takes norms in float32 even in a float64 model.
         assert (found[name] - gradient).norm() < 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("device", "layout", "own"),
+    [
+        *(("cpu", layout, True) for layout in LAYOUTS),
+        ("cuda", "auto", False),
+        ("cuda", "separate", False),
+        ("cuda", "shared", True),
+    ],
+)
+def test_what_never_ran_on_a_gpu_is_used_there_on_request_alone(device, layout, own):
+    assert uses_own_kernels(device, section(layout=layout)) is own
+
+
+@pytest.mark.parametrize("autocast", ["off", "bfloat16"])
+@pytest.mark.parametrize("fails", [False, True], ids=["chosen", "fallen back to"])
+def test_the_trodden_path_is_transformers_and_peft(monkeypatch, autocast, fails):
+    """What a GPU gets: every bit of it is that of PEFT's own layers and of SDPA, under `torch.autocast`."""
+    if fails:  # as a kernel whose backward pass cannot be made
+        monkeypatch.setattr(attention, "attend_blocks", lambda query, *_: BrokenBackward.apply(query))
+        monkeypatch.setattr(forward_module, "_adopt_packing", adopt_without_comparing)
+    else:
+        monkeypatch.setattr(forward_module, "uses_own_kernels", lambda *_: False)
+    model, plain = (build(FAMILIES["qwen2"], dtype=torch.float32) for _ in range(2))
+    forward = Forward(model, section(autocast=autocast))
+    reason = "its packed rows have no backward pass here (RuntimeError: no kernel)"
+    assert forward.notices == [f"the learner pads its rows and repeats prompts: {reason}"] * fails
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+    rows = [row for row in ROWS if row.completion_ids]
+    batch = logprobs.batch_rows(rows)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast == "bfloat16"):
+        hidden = plain.get_base_model().model(input_ids=batch.input_ids).last_hidden_state
+        logits = torch.nn.functional.linear(hidden, plain.get_base_model().lm_head.weight).float()
+    wanted = [
+        logits[i, len(row.prompt_ids) - 1 :].log_softmax(-1)[range(len(row.completion_ids)), row.completion_ids]
+        for i, row in enumerate(rows)
+    ]
+    found = forward.token_logps(rows, training=True).logps
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    gradient, expected = gradients(model, weighted(found)), gradients(plain, weighted(wanted))
+    for name, value in expected.items():
+        # The gradient of the head is rounded once more or less in bfloat16.
+        assert (gradient[name] - value).norm() < (1e-4 if autocast == "off" else 2e-2) * value.norm(), name
+
+
+class BrokenBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query):
+        return query.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        raise RuntimeError("no kernel")
+
+
+def adopt_without_comparing(model, device):
+    model.get_base_model().model.config._attn_implementation = attention.PACKED
 
 
 def test_a_model_whose_attention_does_not_hand_on_the_packing_is_padded(monkeypatch):
@@ -298,9 +356,9 @@ def test_compiled_layers_have_the_same_log_probs_and_gradients(monkeypatch):
     plain, compiled = (build(FAMILIES["llama"], dtype=torch.float32) for _ in range(2))
     expected = Forward(plain, section()).token_logps(ROWS, training=True).logps
     wanted = gradients(plain, weighted(expected))
+    torch._dynamo.utils.counters.clear()
     forward = Forward(compiled, section(compile=True))
     assert forward.notices == []
-    torch._dynamo.utils.counters.clear()
     logps = forward.token_logps(ROWS, training=True).logps
     found = gradients(compiled, weighted(logps))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled, not left as it is

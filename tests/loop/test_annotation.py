@@ -13,7 +13,7 @@ from loop_runs import Kill, Run, comparable, records
 from pairing_kit import FAILED, comparisons, completion, pair_up, scores
 from stopping_kit import Stingy
 
-from actors.cluster import cpus_needed
+from actors.resources import cpus_needed
 from online_dpo.commands.inputs import judge_name, judge_sections
 from online_dpo.commands.provenance import source_files
 from online_dpo.config.loading import load_config

@@ -135,6 +135,7 @@ CHANGEABLE = {
     "run.dir",
     "run.rounds",  # with a constant schedule
     "run.keep_optimizer",
+    "layout",
     "generator.replicas",
     "generator.num_gpus",
     "generator.gpu_memory_utilization",

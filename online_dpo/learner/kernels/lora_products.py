@@ -37,16 +37,29 @@ class Products:
         self.is_low = False  # whether products are taken in the low precision now
         self._copies: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._last_cast: tuple[Tensor, Tensor] | None = None
-        keep: Any = torch.compiler.disable if compiled else lambda function: function
+        self._decoder, self._compiled = decoder, compiled
+        self._adopted: list[nn.Module] = []
+
+    def adopt(self) -> None:
+        """Put them in the place of the layers' own."""
+        keep: Any = torch.compiler.disable if self._compiled else lambda function: function
         parts: set[nn.Module] = set()  # of LoRA layers; those of another kind than plain linear are left to PEFT
-        for module in decoder.modules():
+        for module in self._decoder.modules():
             if isinstance(module, LoraLayer):
                 parts.update(module.modules())
             if type(module) is LoraLinear and type(module.base_layer) is nn.Linear:
                 module.forward = keep(partial(self._lora_linear, module))  # type: ignore[method-assign]
-        for module in decoder.modules():
-            if low is not None and type(module) is nn.Linear and module not in parts:
+                self._adopted.append(module)
+        for module in self._decoder.modules():
+            if self._low is not None and type(module) is nn.Linear and module not in parts:
                 module.forward = keep(partial(self._frozen_linear, module))  # type: ignore[method-assign]
+                self._adopted.append(module)
+
+    def leave(self) -> None:
+        """Give the layers their own way of computing back."""
+        for module in self._adopted:
+            del module.forward
+        self._adopted.clear()
 
     @contextmanager
     def lowered(self) -> Iterator[None]:

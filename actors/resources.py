@@ -1,0 +1,111 @@
+"""What each actor of a run reserves of the cluster: CPUs, GPUs and threads.
+
+Functions of the config and of the number of GPUs that Ray knows; Ray itself is only asked for that number.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import ray
+
+from online_dpo.config.judges.section import JudgeSection
+from online_dpo.config.run import RunConfig
+from online_dpo.errors import UserError
+
+GENERATOR_CPUS = LEARNER_CPUS = 1.0
+"""Logical CPUs: generator and learner take turns, so reserving the cores that each can use would only block them."""
+
+
+def num_gpus() -> float:
+    """GPUs of the cluster."""
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
+def cpus_needed(config: RunConfig) -> float:
+    """Logical CPUs that a run's actors reserve."""
+    num_generators = config.generator.replicas if config.needs_generators else 0
+    return GENERATOR_CPUS * num_generators + LEARNER_CPUS + sum(judge.num_cpus for judge in _judges(config))
+
+
+def generator_options(config: RunConfig, gpus: float) -> dict[str, Any]:
+    """Ray's options of a generator.
+
+    Args:
+        config: of the run.
+        gpus: of the cluster.
+    """
+    section = config.generator
+    threads = max(1, cast(int, section.threads) // section.tensor_parallel)  # of each of the engine's workers
+    options = _options(GENERATOR_CPUS, _generator_gpus(config, gpus), threads)
+    options["runtime_env"]["env_vars"]["VLLM_CPU_KVCACHE_SPACE"] = str(section.kv_cache_gib)
+    return options
+
+
+def learner_options(config: RunConfig, gpus: float) -> dict[str, Any]:
+    """Ray's options of the learner.
+
+    Raises:
+        UserError: the generators take every GPU of the cluster.
+    """
+    return _options(LEARNER_CPUS, _learner_gpus(config, gpus), cast(int, config.learner.threads))
+
+
+def judge_options(config: RunConfig, section: JudgeSection, gpus: float) -> dict[str, Any]:
+    """Ray's options of a judge's host."""
+    share = _share(config) if share_a_gpu(config, gpus) and section.num_gpus else section.num_gpus
+    return _options(section.num_cpus, share, cast(int, section.threads))
+
+
+def share_a_gpu(config: RunConfig, gpus: float) -> bool:
+    """Whether the actors use one GPU in turns."""
+    return config.layout == "colocated" and gpus > 0
+
+
+def _share(config: RunConfig) -> float:
+    """Of each actor that uses the one GPU: what they reserve only has to add up, since they take turns."""
+    num_parts = 2 + sum(judge.num_gpus > 0 for judge in _judges(config))
+    return math.floor(10_000 / num_parts) / 10_000  # Ray counts in ten-thousandths
+
+
+def _generator_gpus(config: RunConfig, gpus: float) -> float:
+    section = config.generator
+    if share_a_gpu(config, gpus):
+        return _share(config)
+    if section.num_gpus != "auto":
+        return float(section.num_gpus)
+    return float(section.tensor_parallel) if gpus else 0.0
+
+
+def _learner_gpus(config: RunConfig, gpus: float) -> float:
+    section = config.learner
+    if share_a_gpu(config, gpus):
+        return _share(config)
+    if section.num_gpus != "auto":
+        return float(section.num_gpus)
+    if not gpus:
+        return 0.0
+    taken = _generator_gpus(config, gpus) * config.generator.replicas if config.needs_generators else 0.0
+    if taken + 1 > gpus:
+        raise UserError(
+            f"the cluster has {gpus:g} GPUs and the generators take {taken:g}; nothing is left for the learner: set "
+            f"layout to colocated, which uses one GPU in turns, as configs/one-gpu.yaml does"
+        )
+    return 1.0
+
+
+def _judges(config: RunConfig) -> list[JudgeSection]:
+    judges = [config.judge, config.pairing.annotator, *config.evaluation.judges.values()]
+    return [judge for judge in judges if judge is not None]
+
+
+def _options(num_cpus: float, num_gpus: float, threads: int) -> dict[str, Any]:
+    # Ray would set OMP_NUM_THREADS from num_cpus; bits depend on it, so it is set from the recorded number instead.
+    # Judges share the cores with a busy engine: threads that spin while they wait would take them from it.
+    env_vars = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    return {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": env_vars}}
