@@ -20,7 +20,7 @@ from actors.cluster import RayStages
 from online_dpo.commands.inputs import prepare
 from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.errors import JudgeError, WeightMismatchError
-from online_dpo.loop.rounds import training_plan
+from online_dpo.loop.draws import training_plan
 from online_dpo.models.merging import Received
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Pair, Row, Shard
