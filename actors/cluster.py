@@ -12,6 +12,7 @@ import ray
 
 from actors import resources
 from actors.failures import Incident
+from actors.gang import Workers
 from actors.generator import EngineSpec, Generator
 from actors.judge_host import JudgeActor
 from actors.learner_host import LearnerHost
@@ -82,6 +83,7 @@ class RayStages:
         self._judging: dict[Any, RayTask] = {}  # what was asked -> the call under way
         self._fresh: set[Supervised] = set()  # generators that sampled nothing since they took their weights
         self._learner: RemoteLearner | None = None
+        self._workers: Workers | None = None  # of the learner
 
     # Start and end
 
@@ -147,9 +149,8 @@ class RayStages:
             for generator in self._generators:
                 generator.wait_ready()
             self.sleep()
-        host = self._supervised(
-            "learner", "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
-        )
+        self._workers = Workers(LearnerHost, (learner,), options, self._config.learner.num_workers)
+        host = self._supervised("learner", "the learner", self._workers.start)
         self._learner = RemoteLearner(host)
 
     def recover(self, error: ActorError) -> None:
@@ -169,12 +170,15 @@ class RayStages:
         if dead_parts():
             return  # nobody is left to ask for it; the end of the session ends what remains
         with suppress(ray.exceptions.RayError):
-            ending = [generator.submit("close") for generator in self._generators if generator.is_ready]
+            ready = [generator for generator in self._generators if generator.is_ready]  # others have nothing to tidy
+            ending = [ref for generator in ready for ref in generator.submit("close")]
             if ending:
                 ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
         learner = [self._learner.host] if self._learner is not None else []
         for host in [*self._generators, *self._judges.values(), *learner]:
             host.kill()
+        if self._workers is not None:
+            self._workers.release()
 
     # The protocol
 

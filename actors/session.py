@@ -191,7 +191,7 @@ def _check_resources(num_cpus_needed: float, *, joined: bool) -> None:
         raise UserError(
             f"{where} has {found:g} CPUs and the actors of this config ask for {num_cpus_needed:g}; start Ray with "
             f"--num-cpus={num_cpus_needed:.0f} or more (they take turns, so it may exceed the cores), add nodes, or "
-            f"lower judge.num_cpus or generator.replicas"
+            f"lower judge.num_cpus, generator.replicas or learner.num_workers"
         )
 
 

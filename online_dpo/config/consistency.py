@@ -244,6 +244,11 @@ def _check_layout(config: Any) -> None:
                 f"layout is colocated and generator.{name} is {value}; one engine and the learner use one GPU in "
                 f"turns: set generator.{name} to 1, or layout to separate"
             )
+    if (workers := config.learner.num_workers) != 1:
+        raise ValueError(
+            f"layout is colocated and learner.num_workers is {workers}; one engine and one worker use one GPU in "
+            f"turns: set learner.num_workers to 1, or layout to separate"
+        )
     for name in ("generator", "learner"):
         if (value := getattr(config, name).num_gpus) != "auto":
             raise ValueError(

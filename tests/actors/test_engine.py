@@ -109,14 +109,14 @@ def test_an_engine_that_woke_samples_only_after_a_push(world: World) -> None:
     plan = training_plan(world.materials.config, 0)
     adapter = big_adapter(world)
     try:
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert [received.digest for received in world.stages.push(adapter, 1)] == [adapter.digest]
         before, sampled = world.stages.probe(rows), generator.call("sample", shard, plan, 1)
         for wake in (lambda: None, world.stages.wake, world.stages.wake):  # twice does no harm
             world.stages.sleep()
             wake()
             with pytest.raises(WeightMismatchError, match="policy 1 was to be sampled and the engine holds None"):
                 generator.call("sample", shard, plan, 1)
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert [received.digest for received in world.stages.push(adapter, 1)] == [adapter.digest]
         assert world.stages.probe(rows) == before
         assert generator.call("sample", shard, plan, 1) == sampled
     finally:

@@ -113,7 +113,7 @@ class World:
             "judge": stages._judges["reward"],
             "generator": stages._generators[0],
         }
-        os.kill(hosts[name]._pid, signal.SIGKILL)
+        os.kill(hosts[name]._processes[0][0], signal.SIGKILL)
 
     def sabotage(self, change: Any) -> None:
         """Run `change(generator)` inside the generator's process."""
