@@ -90,14 +90,16 @@ class RayStages:
     def start_judges(
         self,
         specs: Mapping[str, JudgeSpec],
+        learner: LearnerSpec,
         *,
         first: Prompt,
         counted: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
     ) -> None:
-        """Start every judge's host and try it on two canned completions, before any engine starts.
+        """Start every judge's host and try it on two canned completions. The engines load meanwhile.
 
         Args:
             specs: judge's name -> judge.
+            learner: the learner's making.
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
             counted: gives, for each judge's name, the sums of its counters in the run so far.
 
@@ -111,6 +113,10 @@ class RayStages:
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}
         trials = {name: host.submit("try_it", chat, metadata, rules.get(name)) for name, host in self._judges.items()}
+        in_turns = resources.share_a_gpu(self._config, resources.num_gpus())
+        if not in_turns and not any(spec.section.num_gpus for spec in specs.values()):
+            # Else after the judges: vLLM measures a GPU's memory as it starts, and no other may take some meanwhile.
+            self._begin_engines(learner)
         problems = []
         for name, trial in trials.items():
             try:
@@ -121,9 +127,16 @@ class RayStages:
             raise JudgeError("\n".join(problems))
 
     def start_engines(self, learner: LearnerSpec) -> None:
-        """Start the generators (where anything is sampled) and the learner; wait until all are up.
+        """Wait until every actor is up; start the engines where they did not begin beside the judges."""
+        if self._learner is None:
+            self._begin_engines(learner)
+        for started in (*self._judges.values(), cast(RemoteLearner, self._learner).host, *self._generators):
+            started.wait_ready()
 
-        They start side by side; on a GPU that they share the learner starts once the generator sleeps.
+    def _begin_engines(self, learner: LearnerSpec) -> None:
+        """Make the generators, where anything is sampled, and the learner.
+
+        They load side by side; on a GPU that they share the learner starts once the generator sleeps.
         """
         options = resources.learner_options(self._config, resources.num_gpus())
         num_generators = self._config.generator.replicas if self._config.needs_generators else 0
@@ -139,8 +152,6 @@ class RayStages:
         self._workers = Workers(LearnerHost, (learner,), options, self._config.learner.num_workers)
         host = self._supervised("learner", "the learner", self._workers.start)
         self._learner = RemoteLearner(host)
-        for started in (*self._judges.values(), host, *self._generators):
-            started.wait_ready()
 
     def recover(self, error: ActorError) -> None:
         """Start the learner again where it was lost; the loop must then begin anew with what is committed.
@@ -159,7 +170,8 @@ class RayStages:
         if dead_parts():
             return  # nobody is left to ask for it; the end of the session ends what remains
         with suppress(ray.exceptions.RayError):
-            ending = [ref for generator in self._generators for ref in generator.submit("close")]
+            ready = [generator for generator in self._generators if generator.is_ready]  # others have nothing to tidy
+            ending = [ref for generator in ready for ref in generator.submit("close")]
             if ending:
                 ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
         learner = [self._learner.host] if self._learner is not None else []

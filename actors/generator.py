@@ -13,6 +13,7 @@ from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
 from online_dpo.errors import ModelError, WeightMismatchError
+from online_dpo.importing import quick_imports
 from online_dpo.models.merging import Received
 from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
 
@@ -59,8 +60,9 @@ class Generator:
         if spec.tensor_parallel > 1:
             # CPU only: by default vLLM wants one NUMA node for each of its workers, and dies on a machine with fewer.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        import torch
-        from vllm import LLM
+        with quick_imports():
+            import torch
+            from vllm import LLM
 
         self._spec = spec
         self._version: int | None = None

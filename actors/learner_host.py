@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-import torch
-from peft.tuners.lora import LoraLayer
-
-from actors.gang import Membership, join
 from actors.heartbeat import Progress, beat, here
-from online_dpo.learner.learner import Learner
-from online_dpo.learner.spec import LearnerSpec
+from online_dpo.importing import quick_imports
+
+with quick_imports():
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    from actors.gang import Membership, join
+    from online_dpo.learner.learner import Learner
+    from online_dpo.learner.spec import LearnerSpec
 
 
 class LearnerHost(Learner):

@@ -86,6 +86,11 @@ class Supervised:
         self._restarted: list[float] = []  # when, within the last hour
         self._begin(make())
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it was seen to be ready since it was made."""
+        return bool(self._processes)
+
     def wait_ready(self) -> None:
         """Until its model is loaded.
 
