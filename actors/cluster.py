@@ -23,6 +23,7 @@ from online_dpo.errors import ActorError, JudgeError, ModelError
 from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import Gap, check_digests, check_gap
+from online_dpo.models.merging import Received
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -179,7 +180,7 @@ class RayStages:
         cast(RemoteLearner, self._learner).host.call("release_memory")
         self._of_each_generator("wake")
 
-    def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
+    def push(self, adapter: Adapter | None, version: int) -> list[Received]:
         self._pushed, self._probed = (adapter, version), None
         self._fresh = set(self._generators)
         shared = ray.put(adapter)  # once into the object store; every generator fetches it from there

@@ -13,6 +13,7 @@ from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
 from online_dpo.errors import ModelError, WeightMismatchError
+from online_dpo.models.merging import Received
 from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
 
 
@@ -106,28 +107,28 @@ class Generator:
         self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None
         beat(self._count_steps().count)
 
-    def push(self, adapter: Adapter | None, version: int) -> str | None:
+    def push(self, adapter: Adapter | None, version: int) -> Received:
         """Take the policy of `version`; None is the base model.
 
         Returns:
-            The digest of the adapter as it was received by every worker; None for the base model.
+            What every worker received.
 
         Raises:
             WeightMismatchError: workers disagree, or the prefix cache could not be cleared.
         """
         self._version = None  # until everything below has worked, nothing may be sampled
-        digests: set[str | None]
         if self._slots is not None:
             self._slots.clear()
-            digests = {None if adapter is None else self._slots.load(adapter)}
+            received = [Received(digest=None if adapter is None else self._slots.load(adapter))]
         else:
             files = (None, None) if adapter is None else (adapter.weights, adapter.config)
-            digests = set(self._llm.collective_rpc("load_merged", args=(self._spec.model_folder, *files)))
+            received = self._llm.collective_rpc("load_merged", args=(self._spec.model_folder, *files))
+        digests = {found.digest for found in received}
         if len(digests) != 1:
             raise WeightMismatchError(f"the engine's workers received different adapters: {sorted(map(str, digests))}")
         self._reset_prefix_cache()
         self._version = version
-        return digests.pop()
+        return cast(Received, received[0])  # each worker merges whole weights and takes its part of them
 
     def sleep(self) -> None:
         """Give the GPU's memory away until `wake`; on CPU nothing moves. Nothing is sampled before the next push."""

@@ -1,14 +1,15 @@
 """A whole online step beside TRL's `OnlineDPOTrainer`: sample two answers per prompt, judge, one LoRA DPO update, push.
 
-    python benchmarks/online_vs_trl.py [--prompt-tokens 16] [--new-tokens 64] [--pairs 64] [--steps 6]
-                                       [--peers vllm-bf16,vllm,defaults] [--set key=value ...]
+    python benchmarks/online_vs_trl.py [--shape small|qwen2-0.5b] [--prompt-tokens 16] [--new-tokens 64] [--pairs 64]
+                                       [--steps 6] [--peers vllm-bf16,vllm,defaults] [--set key=value ...]
 
 Ours is a round of `online_dpo.run` as any user gets it (Ray, vLLM engine, checks, commits), from its first event to
-its commit; fields of its config may be set with `--set`. TRL runs colocated vLLM with and without bf16 autocast, no
-checkpointing, the whole batch at once, and its defaults. The model is a random Llama of 3.2 M parameters. All systems
-are up at the same time and take their steps in turn; medians of all steps but the first two. A pair counts as a pair
-of full length: answers that ended early count by their tokens. Memory is the sum of the peak resident sets of a
-system's processes. Prints a table; asserts nothing.
+its commit; fields of its config may be set with `--set`. TRL runs colocated vLLM (whose weights it always rounds to
+bfloat16 on CPU) with and without bf16 autocast, no checkpointing, the whole batch at once, and its defaults. The model
+has random weights: a Llama of 3.2 M parameters, whose systems are all up at the same time and take their steps in turn;
+or the shape of Qwen2-0.5B, whose systems are each alone in the machine's memory, in turns that begin anew. Medians of
+all steps but the first two of each turn. A pair counts as a pair of full length: answers that ended early count by
+their tokens. Memory is the sum of the peak resident sets of a system's processes. Prints a table; asserts nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,8 +31,8 @@ WARM_UP = 2  # steps whose time does not count
 
 OURS = {
     "model.dtype": "float32",
+    "generator.dtype": "bfloat16",
     "sampling.num_samples": 2,
-    "generator.enforce_eager": False,
     "generator.rescored": 16,
     "learner.autocast": "bfloat16",
     "learner.micro_batch_tokens": 4096,
@@ -43,19 +45,44 @@ OURS = {
 }
 """The config at its best for this work, on CPU."""
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "work": {"prompt_tokens": 16, "new_tokens": 64, "pairs": 64, "steps": 6},
+        "model": {
+            "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        },
+        # An engine's Python per token is on one core: two engines of half the threads use both.
+        "ours": {"generator.replicas": 2, "generator.enforce_eager": False},
+        "turns": 1,
+    },
+    "qwen2-0.5b": {
+        "work": {"prompt_tokens": 256, "new_tokens": 128, "pairs": 4, "steps": 5},
+        "model": {
+            "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        },
+        "ours": {"generator.replicas": 1},
+        "turns": 2,
+    },
+}  # fmt: skip
+"""Work and model of a comparison, what of our config is best for them, and how often each side has its turn."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt-tokens", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
+    for name in SHAPES["small"]["work"]:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the shape, unless given")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peers", default="vllm-bf16", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--set", nargs="*", default=[], help="fields of our config")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    for name, value in SHAPES[args.shape]["work"].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.worker == "make":
         make_inputs(args)
     elif args.worker == "ours":
@@ -67,14 +94,30 @@ def main() -> None:
             args.folder = Path(folder)
             subprocess.run(command(args, "make"), check=True)
             peers = [peer for peer in args.peers.split(",") if peer]
-            report(args, take_turns(args, ["ours", *peers]))
+            sides = ["ours", *peers]
+            if args.shape == "small":
+                report(args, take_turns(args, sides))
+            else:
+                report(args, take_long_turns(args, sides))
 
 
 def command(args: argparse.Namespace, worker: str) -> list[str]:
-    names = ("prompt_tokens", "new_tokens", "pairs", "steps", "threads", "folder")
+    names = ("shape", "prompt_tokens", "new_tokens", "pairs", "steps", "threads", "folder")
     flags = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     chosen = ["--set", *args.set] if args.set else []
     return [sys.executable, __file__, *flags, "--worker", worker, *chosen]
+
+
+def take_long_turns(args: argparse.Namespace, sides: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """All steps of one side and then all of another, each begun anew: together they would not fit into memory."""
+    steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for turn in range(SHAPES[args.shape]["turns"]):
+        for side in sides:
+            shutil.rmtree(args.folder / "ours", ignore_errors=True)
+            (taken,) = take_turns(args, [side]).values()
+            print(f"turn {turn + 1}, {side}: {[round(step['seconds'], 1) for step in taken]} s", file=sys.stderr)
+            steps[side] += taken[WARM_UP:]
+    return steps
 
 
 def take_turns(args: argparse.Namespace, sides: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -114,7 +157,7 @@ def report(args: argparse.Namespace, steps: dict[str, list[dict[str, Any]]]) -> 
     print("| system | pairs/s, median | best | s per step | peak GiB |\n|---|---|---|---|---|")
     rates = {}
     for side, taken in steps.items():
-        steady = taken[WARM_UP:] or taken
+        steady = taken if args.shape != "small" else taken[WARM_UP:] or taken
         per_s = [step["num_tokens"] / (2 * args.new_tokens) / step["seconds"] for step in steady]
         rates[side] = statistics.median(per_s)
         seconds, peak = statistics.median(step["seconds"] for step in steady), taken[-1]["peak_bytes"] / 2**30
@@ -122,7 +165,7 @@ def report(args: argparse.Namespace, steps: dict[str, list[dict[str, Any]]]) -> 
     for side, rate in rates.items():
         if side != "ours":
             print(f"\nours over TRL {side}: {rates['ours'] / rate:.2f}")
-    stages = [step["stages"] for step in steps["ours"][WARM_UP:] or steps["ours"]]
+    stages = [step["stages"] for step in steps["ours"]]
     print("\n| stage of our round | s, median |\n|---|---|")
     for name in stages[0]:
         print(f"| {name} | {statistics.median(stage.get(name, 0.0) for stage in stages):.3f} |")
@@ -154,28 +197,18 @@ def peak_bytes() -> int:
 
 
 def make_inputs(args: argparse.Namespace) -> None:
-    """A random tiny Llama, a byte-level tokenizer, prompts whose own tokenisation has the asked-for length, a judge."""
+    """A random model, a byte-level tokenizer, prompts whose own tokenisation has the asked-for length, a judge."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet)
-    bpe.train_from_iterator([Path(argparse.__file__).read_text()], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    sizes = SHAPES[args.shape]["model"]
+    tokenizer = make_tokenizer(sizes["vocab_size"])
     tokenizer.save_pretrained(args.folder / "model")
     torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2,
-        )
-    ).save_pretrained(args.folder / "model")  # fmt: skip
+    config = LlamaConfig(**sizes, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    torch.set_default_dtype(torch.float32 if args.shape == "small" else torch.bfloat16)  # as such models are published
+    LlamaForCausalLM(config).save_pretrained(args.folder / "model")
+    torch.set_default_dtype(torch.float32)
     generator = torch.Generator().manual_seed(0)
     prompts: list[str] = []
     while len(prompts) < args.pairs:
@@ -192,21 +225,42 @@ def make_inputs(args: argparse.Namespace) -> None:
     )
 
 
+def make_tokenizer(vocab_size: int) -> Any:
+    """Byte pairs: bytes, then pairs of printable characters, then three of them, until the vocabulary is full."""
+    from itertools import islice, product
+    from string import ascii_letters, digits
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<bos>", "<eos>"]
+    alphabet, letters = sorted(pre_tokenizers.ByteLevel.alphabet()), ascii_letters + digits
+    pairs = list(product(letters, letters))
+    triples = ((a + b, c) for (a, b), c in product(pairs, letters))
+    merges = list(islice([*pairs, *triples], vocab_size - len(special) - len(alphabet)))
+    vocabulary = [*special, *alphabet, *map("".join, merges)]
+    bpe = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token=special[2])
+
+
 def ours(args: argparse.Namespace) -> None:
     """Rounds of a run; between two of them the next turn is waited for."""
     from online_dpo import load_config, run
     from online_dpo.loop.stages import Event
 
+    shape = SHAPES[args.shape]["ours"]
+    replicas = shape["generator.replicas"]
     settings = {
         **OURS,
+        **shape,
         "run.dir": args.folder, "run.name": "ours", "run.rounds": args.steps,
         "model.path": args.folder / "model",
         "prompts.source": args.folder / "prompts.jsonl", "prompts.per_round": args.pairs,
         "prompts.max_tokens": args.prompt_tokens,
         "sampling.max_tokens": args.new_tokens,
-        # An engine's Python per token is on one core: two engines of half the threads use both.
-        "generator.replicas": 2, "generator.shard_prompts": -(-args.pairs // 2),
-        "generator.threads": max(args.threads // 2, 1),
+        "generator.shard_prompts": -(-args.pairs // replicas), "generator.threads": max(args.threads // replicas, 1),
         "judge.type": "python", "judge.target": f"{args.folder / 'judge.py'}:score",
         "learner.batch_pairs": args.pairs, "learner.threads": args.threads,
     }  # fmt: skip

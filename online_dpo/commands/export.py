@@ -90,7 +90,8 @@ def _write_merged(base: Path, adapter: Adapter, out: Path, *, dtype: str) -> Non
         if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json", ".md")):
             shutil.copy(file, out / file.name)
     wanted = getattr(torch, dtype)
-    tensors = {name: tensor.to(wanted).contiguous() for name, tensor in merged_tensors(base, adapter)}
+    merged = merged_tensors(base, adapter, dtype=wanted)
+    tensors = {name: tensor.to(wanted).contiguous() for name, tensor in merged}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     settings = json.loads((out / "config.json").read_text())
     settings["dtype"] = dtype

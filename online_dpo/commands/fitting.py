@@ -37,10 +37,10 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
             f"turns its positions in another way beyond {switch} (rope_type longrope): vLLM would do so for every row, "
             f"the learner for longer rows alone; lower prompts.max_tokens or sampling.max_tokens to {switch} together"
         )
-    if model.quantised and config.generator.weight_push != "lora":
+    if model.quantised and config.generator.weight_push == "merge":
         raise ConfigError(
-            f"generator.weight_push is {config.generator.weight_push} and {config.model.path} is quantised; merging "
-            f"into quantised weights is not exact: set generator.weight_push to lora"
+            f"generator.weight_push is merge and {config.model.path} is quantised; merging into quantised weights is "
+            f"not exact: remove generator.weight_push, or set it to lora"
         )
 
 

@@ -33,13 +33,15 @@ def engine_spec(materials: Materials) -> Any:
     if materials.adapter is not None:
         adapter = json.loads(materials.adapter.config)
         rank, targets = int(adapter["r"]), adapter["target_modules"]
-    weight_push = "lora" if materials.model.quantised else config.weight_push
+    weight_push = generator.weight_push
+    if weight_push == "auto":
+        weight_push = "lora" if materials.model.quantised else "merge"
     if not has_gpus():
         check_cpu_engine(materials.model, config.model.path, weight_push)
     return EngineSpec(
         model_folder=str(materials.model.folder),
         trust_remote_code=config.model.trust_remote_code,
-        dtype=config.model.dtype,
+        dtype=config.engine_dtype,
         max_model_len=config.max_model_len,
         max_num_seqs=min(MAX_NUM_SEQS, generator.shard_prompts * config.sampling.num_samples),
         weight_push=weight_push,

@@ -146,12 +146,7 @@ def _only_compares(section: Any) -> bool:
 
 
 def _check_weights(config: Any) -> None:
-    """The push and the adapter must go with the model."""
-    if config.generator.weight_push == "merge" and config.model.dtype == "bfloat16":
-        raise ValueError(
-            "generator.weight_push is merge and model.dtype is bfloat16; rounding W + dW to bfloat16 swallows "
-            "small updates: set generator.weight_push to lora, or model.dtype to float32"
-        )
+    """The adapter must go with the model."""
     if config.model.adapter is not None and config.learner.lora is not None:
         raise ValueError(
             "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "

@@ -56,9 +56,11 @@ class GeneratorSection(Section):
     """The share of a GPU's memory that an engine may use."""
     kv_cache_gib: int = changeable(1, ge=1)
     """GiB of memory for an engine's KV cache on CPU, where vLLM would otherwise take a share of all memory."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The precision that an engine computes in, which need not be the learner's. auto is `model.dtype`."""
     weight_push: Literal["auto", "merge", "lora"] = "auto"
-    """How an engine gets new weights: merged into its own, or as a LoRA adapter. auto merges into float32 weights and
-    sends an adapter for bfloat16 ones."""
+    """How an engine gets new weights: merged into its own, or as a LoRA adapter, which slows sampling down. auto
+    merges, except where the base is quantised."""
     shard_prompts: int = Field(64, ge=1)
     """The number of prompts that an engine samples in one call, and that are committed together."""
     block_size: int | None = Field(None, ge=1)
@@ -72,4 +74,4 @@ class GeneratorSection(Section):
     """How many samples of an engine's first shard after a push the learner scores too, which checks the weights."""
     tolerance: Auto | Positive = changeable("auto")
     """The largest accepted gap between the log-probs of engine and learner, as a mean in nats per token; beyond it the
-    run stops. auto is 1e-3 for float32 models and 5e-2 for bfloat16 ones."""
+    run stops. auto is 1e-3 where both compute in float32, and 5e-2 where one of them computes in bfloat16."""

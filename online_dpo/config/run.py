@@ -110,11 +110,9 @@ class RunConfig(Section):
         return Path(self.run.dir) / self.run.name
 
     @property
-    def weight_push(self) -> Literal["merge", "lora"]:
-        """The push in use: `auto` is `merge` for fp32 weights and `lora` for bf16 (DESIGN section 8)."""
-        if self.generator.weight_push != "auto":
-            return self.generator.weight_push
-        return "merge" if self.model.dtype == "float32" else "lora"
+    def engine_dtype(self) -> Literal["float32", "bfloat16"]:
+        """What the generators compute in."""
+        return self.model.dtype if self.generator.dtype == "auto" else self.generator.dtype
 
     @property
     def needs_generators(self) -> bool:
@@ -144,7 +142,7 @@ class RunConfig(Section):
         """Largest accepted mean gap between generator and learner log-probs, nats per token."""
         if self.generator.tolerance != "auto":
             return float(self.generator.tolerance)
-        return 1e-3 if self.model.dtype == "float32" else 5e-2
+        return 1e-3 if self.model.dtype == self.engine_dtype == "float32" else 5e-2
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from online_dpo.models.merging import Received
 from online_dpo.types import (
     Adapter,
     Completion,
@@ -69,8 +70,8 @@ class Stages(Protocol):
         """The learner gives spare memory back and the generators take theirs; the policy must be pushed again."""
         ...
 
-    def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
-        """Hand the policy to every generator; the digest that each received."""
+    def push(self, adapter: Adapter | None, version: int) -> list[Received]:
+        """Hand the policy to every generator; what each received."""
         ...
 
     def probe(self, rows: Sequence[Row]) -> list[TokenLogpRows]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from online_dpo.errors import WeightMismatchError
 from online_dpo.loop.stages import Event, Stages
+from online_dpo.models.merging import Received
 from online_dpo.statistics.samples import sampler_logps
 from online_dpo.types import (
     Adapter,
@@ -21,6 +22,9 @@ from online_dpo.types import (
 
 CHECKS = ("pushed", "rescored")
 """Kinds of the events that tell of a check."""
+
+MIN_APPLIED = 0.5
+"""The smallest share of an update in the generators' weights that goes without a warning."""
 
 NUM_PROBE_ROWS = 8
 NUM_PROBE_TOKENS = 16
@@ -121,6 +125,8 @@ class Pusher:
         replicas = self._stages.probe(self._probe)
         probed = [check_gap("probe", *_gaps(found, learner), self._tolerance) for found in replicas]
         figures = max(probed, key=lambda replica: replica["probe_gap"])  # the log gets the one that is furthest off
+        applied = [found.applied for found in received if found.applied is not None]
+        figures |= {"applied": min(applied)} if applied else {}
         self._version = policy.version
         yield Event(kind="pushed", round_index=round_index, data={"policy_version": policy.version, **figures})
 
@@ -151,14 +157,14 @@ def _gaps(found: TokenLogpRows, learner: Sequence[Scores]) -> tuple[Gap, Gap | N
     return current, before[0] if before else None
 
 
-def check_digests(expected: Adapter | None, received: Sequence[str | None]) -> None:
+def check_digests(expected: Adapter | None, received: Sequence[Received]) -> None:
     """Raises WeightMismatchError unless every generator received exactly the learner's bytes."""
     digest = None if expected is None else expected.digest
     for replica, found in enumerate(received):
-        if found != digest:
+        if found.digest != digest:
             raise WeightMismatchError(
-                f"generator {replica} received adapter {str(found)[:12]} and the learner sent {str(digest)[:12]}; "
-                f"the weights were changed on the way"
+                f"generator {replica} received adapter {str(found.digest)[:12]} and the learner sent "
+                f"{str(digest)[:12]}; the weights were changed on the way"
             )
 
 

@@ -80,6 +80,7 @@ EVENTS = {
             "probe_gap_max": "",
             "probe_gap_previous": "",
             "probe_has_power": "whether a skipped push would have been noticed",
+            "applied": "where an adapter was merged: the share of the update that the weights hold after rounding",
         },
     ),
     "shard_sampled": EventKind(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from online_dpo.loop.stages import Event
+from online_dpo.loop.weight_sync import MIN_APPLIED
 from online_dpo.reports.data_set_lines import num_items, offline_outcomes, show_preferences
 from online_dpo.reports.listening import Listener
 from online_dpo.reports.yields import losses
@@ -62,6 +63,11 @@ class Progress(Listener):
                 f"policy {data['policy_version']} differs from the one before by less than the tolerance "
                 f"({data['probe_gap_previous']:.1e} nats per token): the probe could not have noticed a skipped push"
             )
+        if (applied := data.get("applied")) is not None and not applied >= MIN_APPLIED:
+            self._warn(
+                f"the generators hold {100 * applied:.0f} % of the update of policy {data['policy_version']}, the rest "
+                f"is rounded away; where that lasts, set generator.dtype to float32 or raise learner.lr"
+            )
 
     def _on_stage(self, data: Mapping[str, Any]) -> None:
         self._status["stage"] = data["stage"]
@@ -103,7 +109,10 @@ class Progress(Listener):
         version = data["policy_version"]
         self._console.print(Text(f"round {version}/{self._num_rounds}: {describe_round(data)}, {seconds:.1f} s"))
         for warning in data["warnings"]:
-            self._console.print(Text(f"warning: {warning}", style="yellow"))
+            self._warn(warning)
+
+    def _warn(self, warning: str) -> None:
+        self._console.print(Text(f"warning: {warning}", style="yellow"))
 
     def _panel(self) -> Table:
         table = Table.grid(padding=(0, 2))

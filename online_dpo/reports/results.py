@@ -263,6 +263,8 @@ class PushResult:
     """Mean difference to the policy before; None at the first push."""
     probe_has_power: bool | None = None
     """Whether the check could have told a skipped push from a done one."""
+    applied: float | None = None
+    """The share of the update that the generators' weights hold after rounding; None where nothing was merged."""
     sampled_gap: float | None = None
     """The same five of tokens that were sampled, of the check that found the most."""
     sampled_gap_row_max: float | None = None

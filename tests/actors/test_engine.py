@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from online_dpo.errors import WeightMismatchError
 from online_dpo.loop.rounds import training_plan
+from online_dpo.models.merging import Received
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Pair, Row, Shard
 
@@ -83,7 +84,10 @@ def test_pushed_adapter_is_what_transformers_computes(
     adapter, rows = big_adapter(world, targets), list(world.materials.job.probe)
     base = world.stages.probe(rows)[0]
     try:
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        (received,) = world.stages.push(adapter, 1)
+        assert received.digest == adapter.digest
+        is_merged = world.materials.config.generator.weight_push == "merge"
+        assert received.applied > 0.9999 if is_merged else received.applied is None
         found = world.stages.probe(rows)[0]
     finally:
         world.stages.push(None, 0)
@@ -229,10 +233,12 @@ def replace_loading(generator: Any, load: Any) -> None:
     def collective_rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
         def honest(adapter: Adapter | None) -> str | None:
             files = (None, None) if adapter is None else (adapter.weights, adapter.config)
-            return honest_rpc(method, args=(args[0], *files))[0]
+            received: Received = honest_rpc(method, args=(args[0], *files))[0]
+            return received.digest
 
         weights, config = args[1:]
-        return [load(honest, None if weights is None else Adapter(version=0, weights=weights, config=config))]
+        adapter = None if weights is None else Adapter(version=0, weights=weights, config=config)
+        return [Received(digest=load(honest, adapter))]
 
     generator._llm.collective_rpc = collective_rpc
 

@@ -16,6 +16,7 @@ from engine_kit import Tape, World, small_config
 from actors.generator import EngineSpec, Generator
 from online_dpo.commands.export import export
 from online_dpo.loop.stages import Event
+from online_dpo.models.adapters import read_adapter
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Row
 
@@ -141,13 +142,30 @@ def test_exported_policy_loads_in_transformers_and_vllm(
     assert not torch.allclose(merged, before, atol=1e-2)
 
     spec = EngineSpec(
-        model_folder=str(tmp_path / "merged"), trust_remote_code=False, dtype="float32", max_model_len=128,
+        model_folder=str(tmp_path / "merged"), trust_remote_code=False, dtype="bfloat16", max_model_len=128,
         max_num_seqs=8, weight_push="merge", lora_rank=8, lora_targets=(), tensor_parallel=1, eos_token_ids=(2,),
         gpu_memory_utilization=0.5, block_size=None, enforce_eager=True, seed=0,
     )  # fmt: skip
     env = {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     actor = ray.remote(Generator).options(num_cpus=1, runtime_env=env).remote(spec)
-    found = ray.get(actor.probe.remote([Row(prompt_ids=(1,), completion_ids=sample.token_ids)]))[0]
+    rows = [Row(prompt_ids=(1,), completion_ids=sample.token_ids)]
+    (loaded,) = ray.get(actor.probe.remote(rows))
+    pushes = []
+    for adapter in (read_adapter(str(tmp_path / "adapter"), base=None), None):
+        pushes.append(ray.get(actor.push.remote(adapter, 1)))
+        pushes += ray.get(actor.probe.remote(rows))
     ray.kill(actor)
-    logps = merged[0].log_softmax(-1)
-    assert found == pytest.approx([logps[i, token].item() for i, token in enumerate(sample.token_ids)], abs=1e-4)
+
+    def says(model: Any) -> Any:
+        with torch.no_grad():
+            logps = model(ids).logits[0].double().log_softmax(-1)
+        return pytest.approx([logps[i, token].item() for i, token in enumerate(sample.token_ids)], abs=3e-2)
+
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    exported = says(policy)
+    assert loaded == exported
+    # The run's update once more, on the exported policy and in the engine's precision.
+    received, twice, _, again = pushes
+    assert twice == says(PeftModel.from_pretrained(policy, str(tmp_path / "adapter"))) and twice != exported
+    assert 0.9 < received.applied < 1.1
+    assert again == loaded  # the base did not drift

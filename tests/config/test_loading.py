@@ -44,7 +44,7 @@ def test_the_readme_s_page_is_a_config(tmp_path: Path) -> None:
         (["learner.lr=fast"], "learner.lr is \"fast\"; it must be 'auto' or a valid number"),
         (["learner.lora.targets=[q_proj,lm_head]"], "contains lm_head"),
         (["sampling.truncated_penalty=2"], "set truncated: penalise or remove it"),
-        (["generator.weight_push=merge", "model.dtype=bfloat16"], "set generator.weight_push to lora"),
+        (["generator.dtype=float16"], "it must be 'auto', 'float32' or 'bfloat16'; did you mean bfloat16?"),
         (["model.adapter=somewhere", "learner.lora.r=8"], "remove learner.lora"),
         (["rounds"], "override 'rounds' is not of the form section.field=value"),
     ],
@@ -64,7 +64,15 @@ def test_an_override_of_type_starts_the_section_afresh() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "push"), [([], "merge"), (["model.dtype=bfloat16"], "lora"), (["generator.weight_push=lora"], "lora")]
+    ("model", "generator", "engine", "tolerance"),
+    [
+        ("float32", "auto", "float32", 1e-3),
+        ("bfloat16", "auto", "bfloat16", 5e-2),
+        ("float32", "bfloat16", "bfloat16", 5e-2),
+        ("bfloat16", "float32", "float32", 5e-2),
+    ],
 )
-def test_auto_picks_the_push(overrides: list[str], push: str) -> None:
-    assert load_config(BASE, overrides).weight_push == push
+def test_engines_have_a_precision_of_their_own(model: str, generator: str, engine: str, tolerance: float) -> None:
+    """The tolerance is that of the coarser side."""
+    config = load_config(BASE, [f"model.dtype={model}", f"generator.dtype={generator}"])
+    assert (config.engine_dtype, config.tolerance) == (engine, tolerance)

@@ -124,7 +124,7 @@ def _engine(push: Any, folder: Path) -> None:
     rows = [Row(prompt_ids=p.token_ids, completion_ids=c) for p, c in zip(prompts, completions, strict=True)]
     generator.push(None, 0)
     base = generator.probe(rows)
-    assert generator.push(adapter, 1) == adapter.digest
+    assert generator.push(adapter, 1).digest == adapter.digest
     plan = SamplingPlan(
         run_seed=1, purpose="train", round_index=0, num_samples=2, temperature=1.0, top_p=1.0, max_tokens=24, stop=()
     )

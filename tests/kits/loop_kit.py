@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 from online_dpo.config.run import RunConfig
 from online_dpo.learner.grouping import round_batches
 from online_dpo.learner.items import kind_of
+from online_dpo.models.merging import Received
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -188,10 +189,10 @@ class FakeGenerator:
         self.weights, self.version = BASE, 0
         self.sampling_weights = BASE  # another than `weights` only where a cache is stale
 
-    def push(self, adapter: Adapter | None, version: int) -> str | None:
+    def push(self, adapter: Adapter | None, version: int) -> Received:
         self.weights = self.sampling_weights = weights_of(adapter)
         self.version = version
-        return None if adapter is None else adapter.digest
+        return Received(digest=None if adapter is None else adapter.digest)
 
     def sleep(self) -> None:
         """What is there after a wake-up is not to be trusted."""
@@ -275,7 +276,7 @@ class FakeStages:
     def wake(self) -> None:
         self.tape.call("wake")
 
-    def push(self, adapter: Adapter | None, version: int) -> list[str | None]:
+    def push(self, adapter: Adapter | None, version: int) -> list[Received]:
         self.tape.call("push", version, label(adapter))
         self._fresh = set(range(len(self.generators)))
         return [generator.push(adapter, version) for generator in self.generators]

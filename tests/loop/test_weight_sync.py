@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +12,13 @@ from typing import Any
 import pytest
 from loop_kit import BASE, ORDERS, FakeGenerator, FakeStages, Weights, make_adapter, token_logps, weights_of
 from loop_runs import Run, comparable, make_materials, records
+from rich.console import Console
 
 from online_dpo.errors import WeightMismatchError
+from online_dpo.loop.stages import Event
 from online_dpo.loop.weight_sync import Gap, check_digests, check_gap, check_versions, probe_rows
+from online_dpo.models.merging import Received
+from online_dpo.reports.progress import Progress
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Prompt, Row
 
@@ -28,15 +33,15 @@ class OldVersion(FakeGenerator):
 class SkippedPush(FakeGenerator):
     """Says that it received the adapter, and keeps what it had."""
 
-    def push(self, adapter: Adapter | None, version: int) -> str | None:
+    def push(self, adapter: Adapter | None, version: int) -> Received:
         self.version = version
-        return None if adapter is None else adapter.digest
+        return Received(digest=None if adapter is None else adapter.digest)
 
 
 class TamperedAdapter(FakeGenerator):
     """Receives other bytes than were sent."""
 
-    def push(self, adapter: Adapter | None, version: int) -> str | None:
+    def push(self, adapter: Adapter | None, version: int) -> Received:
         changed = None if adapter is None else make_adapter(version, (9.0, *weights_of(adapter)[1:]))
         return super().push(changed, version)
 
@@ -44,20 +49,20 @@ class TamperedAdapter(FakeGenerator):
 class WrongScale(FakeGenerator):
     """Took the right bytes and computes something else from them."""
 
-    def push(self, adapter: Adapter | None, version: int) -> str | None:
-        digest = super().push(adapter, version)
+    def push(self, adapter: Adapter | None, version: int) -> Received:
+        received = super().push(adapter, version)
         self.weights = self.sampling_weights = tuple(0.5 * weight for weight in self.weights)
-        return digest
+        return received
 
 
 class StaleCache(FakeGenerator):
     """Scores with the new weights and samples with the old ones, as from blocks of an old prefix cache."""
 
-    def push(self, adapter: Adapter | None, version: int) -> str | None:
+    def push(self, adapter: Adapter | None, version: int) -> Received:
         old = self.weights
-        digest = super().push(adapter, version)
+        received = super().push(adapter, version)
         self.sampling_weights = old
-        return digest
+        return received
 
 
 FAULTS: dict[type[FakeGenerator], str] = {
@@ -165,6 +170,33 @@ def test_the_log_has_the_replica_that_is_furthest_off(tmp_path: Path) -> None:
         assert pushed[1]["probe_gap"] > 0.1
 
 
+class Rounding(FakeGenerator):
+    """Takes a share of every update."""
+
+    def __init__(self, applied: float) -> None:
+        super().__init__()
+        self.applied = applied
+
+    def push(self, adapter: Adapter | None, version: int) -> Received:
+        received = super().push(adapter, version)
+        return received if adapter is None else replace(received, applied=self.applied)
+
+
+def test_the_smallest_share_of_an_update_is_logged_and_one_below_half_is_a_warning(tmp_path: Path) -> None:
+    run = Run.of(tmp_path, run__rounds=2, evaluation__sets={})
+    stages = FakeStages(run.config, generators=[Rounding(0.9), Rounding(0.31)])
+    run.go_on(stages)
+    base, pushed = [record for record in records(run.path, without=()) if record["kind"] == "pushed"]
+    assert "applied" not in base and pushed["applied"] == 0.31
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=300))
+    for share in (0.5, 0.31):
+        data = {"policy_version": 1, "probe_has_power": True, "applied": share}
+        progress.hear(Event(kind="pushed", round_index=1, data=data))
+    assert text.getvalue().count("warning") == 1
+    assert "warning: the generators hold 31 % of the update of policy 1" in text.getvalue()
+
+
 def test_gap_is_over_tokens_not_over_rows() -> None:
     left, right = [[-1.0, -2.0, -3.0], [-4.0]], [[-1.5, -2.0, -3.0], [-3.0]]
     assert Gap.between(left, right) == Gap(mean=1.5 / 4, max=1.0, row_max=1.0, num_tokens=4)
@@ -220,9 +252,10 @@ def test_one_stale_row_among_many_stops_the_run(stale: float, stops: bool) -> No
 
 def test_digests_of_all_replicas_count() -> None:
     adapter = make_adapter(1, BASE)
-    check_digests(adapter, [adapter.digest, adapter.digest])
-    check_digests(None, [None])
-    for expected, received in ((adapter, [adapter.digest, None]), (None, [None, adapter.digest])):
+    right, nothing = Received(digest=adapter.digest), Received(digest=None)
+    check_digests(adapter, [right, right])
+    check_digests(None, [nothing])
+    for expected, received in ((adapter, [right, nothing]), (None, [nothing, right])):
         with pytest.raises(WeightMismatchError, match=r"generator 1 received"):
             check_digests(expected, received)
     # Both files count: other scaling in the config is another policy.

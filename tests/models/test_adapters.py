@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from online_dpo.errors import ModelError
 from online_dpo.models.adapters import read_adapter
 from online_dpo.models.inspection import inspect_model
-from online_dpo.models.merging import merged_tensors
+from online_dpo.models.merging import Share, merged_tensors
 from online_dpo.models.model_files import weight_names
 from online_dpo.types import Adapter
 
@@ -165,7 +165,7 @@ def test_an_update_of_gpt2_is_merged_as_peft_merges_it(prefix: str, tmp_path: Pa
     wrapped = get_peft_model(model, lora)
     wrapped.save_pretrained(tmp_path / "adapter")
     adapter = read_adapter(str(tmp_path / "adapter"), base=None)
-    merged = dict(merged_tensors(tmp_path / "model", adapter))
+    merged = dict(merged_tensors(tmp_path / "model", adapter, dtype=torch.float32))
     wanted = wrapped.merge_and_unload().state_dict()
     assert merged.keys() == tensors.keys()
     for name, tensor in merged.items():
@@ -174,4 +174,32 @@ def test_an_update_of_gpt2_is_merged_as_peft_merges_it(prefix: str, tmp_path: Pa
     extra |= {"base_model.model.transformer.h.7.mlp.c_fc.lora_B.weight": torch.zeros(64, 2)}
     foreign = Adapter(version=0, weights=save(load(adapter.weights) | extra), config=adapter.config)
     with pytest.raises(ModelError, match=r"the adapter has layers that .* lacks: transformer\.h\.7\.mlp\.c_fc"):
-        merged_tensors(tmp_path / "model", foreign)
+        merged_tensors(tmp_path / "model", foreign, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-1])
+def test_a_merged_weight_is_rounded_once_and_says_what_is_left_of_the_update(
+    stored: torch.dtype, size: float, tmp_path: Path
+) -> None:
+    """Against whole matrices in float64; the weight is merged in three pieces, the last one smaller."""
+    torch.manual_seed(0)
+    weight = (0.02 * torch.randn(300, 2048)).to(stored)
+    a, b = torch.randn(4, 2048), torch.randn(300, 4)
+    b *= size * weight.float().norm() / (2.0 * b @ a).norm()
+    save_file({"l.q_proj.weight": weight, "l.norm.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    tensors = {f"base_model.model.l.q_proj.lora_{name}.weight": tensor for name, tensor in (("A", a), ("B", b))}
+    adapter = Adapter(version=1, weights=save(tensors), config=json.dumps({"r": 4, "lora_alpha": 8}).encode())
+    share = Share()
+    merged = dict(merged_tensors(tmp_path, adapter, dtype=torch.bfloat16, share=share))
+    wanted = 2.0 * b.double() @ a.double()
+    expected = (weight.double() + wanted).to(torch.bfloat16)
+    found = merged["l.q_proj.weight"]
+    assert (found != expected).float().mean() < 1e-4  # sums within float32's error of the middle of two neighbours
+    assert torch.equal(merged["l.norm.weight"], torch.ones(3))
+    held = found.double() - weight.to(torch.bfloat16).double()
+    by_hand = ((held * wanted).sum() / wanted.square().sum()).item()
+    assert share.value() == pytest.approx(by_hand, rel=1e-4)
+    if stored == torch.bfloat16:  # a base with more digits lies between two neighbours, and any update moves some
+        assert by_hand < 0.3 if size == 1e-4 else by_hand > 0.3
+    assert Share().value() is None
