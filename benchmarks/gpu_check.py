@@ -15,8 +15,10 @@ This file imports the standard library alone, since it runs before anything is i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +30,9 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = "benchmarks/gpu_steps"
+GRACE_S = 15.0
+"""Within which a process that took too long may end by itself."""
+
 MARK = "gpu-check "
 """Lines of a process that begin so report a step, as JSON."""
 
@@ -92,7 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.install:
         done += run_job(Job(("make", "install"), 1800, ("install",)), ["make", "install"], args.out, 1800)
     jobs = [job for job in JOBS if not args.only or set(job.steps) & set(args.only)]
-    done += run_all(jobs, args)
+    try:
+        done += run_all(jobs, args)
+    finally:
+        shutil.rmtree(args.out / "models", ignore_errors=True)  # 17 GiB
     machine = next((step.figures for step in done if step.name == "installed"), {})
     write_report(done, machine, args.out, tiny=args.tiny)
     print((args.out / "report.md").read_text())
@@ -106,9 +114,8 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace, clock: Callable[[], f
     for job in jobs:
         left = args.budget_s - (clock() - begun)
         if left <= 0:
-            done += [
-                Step(name, "not run", detail=f"the budget of {args.budget_s:g} s was used up") for name in job.steps
-            ]
+            reason = f"the budget of {args.budget_s:g} s was used up"
+            done += [Step(name, "not run", detail=reason) for name in job.steps]
             continue
         options = ["--folder", str(args.out.resolve() / "models"), *(["--tiny"] if args.tiny else [])]
         done += run_job(job, [args.python, *job.command, *options], args.out, min(left, job.limit_s))
@@ -128,8 +135,10 @@ def run_job(job: Job, command: list[str], out: Path, limit_s: float) -> list[Ste
             code = process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             late, code = True, -signal.SIGKILL
-        # Engines are processes of their own in the same session; a step that is over needs none of them.
-        _kill_group(process.pid)
+            _signal_group(process.pid, signal.SIGTERM)  # a run then ends its Ray, which holds the GPU's memory
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE_S)
+        _signal_group(process.pid, signal.SIGKILL)  # a step that is over needs none of its processes
         process.wait()
     seconds = time.monotonic() - begun
     lines = log.read_text(errors="replace").splitlines()
@@ -138,15 +147,14 @@ def run_job(job: Job, command: list[str], out: Path, limit_s: float) -> list[Ste
     if silent and code == 0 and not late and command[0] == "make":
         return [Step(job.name, "ok", seconds)]
     why = f"it took longer than {limit_s:.0f} s" if late else f"its process ended with code {code}"
-    last = " | ".join(line.strip() for line in lines[-3:] if line.strip())
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(MARK)]
+    last = " | ".join(said[-3:])
     return found + [Step(name, "failed", seconds, f"{why}; see {log.name}: {last}"[:600]) for name in silent]
 
 
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
 
 
 def write_report(done: Sequence[Step], machine: dict[str, Any], out: Path, *, tiny: bool) -> None:

@@ -38,10 +38,8 @@ def main() -> None:
     shape = "tiny" if args.tiny else "8b"
     names = {"ours": "learner, 8 B", "shared": "learner with layout shared, 8 B", "trl": "TRL's DPOTrainer, 8 B"}
     with step(names[args.what]) as figures:
-        if args.what == "trl":
-            seconds = trl(shape)
-        else:
-            seconds = ours(shape, "shared" if args.what == "shared" else "auto")
+        layout = "shared" if args.what == "shared" else "auto"
+        seconds = trl(shape) if args.what == "trl" else ours(shape, layout)
         figures |= rates(shape, seconds, prompts=1 if args.what == "shared" else 2)
 
 

@@ -95,8 +95,8 @@ def run_and_measure(config: Any) -> dict[str, Any]:
     from online_dpo.reports.listening import Listener
 
     class Notes(Listener):
-        num_tokens, gaps = 0, [0.0]
-        memory = [0.0]
+        def __init__(self) -> None:
+            self.num_tokens, self.gaps, self.memory = 0, [0.0], [0.0]
 
         def note(self, line: str) -> None:
             print(line, flush=True)
