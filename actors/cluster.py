@@ -208,8 +208,11 @@ class RayStages:
         return self._judging[key]
 
     def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
+        return self.start_learner("score", rows, under)
+
+    def start_learner(self, method: str, *args: Any) -> RayTask:
         host = cast(RemoteLearner, self._learner).host
-        return RayTask(host=host, method="score", args=(rows, under), is_repeatable=False).begin()
+        return RayTask(host=host, method=method, args=args, is_repeatable=False).begin()
 
     def first_done(self, tasks: Sequence[Any]) -> tuple[RayTask, Any]:
         task, result = first_done(tasks)

@@ -16,7 +16,7 @@ from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
 from online_dpo.errors import ActorError, ConfigError, RunDirectoryError
-from online_dpo.loop.control import Control, stop_reason
+from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import Event
 from online_dpo.reports.incidents import Incidents
 from online_dpo.reports.listening import Guarded, Listener
@@ -195,14 +195,6 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     for line in stages.learner.notices():
         guard.note(line)
     return _result(store, guard, play(materials, stages, store, [guard]))
-
-
-def why_stopped(config: RunConfig, store: RunStore) -> str | None:
-    """Why the drift budget or the alarm lets no further round be played, under the config as it is now."""
-    finished = store.finished_rounds()
-    if not finished:
-        return None
-    return stop_reason(config, Control.from_dict(store.round(finished[-1]).state()["control"]))
 
 
 def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:

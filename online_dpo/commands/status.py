@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from online_dpo.config.loading import load_config
-from online_dpo.loop.control import Control, stop_reason
+from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import INCIDENT
 from online_dpo.reports.data_set_lines import show_preferences
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
@@ -23,6 +24,7 @@ from online_dpo.reports.round_tables import (
     wins_table,
 )
 from online_dpo.reports.yields import read_yield, yield_table
+from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 
 
@@ -39,18 +41,12 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         check_metrics(store)
         finished = store.finished_rounds()
         records = store.metrics()
-        current, stopped = None, None
-        if finished and len(finished) < config.run.rounds:
-            stopped = stop_reason(config, Control.from_dict(store.round(finished[-1]).state()["control"]))
-        if len(finished) < config.run.rounds:
-            commits = store.round(len(finished)).names("")
-            current = {
-                "round": len(finished),
-                "num_shards_sampled": sum(name.startswith("completions/") for name in commits),
-                "num_shards_judged": sum(name.startswith("verdicts/") for name in commits),
-                "has_pairs": "pairs" in commits or "labelled" in commits,
-                "num_steps": sum(r["kind"] == "step" and r["round"] == len(finished) for r in records),
-            }
+        is_complete = len(finished) >= config.run.rounds
+        stopped = None if is_complete else why_stopped(config, store)
+        first, second = store.unfinished_rounds()
+        # A run whose run.rounds was lowered may have a round that was sampled ahead and is not played.
+        current = None if is_complete and not first.names() else _progress(first, records)
+        ahead = _progress(second, records) if second.names() else None
     # A round whose summary is written but not committed would be done again.
     rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]
     return {
@@ -63,6 +59,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         "yield": [found for record in rounds if (found := read_yield(record)) is not None],
         "incidents": [r for r in records if r["kind"] == INCIDENT],
         "current": current,
+        "ahead": ahead,
         "stopped": stopped,
     }
 
@@ -106,3 +103,20 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
             f"{now['num_shards_judged']} judged, {'paired' if now['has_pairs'] else 'not paired'}, "
             f"{now['num_steps']} steps taken"
         )
+        if (ahead := status["ahead"]) is not None:
+            console.print(
+                f"round {ahead['round'] + 1} is sampled ahead: {ahead['num_shards_sampled']} shards sampled, "
+                f"{ahead['num_shards_judged']} judged"
+            )
+
+
+def _progress(part: RoundStore, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is done of a round that is not finished."""
+    commits = part.names()
+    return {
+        "round": part.index,
+        "num_shards_sampled": sum(name.startswith("completions/") for name in commits),
+        "num_shards_judged": sum(name.startswith("verdicts/") for name in commits),
+        "has_pairs": "pairs" in commits or "labelled" in commits,
+        "num_steps": sum(r["kind"] == "step" and r["round"] == part.index for r in records),
+    }

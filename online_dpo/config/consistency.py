@@ -57,6 +57,8 @@ def _check_nothing_is_ignored(config: Any) -> None:
             raise ValueError(f"{name} is set, {why}: remove {name}{hint}, or set one of the two")
     if config.pairing != type(config.pairing)():
         raise ValueError(f"pairing is set, {why} and nothing is paired: remove pairing, or set one of the two")
+    if config.overlap:
+        raise ValueError(f"overlap is {config.overlap}, {why} and nothing is sampled ahead: set overlap to 0")
     if config.verdicts.min_coverage != type(config.verdicts)().min_coverage:
         raise ValueError(
             f"verdicts.min_coverage is {config.verdicts.min_coverage:g}, {why} and nothing is judged: remove it, or "
@@ -167,6 +169,11 @@ def _check_reference(config: Any) -> None:
             f"reference.logps is sampler and objective.type is {objective.type}, whose KL estimate needs answers to "
             f"other prompts, which were not sampled: set reference.logps to recompute"
         )
+    if config.reference.logps == "sampler" and config.overlap and config.reference.rounds == 1:
+        raise ValueError(
+            "reference.logps is sampler, reference.rounds is 1 and overlap is 1: every round is sampled by the policy "
+            "before its reference, whose log-probs are others: set reference.logps to recompute, or overlap to 0"
+        )
     if config.reference.logps == "sampler" and config.pairs is not None and config.pairs.is_whole_run:
         raise ValueError(
             "reference.logps is sampler and every round trains on pairs.source alone, which no policy of the run "
@@ -225,6 +232,11 @@ def _check_layout(config: Any) -> None:
     if not config.needs_generators:
         raise ValueError(
             "layout is colocated and nothing is sampled, so that no engine shares a GPU with the learner: remove layout"
+        )
+    if config.overlap:
+        raise ValueError(
+            "layout is colocated and overlap is 1; an engine and a learner that take turns on one GPU cannot work at "
+            "once: set overlap to 0, or layout to separate"
         )
     for name in ("replicas", "tensor_parallel"):
         if (value := getattr(config.generator, name)) != 1:

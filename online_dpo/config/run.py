@@ -100,6 +100,9 @@ class RunConfig(Section):
     """An alarm on the samples' diversity and length, and on over-optimisation. null: there is none."""
     learner: LearnerSection = LearnerSection()
     """The adapter and the updates."""
+    overlap: int = Field(0, ge=0, le=1)
+    """1: the next round is sampled and judged while the learner works on this one, by the policy that this round began
+    with. 0: by the policy that the round before it made."""
     cluster: ClusterSection = ClusterSection()
     """The Ray cluster."""
     logging: LoggingSection = LoggingSection()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.run import RunConfig
+from online_dpo.loop.calls import Calls
 from online_dpo.loop.rollouts import Rollouts, judge_given
-from online_dpo.loop.stages import Event, Stages
+from online_dpo.loop.stages import Event
 from online_dpo.loop.verdicts import Said
 from online_dpo.pairing.annotation import Settled, after_annotation, in_sample_order, settle
 from online_dpo.pairing.pairs import penalty_of
@@ -39,7 +40,7 @@ class Annotated:
 
 
 def annotate(
-    config: RunConfig, stages: Stages, store: RoundStore, selected: Selected
+    config: RunConfig, calls: Calls, store: RoundStore, selected: Selected
 ) -> Generator[Event, None, Annotated]:
     """Have the annotator settle a round's pairs, of which each prompt has at most one.
 
@@ -52,7 +53,7 @@ def annotate(
     rollouts = Rollouts(store, [pair.prompt for pair in pairs], config.generator.shard_prompts)
     _commit_selection(store, rollouts, pairs)
     answers = {pair.prompt.prompt_id: in_sample_order(pair) for pair in pairs}
-    said = yield from judge_given(stages, rollouts, answers, ANNOTATOR)
+    said = yield from judge_given(calls, rollouts, answers, ANNOTATOR)
     penalty = penalty_of(config.sampling.truncated, config.sampling.truncated_penalty)
     settled = settle(pairs, said.verdicts, penalty)
     return Annotated(

@@ -14,7 +14,7 @@ from online_dpo.errors import ConfigError, DataError
 from online_dpo.learner.items import kind_of
 from online_dpo.loop.items import name_of_items
 from online_dpo.store.round_store import RoundStore
-from online_dpo.types import Items, Labelled, Pair, Prompt
+from online_dpo.types import Items, Labelled, Pair, Prompt, SamplingPlan
 
 PAIRS_DRAW = "pairs-draw"
 
@@ -41,6 +41,29 @@ def samples(config: RunConfig, index: int) -> bool:
     """Whether a round samples and judges completions to train on."""
     pairs = config.pairs
     return pairs is None or not (pairs.is_whole_run or index < (pairs.warm_start_rounds or 0))
+
+
+def sampled_version(config: RunConfig, index: int) -> int:
+    """The version of the policy that samples a round: by this schedule and never by timing.
+
+    With `overlap: 1` a round is sampled while the learner works on the one before it, by the policy that this one began
+    with. The first two rounds are both sampled by the initial policy.
+    """
+    return max(index - config.overlap, 0)
+
+
+def training_plan(config: RunConfig, index: int) -> SamplingPlan:
+    """How a round samples."""
+    return SamplingPlan(
+        purpose="training",
+        round_index=index,
+        num_samples=config.sampling.num_samples,
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        max_tokens=config.sampling.max_tokens,
+        stop=tuple(config.sampling.stop),
+        run_seed=config.run.seed,
+    )
 
 
 def draw_prompts(config: RunConfig, source: PromptSource, store: RoundStore, cursor: Cursor) -> DrawnPrompts:

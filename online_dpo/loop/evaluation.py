@@ -6,8 +6,9 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.loop.rollouts import Collected, Rollouts, rows_of, sample_and_judge
-from online_dpo.loop.stages import Event, Stages
+from online_dpo.loop.calls import Calls
+from online_dpo.loop.rollouts import Collected, Rollouts, Sampling, rows_of
+from online_dpo.loop.stages import Event, LearnerStage
 from online_dpo.loop.verdicts import asked_again, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.statistics.samples import (
@@ -27,7 +28,7 @@ from online_dpo.types import REWARD, Prompt, SamplingPlan, WeightsRef, derive_se
 
 def evaluate(
     config: RunConfig,
-    stages: Stages,
+    calls: Calls,
     store: RoundStore,
     pusher: Pusher,
     policy: Policy,
@@ -40,7 +41,7 @@ def evaluate(
 
     Args:
         config: of the run.
-        stages: whose learner holds the policy.
+        calls: of the process, whose learner holds the policy.
         store: of the round in whose folder the figures are committed.
         pusher: hands the policy to the generators where something is to be sampled.
         policy: that is evaluated.
@@ -60,8 +61,8 @@ def evaluate(
             rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
             if rollouts.missing:
                 yield from pusher.push(policy, store.index)
-            collected = yield from sample_and_judge(
-                stages,
+            sampling = Sampling(
+                calls,
                 rollouts,
                 pusher,
                 policy,
@@ -69,7 +70,9 @@ def evaluate(
                 judges=[*([] if config.judge is None else [REWARD]), *config.evaluation.judges],
                 again=_asked_again(config, prompts, policy.version),
             )
-            divergences = _divergences(stages, prompts, collected, references)
+            yield from sampling.begin()
+            collected = yield from sampling.finish()
+            divergences = _divergences(calls.stages.learner, prompts, collected, references)
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
             before = None if baseline is None else baseline[name]["scores"]
             store.put_json(commit, {**_describe(collected, before, seed), **divergences})
@@ -109,7 +112,10 @@ def _asked_again(config: RunConfig, prompts: Sequence[Prompt], version: int) -> 
 
 
 def _divergences(
-    stages: Stages, prompts: Sequence[Prompt], collected: Collected, references: Mapping[str, Sequence[WeightsRef]]
+    learner: LearnerStage,
+    prompts: Sequence[Prompt],
+    collected: Collected,
+    references: Mapping[str, Sequence[WeightsRef]],
 ) -> dict[str, float | None]:
     """Mean KL per completion to each reference by both estimators, and the policy's mean entropy per token.
 
@@ -121,7 +127,7 @@ def _divergences(
         dict.fromkeys(["policy", *(name for group in references.values() for name in group)])
     )
     rows = rows_of(prompts, collected.completions)
-    scores = dict(zip(under, stages.learner.score(rows, under), strict=True))
+    scores = dict(zip(under, learner.score(rows, under), strict=True))
     policy, figures = scores["policy"], {}
     for name, members in references.items():
         if members:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
 from online_dpo.learner.items import ItemKind, kind_of_items
+from online_dpo.loop.calls import Calls
 from online_dpo.loop.references import Reference, score_items
-from online_dpo.loop.stages import LearnerStage
+from online_dpo.loop.stages import Event
 from online_dpo.store.round_store import RoundStore
 from online_dpo.types import Item, Items
 
@@ -22,16 +23,30 @@ def name_of_items(config: RunConfig) -> str:
 
 def commit_items(
     config: RunConfig,
-    learner: LearnerStage,
+    calls: Calls,
     store: RoundStore,
     sampled: Items,
     written: Items,
     reference: Reference,
-) -> Items:
-    """What a round trains on, with its reference log-probs, committed once: its own items, then the data set's."""
+    version: int,
+) -> Generator[Event, None, Items]:
+    """What a round trains on, with its reference log-probs, committed once: its own items, then the data set's.
+
+    Args:
+        config: of the run.
+        calls: of the process, whose learner scores.
+        store: of the round.
+        sampled: its own items.
+        written: the data set's.
+        reference: of the round.
+        version: of the policy that sampled.
+
+    Returns (as the generator's value): the items.
+    """
     kind: ItemKind[Any] = kind_of_items(config.objective)
     if not store.has(kind.commit_name):
-        _put_scored(config, learner, store, kind.commit_name, kind.of_round([*sampled, *written]), reference)
+        items = kind.of_round([*sampled, *written])
+        yield from _put_scored(config, calls, store, kind, items, reference, version)
     return store.get_records(kind.commit_name, kind.record)
 
 
@@ -41,12 +56,18 @@ def committed_sources(store: RoundStore) -> dict[str, Any]:
 
 
 def _put_scored(
-    config: RunConfig, learner: LearnerStage, store: RoundStore, name: str, items: Sequence[Item], reference: Reference
-) -> None:
+    config: RunConfig,
+    calls: Calls,
+    store: RoundStore,
+    kind: ItemKind[Any],
+    items: Sequence[Item],
+    reference: Reference,
+    version: int,
+) -> Iterator[Event]:
     """Commit a round's items with the reference's log-probs, and where these come from if there is a choice."""
-    scored, sources = score_items(config, learner, items, reference, store.index)
+    scored, sources = yield from score_items(config, calls, items, reference, version)
     if store.has(SOURCES):
         store.remove(SOURCES)  # of items that a kill kept from being committed
     if sources:
         store.put_json(SOURCES, sources)
-    store.put_records(name, scored)
+    store.put_records(kind.commit_name, scored)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor
-from online_dpo.loop.control import Control
-from online_dpo.loop.references import Reference, first_reference, restore_reference
-from online_dpo.store.round_store import RoundStore
+from online_dpo.loop.control import Control, stop_reason
+from online_dpo.loop.references import Reference, first_reference, policy_of, restore_reference
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter
 
@@ -45,13 +44,23 @@ def restore_position(config: RunConfig, store: RunStore, initial: Adapter | None
         round_index=index,
         cursor=Cursor.from_dict(state["cursor"]),
         pairs_cursor=Cursor.from_dict(state["pairs_cursor"]),
-        policy=committed_policy(last, index),
-        previous=initial if index == 1 else committed_policy(store.round(index - 2), index - 1),
+        policy=policy_of(store, index, initial),
+        previous=policy_of(store, index - 1, initial),
         reference=restore_reference(config, store, initial),
         control=Control.from_dict(state["control"]),
     )
 
 
-def committed_policy(store: RoundStore, version: int) -> Adapter:
-    """The policy that a round made."""
-    return Adapter.from_files(version, store.get_files("adapter"))
+def why_stopped(config: RunConfig, store: RunStore) -> str | None:
+    """Why the drift budget or the alarm lets no further round be played, under the config as it is now.
+
+    What is sampled of the next round is named too: with `overlap: 1` it was before the policy was evaluated.
+    """
+    finished = store.finished_rounds()
+    if not finished:
+        return None
+    reason = stop_reason(config, Control.from_dict(store.round(finished[-1]).state()["control"]))
+    number, num_shards = len(finished) + 1, len(store.round(len(finished)).names("completions/"))
+    if reason is None or not (config.overlap and num_shards):
+        return reason
+    return f"{reason}; round {number} is sampled already ({num_shards} shards), and a run that goes on uses it"

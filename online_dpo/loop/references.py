@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from online_dpo.config.control import EnsembleReference, EveryReference, PathRef
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import WeightMismatchError
 from online_dpo.learner.items import PAIRS
-from online_dpo.loop.stages import LearnerStage
+from online_dpo.loop.calls import Calls
+from online_dpo.loop.stages import Event
 from online_dpo.loop.weight_sync import Gap
 from online_dpo.statistics.samples import sampler_logps
 from online_dpo.store.round_store import RoundStore
@@ -69,42 +70,46 @@ def restore_reference(config: RunConfig, store: RunStore, initial: Adapter | Non
         return Reference(
             members=(None if folder is None else Adapter.from_files(versions[0], folder),), versions=versions
         )
-    return Reference(members=tuple(_policy(store, version, initial) for version in versions), versions=versions)
+    return Reference(members=tuple(policy_of(store, version, initial) for version in versions), versions=versions)
 
 
 def score_items(
-    config: RunConfig, learner: LearnerStage, items: Sequence[Item], reference: Reference, version: int
-) -> tuple[list[Item], dict[str, Any]]:
+    config: RunConfig, calls: Calls, items: Sequence[Item], reference: Reference, version: int
+) -> Generator[Event, None, tuple[list[Item], dict[str, Any]]]:
     """The items with the reference's log-probs, and figures about where these come from.
 
     Args:
         config: with `reference.logps: sampler`, pairs whose answers were both sampled from the reference itself keep
             the sampler's log-probs. These are at temperature 1 and over the whole vocabulary, however it sampled.
-        learner: computes the others.
+        calls: of the process, whose learner computes the others.
         items: of a round.
         reference: of the round.
         version: of the policy that sampled.
+
+    Returns (as the generator's value): both.
 
     Raises:
         WeightMismatchError: the sampler's log-probs are not the learner's, up to the tolerance of the weight checks.
     """
     if config.reference.logps != "sampler":
-        return learner.reference_logps(items, reference.members), {}
+        return (yield from calls.learner("reference_logps", items, reference.members)), {}
     from_sampler = [reference.versions == (version,) and _was_sampled_from(item, version) for item in items]
     sampled = [item for item, is_sampled in zip(items, from_sampler, strict=True) if is_sampled]
     others = [item for item, is_sampled in zip(items, from_sampler, strict=True) if not is_sampled]
-    scored = iter(learner.reference_logps(others, reference.members) if others else [])
+    scored = iter((yield from calls.learner("reference_logps", others, reference.members)) if others else [])
+    gap = yield from _measured_gap(calls, sampled[:NUM_GAP_PAIRS], reference, config.tolerance)
     figures = {
         "num_reference_sampler": len(sampled),
         "num_reference_recomputed": len(others),
-        **_measured_gap(learner, sampled[:NUM_GAP_PAIRS], reference, config.tolerance),
+        **gap,
     }
     return [
         _as_sampled(item) if flag else next(scored) for item, flag in zip(items, from_sampler, strict=True)
     ], figures
 
 
-def _policy(store: RunStore, version: int, initial: Adapter | None) -> Adapter | None:
+def policy_of(store: RunStore, version: int, initial: Adapter | None) -> Adapter | None:
+    """A policy of the run, by the number of rounds that made it; None = the base model."""
     return initial if version == 0 else Adapter.from_files(version, store.round(version - 1).get_files("adapter"))
 
 
@@ -119,14 +124,15 @@ def _as_sampled(item: Item) -> Item:
 
 
 def _measured_gap(
-    learner: LearnerStage, items: Sequence[Pair | Labelled], reference: Reference, tolerance: float
-) -> dict[str, float]:
+    calls: Calls, items: Sequence[Pair | Labelled], reference: Reference, tolerance: float
+) -> Generator[Event, None, dict[str, float]]:
     """How far the sampler's log-probs are from the learner's; nothing without items."""
     if not items:
         return {}
     pairs = [item for item in items if isinstance(item, Pair)]
     found = sampler_logps([answer for pair in pairs for answer in (pair.chosen, pair.rejected)])
-    [scores] = learner.score([row for pair in pairs for row in PAIRS.scored_rows(pair)], reference.members)
+    rows = [row for pair in pairs for row in PAIRS.scored_rows(pair)]
+    [scores] = yield from calls.learner("score", rows, reference.members)
     gap = Gap.between(found, scores.token_logps)
     if gap.exceeds(tolerance):
         raise WeightMismatchError(

@@ -6,12 +6,14 @@ completions are there before it begins.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from online_dpo.loop.stages import Event, Stages
-from online_dpo.loop.verdicts import Asking, Call, Running, Said
+from online_dpo.loop.calls import Call, Calls
+from online_dpo.loop.stages import Event, Task
+from online_dpo.loop.verdicts import Asking, Said
 from online_dpo.loop.weight_sync import Policy, Pusher, check_versions
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.shards import ShardCommits
@@ -58,57 +60,13 @@ class Rollouts:
         return tuple(c for shard in self.shards for c in self.commits.completions(shard.index))
 
 
-def sample_and_judge(
-    stages: Stages,
-    rollouts: Rollouts,
-    pusher: Pusher,
-    policy: Policy,
-    plan: SamplingPlan,
-    *,
-    judges: Sequence[str],
-    again: Mapping[str, Collection[str]] | None = None,
-) -> Generator[Event, None, Collected]:
-    """Sample and judge what is not committed yet; commit each shard and each judge's verdicts as they come.
-
-    The first samples of every engine after a push are re-scored by the learner before they, or anything that the
-    engine sampled after them, are committed: what a stale engine sampled is never kept.
-
-    Args:
-        stages: generators, judges and learner.
-        rollouts: what is sampled, and what of it is committed.
-        pusher: has pushed `policy` where anything is missing.
-        policy: that the generators hold.
-        plan: how it is sampled.
-        judges: that are asked about every completion.
-        again: judge -> prompts that it is asked about a second time, where it had an opinion; what it then says is
-            only compared.
-
-    Returns (as the generator's value): `Collected`.
-
-    Raises:
-        JudgingStopped: a judge can or may go on no more. All that was said until then is committed, and a continuation
-            asks for the rest; what is being sampled meanwhile is not waited for.
-    """
-    running: Running = {}
-    asking = Asking(stages, running, rollouts.commits, judges, again)
-    sampling = _Sampling(stages, running, rollouts, pusher, policy, asking)
-    missing = rollouts.missing
-    for shard in rollouts.shards:
-        if shard not in missing:
-            yield from asking.ask(shard, rollouts.commits.completions(shard.index))
-    for shard in missing:
-        sampling.start(shard, plan)
-    yield from asking.finish()
-    return Collected(completions=rollouts.completions(), said=asking.said(rollouts.shards))
-
-
 def judge_given(
-    stages: Stages, rollouts: Rollouts, completions: Mapping[str, Sequence[Completion]], judge: str
+    calls: Calls, rollouts: Rollouts, completions: Mapping[str, Sequence[Completion]], judge: str
 ) -> Generator[Event, None, Said]:
     """Have completions judged that are there already.
 
     Args:
-        stages: one of whose judges is asked.
+        calls: of the process; one of its judges is asked.
         rollouts: the prompts; nothing of them is sampled.
         completions: prompt id -> what the judge is shown of it, in this order.
         judge: its name.
@@ -116,42 +74,86 @@ def judge_given(
     Returns (as the generator's value): `Said`.
 
     Raises:
-        JudgingStopped: as `sample_and_judge`.
+        JudgingStopped: as `Sampling.finish`.
     """
-    asking = Asking(stages, {}, rollouts.commits, [judge])
+    asking = Asking(calls, rollouts.commits, [judge])
     for shard in rollouts.shards:
         yield from asking.ask(shard, [c for prompt in shard.prompts for c in completions[prompt.prompt_id]])
     yield from asking.finish()
     return asking.said(rollouts.shards)[judge]
 
 
-class _Sampling:
-    """The shards that are being sampled or re-scored, and what to do when one is done."""
+class Sampling:
+    """Samples and judges what is not committed yet; commits each shard and each judge's verdicts as they come.
+
+    The first samples of every engine after a push are re-scored by the learner before they, or anything that the
+    engine sampled after them, are committed: what a stale engine sampled is never kept.
+    """
 
     def __init__(
         self,
-        stages: Stages,
-        running: Running,
+        calls: Calls,
         rollouts: Rollouts,
         pusher: Pusher,
         policy: Policy,
-        asking: Asking,
+        plan: SamplingPlan,
+        *,
+        judges: Sequence[str],
+        again: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        self._stages, self._running, self._rollouts = stages, running, rollouts
-        self._pusher, self._policy, self._asking = pusher, policy, asking
+        """Nothing is begun yet.
+
+        Args:
+            calls: of the process: its generators, judges and learner.
+            rollouts: what is sampled, and what of it is committed.
+            pusher: has pushed `policy` where anything is missing.
+            policy: that the generators hold.
+            plan: how it is sampled.
+            judges: that are asked about every completion.
+            again: judge -> prompts that it is asked about a second time, where it had an opinion; what it then says is
+                only compared.
+        """
+        self._calls, self._rollouts, self._plan = calls, rollouts, plan
+        self._pusher, self._policy = pusher, policy
+        self._asking = Asking(calls, rollouts.commits, judges, again)
         self._num_suspects = 0  # shards that the learner is re-scoring
         self._waiting: list[tuple[Shard, Sampled]] = []  # until no engine is being checked
 
-    def start(self, shard: Shard, plan: SamplingPlan) -> None:
-        task = self._stages.start_sampling(shard, plan, self._policy.version)
-        self._running[task] = Call(then=partial(self._on_sampled, shard))
+    def begin(self) -> Iterator[Event]:
+        """Ask about the shards that are committed and not judged, and start those that are not sampled."""
+        missing = self._rollouts.missing
+        for shard in self._rollouts.shards:
+            if shard not in missing:
+                yield from self._asking.ask(shard, self._rollouts.commits.completions(shard.index))
+        for shard in missing:
+            task = self._calls.stages.start_sampling(shard, self._plan, self._policy.version)
+            self._add(task, partial(self._on_sampled, shard))
+
+    def finish(self) -> Generator[Event, None, Collected]:
+        """Wait for all of it.
+
+        Returns (as the generator's value): `Collected`.
+
+        Raises:
+            JudgingStopped: a judge can or may go on no more. All that was said until then is committed, and a
+                continuation asks for the rest; what is being sampled meanwhile is not waited for.
+        """
+        yield from self._asking.finish()
+        return Collected(completions=self._rollouts.completions(), said=self._asking.said(self._rollouts.shards))
+
+    def settle(self) -> Iterator[Event]:
+        """Wait until nothing is under way. A judge that stopped is left to whoever asks for the rest."""
+        yield from self._calls.serve(self._asking)
+
+    def _add(self, task: Task, then: Callable[[Any], Iterator[Event]]) -> None:
+        self._calls.add(task, Call(then=then, owner=self._asking))
 
     def _on_sampled(self, shard: Shard, result: Sampled) -> Iterator[Event]:
         check_versions(self._policy.version, result.completions)
         if result.first_since_push:
             rows = rows_of(shard.prompts, self._pusher.chosen_for_rescoring(result.completions))
-            task = self._stages.start_scoring(rows, self._policy.scored_under)
-            self._running[task] = Call(then=partial(self._on_rescored, shard, result))
+            task = self._calls.stages.start_scoring(rows, self._policy.scored_under)
+            self._add(task, partial(self._on_rescored, shard, result))
             self._num_suspects += 1
         else:
             self._waiting.append((shard, result))

@@ -17,18 +17,19 @@ from online_dpo.data.drawing import Cursor
 from online_dpo.data.preferences import PairDraw, PairSource
 from online_dpo.data.prompts import PromptSource
 from online_dpo.loop.annotation import annotate
-from online_dpo.loop.control import advance, findings, measure, stop_reason
-from online_dpo.loop.coverage import check_coverage, reopen
-from online_dpo.loop.draws import DrawnPrompts, draw_items, draw_prompts, samples
+from online_dpo.loop.calls import Calls
+from online_dpo.loop.control import advance, findings, measure
+from online_dpo.loop.draws import DrawnPrompts, draw_items, sampled_version, samples
 from online_dpo.loop.evaluation import committed_evaluation, evaluate
 from online_dpo.loop.items import commit_items, committed_sources, name_of_items
 from online_dpo.loop.pair_evaluation import evaluate_pairs
-from online_dpo.loop.positions import Position, committed_policy, restore_position
-from online_dpo.loop.references import Reference, commit_reference, next_reference
-from online_dpo.loop.rollouts import Collected, Rollouts, sample_and_judge
+from online_dpo.loop.positions import Position, restore_position, why_stopped
+from online_dpo.loop.references import Reference, commit_reference, next_reference, policy_of
+from online_dpo.loop.rollouts import Collected
+from online_dpo.loop.sampling import RoundSampler
 from online_dpo.loop.stages import Event, Stages
 from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
-from online_dpo.loop.verdicts import asked_again, report_on
+from online_dpo.loop.verdicts import report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
 from online_dpo.statistics.judge_warnings import judge_warnings, warnings
@@ -37,7 +38,7 @@ from online_dpo.statistics.samples import describe_completions, describe_items, 
 from online_dpo.statistics.update_warnings import update_warnings
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import REWARD, Adapter, Items, Prompt, Row, SamplingPlan
+from online_dpo.types import REWARD, Adapter, Items, Prompt, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
     yield Event(kind="run_started", round_index=position.round_index, data={"num_rounds": num_rounds})
     rounds.prune()  # what a kill kept a former process from
     while position.round_index < num_rounds:
-        if (reason := stop_reason(job.config, position.control)) is not None:
+        if (reason := why_stopped(job.config, store)) is not None:
             yield Event(kind="run_stopped", round_index=position.round_index, data={"reason": reason})
             return
         position = yield from rounds.play(position)
@@ -92,7 +93,9 @@ class Rounds:
     def __init__(self, job: Job, stages: Stages, store: RunStore, initial: Adapter | None) -> None:
         self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
         in_turns = job.config.layout == "colocated"
+        self.calls = Calls(stages)
         self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
+        self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher)
 
     def play(self, position: Position) -> Generator[Event, None, Position]:
         """One round, from its first uncommitted piece of work to its commit.
@@ -105,16 +108,22 @@ class Rounds:
         yield from self.evaluate_initial(store, position.reference)
         gathered = Gathered(items=(), figures={}, cursor=position.cursor, pairs_cursor=position.pairs_cursor)
         if samples(self.config, index):
-            policy = Policy(version=index, adapter=position.policy, previous=position.previous)
-            drawn, rollouts = yield from self.draw(store, position.cursor)
-            yield from self.push(rollouts, policy)
-            collected = yield from self.sample_and_judge(store, rollouts, policy)
+            policy = self.sampler.policy(position)
+            drawn, rollouts = yield from self.sampler.draw(store, position.cursor)
+            yield from self.sampler.push(rollouts, policy)
+            collected = yield from self.sampler.sample_and_judge(rollouts, policy)
+            ahead = yield from self.sampler.sample_ahead(position, drawn.cursor)
             gathered = yield from self.pair(store, position, drawn, collected)
+        else:
+            ahead = yield from self.sampler.sample_ahead(position, position.cursor)
         self.pusher.rest()
         gathered = yield from self.reference(store, position.reference, gathered)
         learned = yield from self.update(index, gathered.items, position.control.beta_factor)
+        yield from self.sampler.settle(index, ahead)
         # What is pushed next is what a reader of the run directory gets.
-        updated = Policy(version=index + 1, adapter=committed_policy(store, index + 1), previous=position.policy)
+        updated = Policy(
+            version=index + 1, adapter=policy_of(self.store, index + 1, self.initial), previous=position.policy
+        )
         reference = self.refresh(store, position.reference, updated)
         evaluated = yield from self.evaluate(store, position.reference, updated)
         summary = {
@@ -127,38 +136,6 @@ class Rounds:
         }
         return (yield from self.commit(position, gathered, updated, reference, summary))
 
-    def draw(self, store: RoundStore, cursor: Cursor) -> Generator[Event, None, tuple[DrawnPrompts, Rollouts]]:
-        """The prompts that the round samples, and what of their rollouts is committed."""
-        assert self.job.prompts is not None
-        drawn = draw_prompts(self.config, self.job.prompts, store, cursor)
-        num_prompts = len(drawn.prompts)
-        yield Event(kind="stage", round_index=store.index, data={"stage": "sampling", "num_prompts": num_prompts})
-        return drawn, Rollouts(store, drawn.prompts, self.config.generator.shard_prompts)
-
-    def push(self, rollouts: Rollouts, policy: Policy) -> Iterator[Event]:
-        """Hand the policy to the generators and check that they hold it, where anything is still to be sampled."""
-        if rollouts.missing:
-            yield from self.pusher.push(policy, policy.version)
-
-    def sample_and_judge(
-        self, store: RoundStore, rollouts: Rollouts, policy: Policy
-    ) -> Generator[Event, None, Collected]:
-        """Sample the prompts and have the samples judged, which goes on side by side."""
-        index, ids = store.index, [prompt.prompt_id for prompt in rollouts.prompts]
-        reopen(store, rollouts)
-        collected = yield from sample_and_judge(
-            self.stages,
-            rollouts,
-            self.pusher,
-            policy,
-            training_plan(self.config, index),
-            judges=[REWARD],
-            again={REWARD: asked_again(self.config.verdicts.repeated, ids, self.config.run.seed, index, REWARD)},
-        )
-        if not store.has(name_of_items(self.config)):  # a bound that is raised later is for later rounds
-            check_coverage(store, rollouts.prompts, collected, self.config.verdicts.min_coverage)
-        return collected
-
     def pair(
         self, store: RoundStore, position: Position, drawn: DrawnPrompts, collected: Collected
     ) -> Generator[Event, None, Gathered]:
@@ -168,7 +145,7 @@ class Rounds:
         reports, annotator = {REWARD: report_on(collected.completions, said)}, {}
         if config.pairing.annotator is not None:
             yield Event(kind="stage", round_index=store.index, data={"stage": "annotating"})
-            annotated = yield from annotate(config, self.stages, store, selected)
+            annotated = yield from annotate(config, self.calls, store, selected)
             selected = annotated.selected
             reports[ANNOTATOR] = report_on(annotated.answers, annotated.said)
             annotator = {"annotator": {**annotated.figures, **annotated.said.counters}}
@@ -182,9 +159,10 @@ class Rounds:
         yield Event(kind="paired", round_index=store.index, data={"num_items": len(selected.items), **figures})
         told = [warning for judge, found in reports.items() for warning in warnings(judge, found)]
         check_not_empty(selected, store.index, len(drawn.prompts), told)
+        staleness = {"staleness": store.index - sampled_version(config, store.index)} if config.overlap else {}
         return Gathered(
             items=selected.items,
-            figures={**drawn.figures, **figures, "judges": reports},
+            figures={**drawn.figures, **staleness, **figures, "judges": reports},
             cursor=drawn.cursor,
             pairs_cursor=position.pairs_cursor,
         )
@@ -196,13 +174,16 @@ class Rounds:
         written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, gathered.items)
         if not store.has(name_of_items(self.config)):
             yield Event(kind="stage", round_index=store.index, data={"stage": "reference"})
-        items = commit_items(self.config, self.stages.learner, store, gathered.items, written.items, reference)
+        version = sampled_version(self.config, store.index)
+        items = yield from commit_items(
+            self.config, self.calls, store, gathered.items, written.items, reference, version
+        )
         figures = {**gathered.figures, **written.figures, **describe_items(items), **committed_sources(store)}
         return replace(gathered, items=items, figures=figures, pairs_cursor=written.cursor)
 
     def update(self, index: int, items: Items, beta_factor: float) -> Generator[Event, None, dict[str, float]]:
         """The round's optimizer steps; commits the learner's state and the new policy's adapter."""
-        return train(self.config, self.stages, self.store, index, items, beta_factor)
+        return train(self.config, self.calls, self.store, index, items, beta_factor)
 
     def refresh(self, store: RoundStore, reference: Reference, updated: Policy) -> Reference:
         """The next round's reference, committed: the new policy where the schedule says so."""
@@ -240,7 +221,7 @@ class Rounds:
         yield Event(kind="stage", round_index=store.index, data={"stage": "evaluating"})
         summaries = yield from evaluate(
             self.config,
-            self.stages,
+            self.calls,
             store,
             self.pusher,
             policy,
@@ -317,20 +298,6 @@ class Rounds:
         """Optimizer state that nothing will continue from, unless the config wants it kept."""
         if self.config.run.keep_optimizer == "last":
             self.store.prune_optimizer()
-
-
-def training_plan(config: RunConfig, index: int) -> SamplingPlan:
-    """How a round samples."""
-    return SamplingPlan(
-        purpose="training",
-        round_index=index,
-        num_samples=config.sampling.num_samples,
-        temperature=config.sampling.temperature,
-        top_p=config.sampling.top_p,
-        max_tokens=config.sampling.max_tokens,
-        stop=tuple(config.sampling.stop),
-        run_seed=config.run.seed,
-    )
 
 
 def _without_scores(summary: Mapping[str, Any]) -> dict[str, Any]:

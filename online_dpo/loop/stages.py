@@ -31,7 +31,7 @@ class Event:
     kind: str
     """What happened, such as `step`."""
     round_index: int
-    """The round that is under way, from 0."""
+    """The round that it is about, from 0; of shards that are sampled ahead the one that they are for."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Its figures, by name."""
 
@@ -90,6 +90,10 @@ class Stages(Protocol):
 
     def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> Task:
         """Result: `list[Scores]`, by the learner."""
+        ...
+
+    def start_learner(self, method: str, *args: Any) -> Task:
+        """Result: what that method of `LearnerStage` returns. Its calls are made one after the other, as begun."""
         ...
 
     def first_done(self, tasks: Sequence[Task]) -> tuple[Task, Any]:

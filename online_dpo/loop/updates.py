@@ -9,7 +9,8 @@ from typing import Any
 
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import TrainingError
-from online_dpo.loop.stages import INCIDENT, Event, Stages
+from online_dpo.loop.calls import Calls
+from online_dpo.loop.stages import INCIDENT, Event, LearnerStage, Stages
 from online_dpo.loop.weight_sync import CHECKS
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
@@ -62,7 +63,7 @@ class Tally:
 
 def train(
     config: RunConfig,
-    stages: Stages,
+    calls: Calls,
     run_store: RunStore,
     index: int,
     items: Items,
@@ -76,13 +77,13 @@ def train(
     Raises:
         TrainingError: too many steps in a row were skipped; what was good before them is committed.
     """
-    store = run_store.round(index)
+    store, learner = run_store.round(index), calls.stages.learner
     if not store.has(FINAL):
         yield Event(kind="stage", round_index=index, data={"stage": "learning"})
-        num_steps = stages.learner.begin_round(index, items, beta_factor)
+        num_steps = learner.begin_round(index, items, beta_factor)
         tally = _tally_so_far(store)
         for step in range(tally.num_steps, num_steps):
-            figures = stages.learner.step(step)
+            figures = yield from calls.learner("step", step)
             tally.add(figures)
             yield Event(kind="step", round_index=index, data={"step": step, "num_steps": num_steps, **figures})
             stops = tally.skipped_in_a_row == MAX_SKIPPED
@@ -91,7 +92,7 @@ def train(
             every = config.learner.checkpoint_steps
             if stops or (every and (step + 1) % every == 0 and step + 1 < num_steps):
                 name = f"learner/step-{step + 1:06d}"
-                store.put_files(name, _checkpoint(stages, run_store, tally))
+                store.put_files(name, _checkpoint(learner, run_store, tally))
                 store.prune_checkpoints()
             if stops:
                 raise TrainingError(
@@ -100,10 +101,10 @@ def train(
                     f"reasons; the weights before them are committed. Look at these answers, or start a new run with "
                     f"a lower learner.lr; resuming goes on after the skipped steps"
                 )
-        store.put_files(FINAL, _checkpoint(stages, run_store, tally))
+        store.put_files(FINAL, _checkpoint(learner, run_store, tally))
     store.prune_checkpoints(keep=0)
     if not store.has("adapter"):
-        store.put_files("adapter", stages.learner.policy(index + 1).files())
+        store.put_files("adapter", learner.policy(index + 1).files())
     return _tally_so_far(store).summary()
 
 
@@ -139,6 +140,6 @@ def _tally_so_far(store: RoundStore) -> Tally:
     return Tally() if name is None else Tally(**json.loads(store.get_files(name)[_PROGRESS])["tally"])
 
 
-def _checkpoint(stages: Stages, run_store: RunStore, tally: Tally) -> dict[str, bytes]:
+def _checkpoint(learner: LearnerStage, run_store: RunStore, tally: Tally) -> dict[str, bytes]:
     progress = {"tally": asdict(tally), "metrics": run_store.metrics_position()}
-    return {**stages.learner.checkpoint(), _PROGRESS: json.dumps(progress, sort_keys=True).encode()}
+    return {**learner.checkpoint(), _PROGRESS: json.dumps(progress, sort_keys=True).encode()}

@@ -6,13 +6,14 @@ annotator settles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from online_dpo.errors import JudgingStopped
-from online_dpo.loop.stages import Event, Stages, Task
+from online_dpo.loop.calls import Call, Calls
+from online_dpo.loop.stages import Event
 from online_dpo.statistics.judges import report
 from online_dpo.store.shards import Asked, ShardCommits, add_agreement, sum_counters
 from online_dpo.types import Completion, Judged, MemberAgreement, Shard, Verdict, derive_seed
@@ -28,18 +29,6 @@ class Said:
     agreement: Mapping[str, MemberAgreement]  # of the verdicts; by the config field of each ensemble
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A call under way."""
-
-    then: Callable[[Any], Iterator[Event]]  # takes its result
-    asks_judge: bool = False
-
-
-Running: TypeAlias = dict[Task, Call]
-"""The calls under way, in the order in which they were made."""
-
-
 class Asking:
     """The questions to judges that are under way, and what to do when one is answered.
 
@@ -48,8 +37,7 @@ class Asking:
 
     def __init__(
         self,
-        stages: Stages,
-        running: Running,
+        calls: Calls,
         commits: ShardCommits,
         judges: Sequence[str],
         again: Mapping[str, Collection[str]] | None = None,
@@ -57,13 +45,12 @@ class Asking:
         """Nothing is asked yet.
 
         Args:
-            stages: whose judges are asked.
-            running: where each question is entered while it is under way.
+            calls: where each question is entered while it is under way, and whose judges are asked.
             commits: of the sampling that is judged.
             judges: names.
             again: judge -> prompts that it is asked about a second time, where it had an opinion.
         """
-        self._stages, self._running, self._commits = stages, running, commits
+        self._calls, self._commits = calls, commits
         self._judges, self._again = judges, again or {}
         self._stopped: str | None = None  # why a judge stopped
 
@@ -138,8 +125,8 @@ class Asking:
         parts = self._commits.parts(shard.index, asked)
         judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
         left = tuple(c for c in completions if c.prompt_id not in judged)
-        task = self._stages.start_judging(asked.judge, shard, left, again=asked.again)
-        self._running[task] = Call(then=partial(self._on_judged, shard, asked), asks_judge=True)
+        task = self._calls.stages.start_judging(asked.judge, shard, left, again=asked.again)
+        self._calls.add(task, Call(then=partial(self._on_judged, shard, asked), owner=self, asks_judge=True))
 
     def finish(self) -> Iterator[Event]:
         """Wait for everything that is under way, and for what follows from it; once a judge has stopped, for judges.
@@ -147,9 +134,7 @@ class Asking:
         Raises:
             JudgingStopped: a judge stopped.
         """
-        while tasks := [task for task, call in self._running.items() if call.asks_judge or not self.is_stopped]:
-            task, result = self._stages.first_done(tasks)
-            yield from self._running.pop(task).then(result)
+        yield from self._calls.serve(self, only_judges=lambda: self.is_stopped)
         if self._stopped is not None:
             raise JudgingStopped(f"round {self._commits.store.index + 1}: {self._stopped}")
 

@@ -66,16 +66,23 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A version of the policy and the one before it; None = the base model."""
+    """A version of the policy, and another that generators would hold if its push was skipped; None = the base model.
+
+    The other is the version before; of a policy that is sampled late it is the version after. Version 0 needs none.
+    """
 
     version: int
     adapter: Adapter | None
-    previous: Adapter | None  # meaningless at version 0
+    previous: (
+        Adapter | None
+    )  # the version before, or where that is sampled late the one after; meaningless at version 0
+    is_learners: bool = True  # whether the learner's weights are of this version for as long as it is sampled
 
     @property
     def scored_under(self) -> list[WeightsRef]:
-        """What checks score with: the learner's policy, and the version before it, which must differ."""
-        return ["policy"] if self.version == 0 else ["policy", self.previous]
+        """What checks score with: this policy as the learner has it, and the other version, which must differ."""
+        policy: WeightsRef = "policy" if self.is_learners else self.adapter
+        return [policy] if self.version == 0 else [policy, self.previous]
 
 
 class Pusher:
@@ -168,13 +175,15 @@ def check_digests(expected: Adapter | None, received: Sequence[Received]) -> Non
             )
 
 
-def check_versions(expected: int, completions: Sequence[Completion]) -> None:
+def check_versions(
+    expected: int, completions: Sequence[Completion], remark: str = "nothing of its shard was kept"
+) -> None:
     """Raises WeightMismatchError unless every completion was sampled from the expected version (DESIGN invariant 3)."""
     for completion in completions:
         if completion.policy_version != expected:
             raise WeightMismatchError(
                 f"completion {completion.prompt_id}/{completion.sample_index} was sampled from policy version "
-                f"{completion.policy_version} and version {expected} was asked for; nothing of its shard was kept"
+                f"{completion.policy_version} and version {expected} was asked for; {remark}"
             )
 
 

@@ -40,7 +40,8 @@ class Incidents(Listener):
         self._lines: list[str] = []
 
     def hear(self, event: Event) -> None:
-        self._round = event.round_index
+        if event.kind in ("run_started", "round_started"):  # others may be about the next round
+            self._round = event.round_index
 
     def add(self, incident: Incident) -> None:
         """Tell and write down what happened to an actor."""

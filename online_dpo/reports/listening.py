@@ -71,6 +71,10 @@ EVENTS = {
             "num_prompts": "of `sampling`: prompts drawn",
         },
     ),
+    "sampling_ahead": EventKind(
+        when="with `overlap: 1`, the next round begins to be sampled; its shards have its `round_index`",
+        data={"stage": "`sampling`", "num_prompts": "prompts drawn"},
+    ),
     "pushed": EventKind(
         when="the generators hold a policy, and the probe set was compared",
         data={

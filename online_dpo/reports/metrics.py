@@ -47,20 +47,19 @@ class StageClock:
 
 
 class JudgeClock:
-    """How long each judge's calls took in a round, of the process that hears this."""
+    """How long each judge's calls for a round took, of the process that hears this."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, list[float]] = {}
+        self._seconds: dict[int, dict[str, list[float]]] = {}  # by round: calls for the next one may come early
 
     def hear(self, event: Event) -> None:
-        if event.kind == "round_started":
-            self._seconds = {}
         for label, seconds in event.data.get("latencies_s", {}).items():
-            self._seconds.setdefault(label, []).extend(seconds)
+            self._seconds.setdefault(event.round_index, {}).setdefault(label, []).extend(seconds)
 
-    def figures(self) -> dict[str, dict[str, float]]:
-        """Judge -> mean, median, 95 % quantile and maximum of the seconds of its answered calls."""
-        return {label: describe_latency(seconds) for label, seconds in self._seconds.items() if seconds}
+    def take(self, round_index: int) -> dict[str, dict[str, float]]:
+        """Judge -> mean, median, 95 % quantile and maximum of the seconds of its answered calls, once."""
+        found = self._seconds.pop(round_index, {})
+        return {label: describe_latency(seconds) for label, seconds in found.items() if seconds}
 
 
 def describe_latency(seconds: Sequence[float]) -> dict[str, float]:
@@ -99,7 +98,7 @@ class MetricsWriter:
         if event.kind == "round_done":
             # Of this process: what a resumed round did before it was interrupted is not in here.
             record["seconds"] = {name: round(value, 3) for name, value in self._clock.seconds.items()}
-            record["latency_s"] = self._judges.figures()
+            record["latency_s"] = self._judges.take(event.round_index)
         self._store.append_metrics(_finite(record))
         if self._trackers:
             step = self._count_step() if event.kind == "step" else event.round_index

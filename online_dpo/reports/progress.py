@@ -71,6 +71,10 @@ class Progress(Listener):
 
     def _on_stage(self, data: Mapping[str, Any]) -> None:
         self._status["stage"] = data["stage"]
+        if data["stage"] in ("sampling", "evaluating"):
+            self._on_sampling_ahead(data)
+
+    def _on_sampling_ahead(self, data: Mapping[str, Any]) -> None:
         self._tokens, self._tokens_since = 0, time.monotonic()
 
     def _on_shard_sampled(self, data: Mapping[str, Any]) -> None:

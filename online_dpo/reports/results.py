@@ -31,6 +31,8 @@ class SamplingResult:
     """Prompts of the source that were passed over because they are longer than `prompts.max_tokens`."""
     num_prompts_empty: int | None = None
     """Prompts of the source that were passed over because they are empty."""
+    staleness: int | None = None
+    """By how many versions the policy that sampled is behind the one that trains on it; None with `overlap: 0`."""
     num_completions: int | None = None
     """Completions sampled."""
     num_truncated_completions: int | None = None

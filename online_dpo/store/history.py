@@ -23,6 +23,8 @@ from online_dpo.store.files import Files
 LATEST = "latest"
 _MANIFEST_KEY = re.compile(r"rounds/(\d{5,})/manifest\.json")
 _OPTIMIZER_STATE = re.compile(r"learner/(?:final|step-\d+)(?=/|\.sha256$)")
+_SAMPLED_AHEAD = re.compile(r"(draw|prompts)\.|(completions|verdicts|repeats|parts|repeat-parts)/")
+"""What a round has of the samples that it trains on; with `overlap: 1` the round before it has it made."""
 
 
 def round_folder(index: int) -> str:
@@ -120,7 +122,7 @@ class History:
         """
         pointer = self._latest()
         after = 0 if pointer is None else pointer[0] + 1
-        if max(self.on_disk(), default=0) > after:
+        if max(self.on_disk(), default=0) > after + 1 or not self._is_sampled_ahead(after + 1):
             self._corrupt_latest("is missing" if pointer is None else "is older than the rounds that lie beside it")
         expected = None if pointer is None else pointer[1]
         if self._files.exists(manifest_key(after)) and self._manifest(after)["previous"] != expected:
@@ -246,6 +248,11 @@ class History:
     def _point_to(self, index: int) -> None:
         data = self._files.get(manifest_key(index))
         self._files.put(LATEST, checksum_lines({manifest_key(index): hashlib.sha256(data).hexdigest()}))
+
+    def _is_sampled_ahead(self, index: int) -> bool:
+        """Whether all that lies in a round's folder may be there before the round begins, as nothing is."""
+        folder = round_folder(index)
+        return all(_SAMPLED_AHEAD.match(key.removeprefix(folder)) for key in self._files.keys(folder))
 
     def on_disk(self) -> list[int]:
         """Rounds that have any file, finished or not."""

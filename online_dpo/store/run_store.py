@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Container, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from online_dpo.errors import CorruptionError, RunDirectoryError
@@ -164,16 +163,13 @@ class RunStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def amend(self, *, config_yaml: str) -> None:
         """Replace the config on resume, where only fields changed that may. `open` completes it after a kill."""
         if config_yaml != self.config_yaml:
-            # config.yaml, run.json and their checksum cannot change in one instant: commit the new ones under
-            # another name first, from where the change can be completed by whoever comes next.
+            # Two files and their checksum cannot change in one instant: commit the new ones under another name first.
             new = run_files(config_yaml, self.info)
             self._commits.put("amendment", {f"amendment/{name}": data for name, data in new.items()})
             self._complete_amendment()
@@ -186,7 +182,7 @@ class RunStore:
             CorruptionError: names the first file that is missing or altered, and the remedy.
         """
         self._check()
-        for index in range(self._history.num_finished() + 1):
+        for index in range(self._history.num_finished() + 2):
             self._history.check_round(index)
 
     def damages(self) -> list[Damage]:
@@ -243,15 +239,19 @@ class RunStore:
         return list(range(self._history.num_finished()))
 
     def round(self, index: int) -> RoundStore:
-        """A finished round, or the one after it.
+        """A finished round, the one after it, or the one after that, of which a part may be done ahead.
 
         Raises:
             ValueError: there is no such round yet.
         """
         num_finished = self._history.num_finished()
-        if not 0 <= index <= num_finished:
+        if not 0 <= index <= num_finished + 1:
             raise ValueError(f"round {index} of {self.path} cannot be used: {num_finished} rounds are finished")
         return RoundStore(index, self._files, self._history)
+
+    def unfinished_rounds(self) -> list[RoundStore]:
+        """The first that is not finished, and the one after it, of which a part may be done ahead."""
+        return [self.round(self._history.num_finished() + i) for i in range(2)]
 
     def finish_round(self, index: int, state: Mapping[str, Any]) -> None:
         """Commit a round's state and seal the round; nothing can be added to it afterwards.

@@ -176,7 +176,7 @@ def counted_so_far(
 ) -> dict[str, dict[str, int | float]]:
     """Judge -> sums of what it counted in all that is committed, evaluations included."""
     bases = ["", *(evaluation_base(name, is_initial=flag) for name in evaluation_sets for flag in (True, False))]
-    rounds = [store.round(index) for index in range(len(store.finished_rounds()) + 1)]
+    rounds = [*(store.round(index) for index in store.finished_rounds()), *store.unfinished_rounds()]
     commits = [ShardCommits(part, base) for part in rounds for base in bases]
     return {judge: sum_counters(counts for found in commits for counts in found.counted(judge)) for judge in judges}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from loop_runs import comparable
 
 from online_dpo.config.control import WATCHED
@@ -29,6 +31,13 @@ def measured(kl_initial: float = 0.0, kl_reference: float | None = 0.0, **figure
     return Measured(
         policy_version=3, kl_initial=kl_initial, kl_reference=kl_reference, sets={"heldout": {**start, **figures}}
     )
+
+
+def value_of(steps: Generator[Any, None, Any]) -> Any:
+    """What a part of the loop returns that has no event to tell of."""
+    with pytest.raises(StopIteration) as stopped:
+        next(steps)
+    return stopped.value.value
 
 
 def without_warnings(path: Path) -> dict[str, Any]:

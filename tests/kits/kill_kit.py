@@ -81,7 +81,7 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
     references = [call for call in work if call.startswith("reference_logps")]
     with RunStore.read(path) as store:
         num_finished = len(store.finished_rounds())
-        for part in map(store.round, range(num_finished + 1)):
+        for part in map(store.round, range(num_finished + 2)):  # the last one may be sampled ahead
             for name in (name for name in part.names() if "completions/" in name):
                 shard = shard_in(part.get_files(name)[f"{Path(name).name}.parquet"])
                 del left[f"sample {shard}"]

@@ -301,6 +301,9 @@ class FakeStages:
         self.tape.call("rescore", len(rows), *(label(name) for name in under))
         return FakeTask("rescore", lambda: self.learner.scores(rows, under))
 
+    def start_learner(self, method: str, *args: Any) -> FakeTask:
+        return FakeTask(method, lambda: getattr(self.learner, method)(*args))
+
     def first_done(self, tasks: Sequence[FakeTask]) -> tuple[FakeTask, Any]:
         task = tasks[self.order(tasks)]
         self.tape.call("done:", task.name)

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_kit import config, measured, without_warnings
+from control_kit import config, measured, value_of, without_warnings
 from loop_kit import FakeGenerator, FakeStages
 from loop_runs import Kill, Run, comparable, records
 
-from online_dpo.commands.run import why_stopped
 from online_dpo.config.control import WATCHED
 from online_dpo.config.loading import load_config
 from online_dpo.config.resuming import check_resumable
 from online_dpo.errors import ConfigError, WeightMismatchError
+from online_dpo.loop.calls import Calls
 from online_dpo.loop.control import Control, advance, findings, measure, stop_reason
+from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.references import Reference, score_items
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Completion, Pair
@@ -340,7 +341,7 @@ def items_of(run: Run) -> list[Pair]:
 def test_a_sampler_that_disagrees_is_no_reference(shift: float, stops: bool, tmp_path: Path) -> None:
     run = Run.of(tmp_path, run__rounds=1, reference={"type": "every", "logps": "sampler"})
     run.go_on()
-    learner = FakeStages(run.config).learner
+    calls = Calls(FakeStages(run.config))
 
     def shifted(answer: Completion) -> Completion:
         return replace(answer, sampler_logps=tuple(logp + shift for logp in answer.sampler_logps or ()))
@@ -349,9 +350,9 @@ def test_a_sampler_that_disagrees_is_no_reference(shift: float, stops: bool, tmp
     reference = Reference(members=(None,), versions=(0,))
     if stops:
         with pytest.raises(WeightMismatchError, match=r"0\.0011 nats per token .* tolerance 0\.001; .*=recompute"):
-            score_items(run.config, learner, pairs, reference, 0)
+            value_of(score_items(run.config, calls, pairs, reference, 0))
     else:
-        scored, figures = score_items(run.config, learner, pairs, reference, 0)
+        scored, figures = value_of(score_items(run.config, calls, pairs, reference, 0))
         assert figures["reference_gap"] == pytest.approx(shift)
         assert scored[0].chosen_ref_logps == pytest.approx(sum(pairs[0].chosen.sampler_logps or ()))
 
@@ -360,14 +361,14 @@ def test_pairs_that_others_sampled_are_recomputed(tmp_path: Path) -> None:
     """Would catch log-probs of a data set's or an older policy's answers, and items that change their order."""
     run = Run.of(tmp_path, run__rounds=1, reference={"type": "every", "logps": "sampler"})
     run.go_on()
-    learner = FakeStages(run.config).learner
+    calls = Calls(FakeStages(run.config))
     pairs = items_of(run)
     pairs[1] = replace(pairs[1], rejected=replace(pairs[1].rejected, policy_version=3))
     foreign = {"finish_reason": None, "sampler_logps": None, "policy_version": None, "seed": None}
     pairs[2] = replace(pairs[2], chosen=replace(pairs[2].chosen, **foreign))
-    scored, figures = score_items(run.config, learner, pairs, Reference(members=(None,), versions=(0,)), 0)
+    scored, figures = value_of(score_items(run.config, calls, pairs, Reference(members=(None,), versions=(0,)), 0))
     assert (figures["num_reference_sampler"], figures["num_reference_recomputed"]) == (2, 2)
-    assert scored == learner.reference_logps(pairs, [None])
+    assert scored == calls.stages.learner.reference_logps(pairs, [None])
 
 
 def test_figures_of_items_that_were_never_committed_are_replaced(tmp_path: Path) -> None:

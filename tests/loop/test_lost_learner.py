@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kill_kit import WORK
 from loop_kit import FakeLearner, FakeStages, FakeTask
 from loop_runs import Run, comparable
@@ -56,11 +57,16 @@ class Mortal:
         return lambda *args: self._stages.lose(lambda: found(*args))
 
 
-def test_the_learner_is_lost_in_any_call_and_again_a_few_calls_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_the_learner_is_lost_in_any_call_and_again_a_few_calls_later(overlap: int, tmp_path: Path) -> None:
     """Would catch a step that is taken twice, an update that starts from weights that were lost, metrics that are
     written twice, and a generator that keeps the weights of an update that is made again."""
     run = Run.of(
-        tmp_path, evaluation__judges=GOLD, reference={"type": "every", "rounds": 2}, verdicts={"repeated": 0.7}
+        tmp_path,
+        evaluation__judges=GOLD,
+        reference={"type": "every", "rounds": 2},
+        verdicts={"repeated": 0.7},
+        overlap=overlap,
     )
     whole = Losing(run.config, [])
     run.go_on(whole)

@@ -67,6 +67,7 @@ MODES = {
         "pairs__per_round": 4,
     },
     "warm start": {"pairs__warm_start_rounds": 1, "pairs__per_round": 3},
+    "warm start, overlapping": {"pairs__warm_start_rounds": 1, "pairs__per_round": 3, "overlap": 1, "run__rounds": 3},
     "mixed": {"pairs__fraction": 0.34, "prompts__per_round": 3, "evaluation__sets": {}},
     "warm start, then mixed": {
         "pairs__warm_start_rounds": 1,
@@ -93,7 +94,7 @@ def test_a_kill_at_any_event_and_another_in_the_continuation(mode: str, every: b
     run = offline(tmp_path, **MODES[mode])
     whole = run.go_on()
     work, expected = whole.tape.calls(*WORK), comparable(run.path)
-    assert whole.tape.count(f"  {HELD_OUT_SCORE}") == 3
+    assert whole.tape.count(f"  {HELD_OUT_SCORE}") == 1 + run.config.run.rounds
     for number in instants(event_kinds(whole.events), every=every):
         killed = run.at(tmp_path / f"{number}")
         with pytest.raises(Kill):

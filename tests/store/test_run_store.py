@@ -33,7 +33,7 @@ def test_records_json_and_files_come_back_and_reads_are_checked(tmp_path: Path) 
             current.put_json("evaluation/x", {"reward": float("nan")})
         with pytest.raises(ValueError, match="1 rounds are finished"):
             store.finish_round(0, {"cursor": 3})
-            store.round(2)
+            store.round(3)
         with pytest.raises(ValueError, match="the round is finished"):
             current.remove("adapter")
     with pytest.raises(ValueError, match="closed"):
