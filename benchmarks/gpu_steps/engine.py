@@ -150,7 +150,33 @@ def free_bytes() -> int | None:
 
 def quantised(shape: str, folder: Path, figures: dict[str, Any]) -> None:
     """What `model.quantization: nf4` will find between engine and learner; its bound is to be set by this."""
-    raise Skipped("model.quantization is not there yet")
+    import importlib.util
+
+    import torch
+
+    from online_dpo.config.run import NF4_TOLERANCE
+    from online_dpo.learner.frozen_models import ModelSource, load_model
+    from online_dpo.loop.weight_sync import Gap
+
+    missing = [name for name in ("bitsandbytes", "vllm_bnb_plugin") if importlib.util.find_spec(name) is None]
+    if missing or not torch.cuda.is_available():
+        raise Skipped("there is no GPU" if not missing else f"{missing[0]} is not installed")
+    source = ModelSource(field="model.path", name="random", folder=str(folder), trust_remote_code=False)
+    base = load_model(source, dtype="bfloat16", device=device(), quantization="nf4")
+    figures["learner's base, GiB"] = torch.cuda.memory_allocated() / 2**30
+    rows = rows_of(shape)
+    policy, adapter = random_adapter(base, Path(tempfile.mkdtemp()), scale=SCALE)
+    expected = logps(policy, rows)
+    generator = engine(folder, weight_push="lora", quantization="nf4")
+    generator.push(None, 0)
+    before = generator.probe(rows)
+    generator.push(adapter, 1)
+    found = generator.probe(rows)
+    gap, moved = Gap.between(found, expected), Gap.between(found, before)
+    figures |= {"nats per token from the learner": gap.mean, "worst row": gap.row_max, "allowed": NF4_TOLERANCE}
+    figures["what the adapter moves"] = moved.mean
+    expect(gap.mean <= NF4_TOLERANCE, f"{gap.mean:.3g} nats per token apart; NF4_TOLERANCE is {NF4_TOLERANCE}")
+    expect(moved.mean > gap.mean, "the adapter moves too little to tell it from the gap")
 
 
 if __name__ == "__main__":

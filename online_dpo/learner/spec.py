@@ -26,6 +26,7 @@ class LearnerSpec:
     seed: int  # of the run
     rounds: int  # of the run
     threads: int | None  # None = torch's default
+    quantization: Literal["nf4"] | None = None  # of the base's weights
     reference: Adapter | ModelSource | None = None  # what `reference.path` names; scored under "reference_model"
 
     @property
