@@ -12,6 +12,7 @@ from judges.chat import CallFailed, ChatEngineRequest, ChatReply, ChatRequest
 from judges.llm.quoting import without_tokens
 from judges.threads import in_thread
 from online_dpo.errors import JudgeError
+from online_dpo.importing import quick_imports
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
 from online_dpo.models.tokenizer import load_tokenizer
@@ -47,7 +48,8 @@ class VllmChat:
             JudgeError: it has no chat template.
         """
         on_gpu = prepare_process(engine.kv_cache_gib)
-        from vllm import LLM
+        with quick_imports():
+            from vllm import LLM
 
         self._sleep = EngineSleep(wanted=sleeps)
         field = f"{engine.label}.path"

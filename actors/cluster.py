@@ -12,6 +12,7 @@ import ray
 
 from actors import resources
 from actors.failures import Incident
+from actors.gang import Workers
 from actors.generator import EngineSpec, Generator
 from actors.judge_host import JudgeActor
 from actors.learner_host import LearnerHost
@@ -82,20 +83,23 @@ class RayStages:
         self._judging: dict[Any, RayTask] = {}  # what was asked -> the call under way
         self._fresh: set[Supervised] = set()  # generators that sampled nothing since they took their weights
         self._learner: RemoteLearner | None = None
+        self._workers: Workers | None = None  # of the learner
 
     # Start and end
 
     def start_judges(
         self,
         specs: Mapping[str, JudgeSpec],
+        learner: LearnerSpec,
         *,
         first: Prompt,
         counted: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
     ) -> None:
-        """Start every judge's host and try it on two canned completions, before any engine starts.
+        """Start every judge's host and try it on two canned completions. The engines load meanwhile.
 
         Args:
             specs: judge's name -> judge.
+            learner: the learner's making.
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
             counted: gives, for each judge's name, the sums of its counters in the run so far.
 
@@ -109,6 +113,10 @@ class RayStages:
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}
         trials = {name: host.submit("try_it", chat, metadata, rules.get(name)) for name, host in self._judges.items()}
+        in_turns = resources.share_a_gpu(self._config, resources.num_gpus())
+        if not in_turns and not any(spec.section.num_gpus for spec in specs.values()):
+            # Else after the judges: vLLM measures a GPU's memory as it starts, and no other may take some meanwhile.
+            self._begin_engines(learner)
         problems = []
         for name, trial in trials.items():
             try:
@@ -119,9 +127,16 @@ class RayStages:
             raise JudgeError("\n".join(problems))
 
     def start_engines(self, learner: LearnerSpec) -> None:
-        """Start the generators (where anything is sampled) and the learner; wait until all are up.
+        """Wait until every actor is up; start the engines where they did not begin beside the judges."""
+        if self._learner is None:
+            self._begin_engines(learner)
+        for started in (*self._judges.values(), cast(RemoteLearner, self._learner).host, *self._generators):
+            started.wait_ready()
 
-        They start side by side; on a GPU that they share the learner starts once the generator sleeps.
+    def _begin_engines(self, learner: LearnerSpec) -> None:
+        """Make the generators, where anything is sampled, and the learner.
+
+        They load side by side; on a GPU that they share the learner starts once the generator sleeps.
         """
         options = resources.learner_options(self._config, resources.num_gpus())
         num_generators = self._config.generator.replicas if self._config.needs_generators else 0
@@ -134,12 +149,9 @@ class RayStages:
             for generator in self._generators:
                 generator.wait_ready()
             self.sleep()
-        host = self._supervised(
-            "learner", "the learner", lambda: cast(Any, ray.remote(LearnerHost)).options(**options).remote(learner)
-        )
+        self._workers = Workers(LearnerHost, (learner,), options, self._config.learner.num_workers)
+        host = self._supervised("learner", "the learner", self._workers.start)
         self._learner = RemoteLearner(host)
-        for started in (*self._judges.values(), host, *self._generators):
-            started.wait_ready()
 
     def recover(self, error: ActorError) -> None:
         """Start the learner again where it was lost; the loop must then begin anew with what is committed.
@@ -158,12 +170,15 @@ class RayStages:
         if dead_parts():
             return  # nobody is left to ask for it; the end of the session ends what remains
         with suppress(ray.exceptions.RayError):
-            ending = [generator.submit("close") for generator in self._generators]
+            ready = [generator for generator in self._generators if generator.is_ready]  # others have nothing to tidy
+            ending = [ref for generator in ready for ref in generator.submit("close")]
             if ending:
                 ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
         learner = [self._learner.host] if self._learner is not None else []
         for host in [*self._generators, *self._judges.values(), *learner]:
             host.kill()
+        if self._workers is not None:
+            self._workers.release()
 
     # The protocol
 
@@ -207,8 +222,8 @@ class RayStages:
             self._judging[key] = task.begin()
         return self._judging[key]
 
-    def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
-        return self.start_learner("score", rows, under)
+    def start_rescoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
+        return self.start_learner("check_logps", rows, under)
 
     def start_learner(self, method: str, *args: Any) -> RayTask:
         host = cast(RemoteLearner, self._learner).host

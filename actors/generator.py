@@ -13,6 +13,7 @@ from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
 from online_dpo.errors import ModelError, WeightMismatchError
+from online_dpo.importing import quick_imports
 from online_dpo.models.merging import Received
 from online_dpo.types import Adapter, Completion, FinishReason, Row, SamplingPlan, Shard, derive_seed
 
@@ -35,6 +36,7 @@ class EngineSpec:
     block_size: int | None
     enforce_eager: bool
     seed: int
+    quantization: Literal["nf4"] | None = None  # of the weights as they are loaded
     sleeps: bool = False  # gives the GPU's memory away while the learner works
 
 
@@ -59,8 +61,9 @@ class Generator:
         if spec.tensor_parallel > 1:
             # CPU only: by default vLLM wants one NUMA node for each of its workers, and dies on a machine with fewer.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        import torch
-        from vllm import LLM
+        with quick_imports():
+            import torch
+            from vllm import LLM
 
         self._spec = spec
         self._version: int | None = None
@@ -73,6 +76,9 @@ class Generator:
             # Without this vLLM 0.32 wraps the head too, which nothing here trains, and on CPU scoring a prompt then
             # fails: its LoRA logits expect one row per request.
             options.update(lora_target_modules=list(spec.lora_targets))
+        if spec.quantization == "nf4":
+            # vllm-bnb-plugin quantises as the learner does: blocks of 64, their scales quantised too.
+            options.update(quantization="bitsandbytes", load_format="bitsandbytes")
         if spec.block_size is not None:
             options.update(block_size=spec.block_size)
         if not torch.cuda.is_available():

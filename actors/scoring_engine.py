@@ -9,6 +9,7 @@ from actors.chat_engine import prepare_process
 from actors.engine_sleep import EngineSleep
 from judges.hosting import ScorerRequest
 from online_dpo.errors import JudgeError
+from online_dpo.importing import quick_imports
 
 
 class VllmScorer:
@@ -25,7 +26,8 @@ class VllmScorer:
             JudgeError: vLLM knows no such model, or it has no classification head.
         """
         on_gpu = prepare_process(engine.kv_cache_gib)
-        from vllm import LLM, PoolingParams
+        with quick_imports():
+            from vllm import LLM, PoolingParams
 
         self._sleep = EngineSleep(wanted=sleeps)
         try:

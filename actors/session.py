@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ _QUIET = {
 }
 _MARK = "ONLINE_DPO_SESSION"
 _ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
+_IDLE_WORKERS = "RAY_prestart_worker_first_driver"
 LAST_LINES, LINE_LENGTH = 15, 300
 
 KNOCK_S = 10.0
@@ -61,9 +62,10 @@ def ray_session(cluster: ClusterSection, *, num_cpus_needed: float) -> Iterator[
         _expect_listener(address, label)
     with nullcontext() if address else _Reaper() as reaper:
         try:
-            # Ray would knock twenty times, 40 s each, at a port where something else answers; unless it is set.
-            once = _set(_ATTEMPTS, os.environ.get(_ATTEMPTS, "1"))
-            with _own_sigterm(), once if reaper is None else _set(_MARK, reaper.mark):
+            # Ray would knock twenty times, 40 s each, at a port where something else answers; unless it is set. And a
+            # local Ray would start workers that nobody can use: our actors have environments of their own.
+            joining = {_ATTEMPTS: os.environ.get(_ATTEMPTS, "1")}
+            with _own_sigterm(), _set(joining if reaper is None else {_MARK: reaper.mark, _IDLE_WORKERS: "0"}):
                 # Ray prints paragraphs about lost workers whatever `log_to_driver` says; ours come from
                 # `actors.failures`.
                 ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -118,16 +120,16 @@ class _Reaper:
 
 
 @contextmanager
-def _set(name: str, value: str) -> Iterator[None]:
-    """An environment variable for what is started in here."""
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what is started in here."""
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        for name in variables:
+            os.environ.pop(name)
+        os.environ.update(before)
 
 
 def dead_parts() -> list[str]:
@@ -189,7 +191,7 @@ def _check_resources(num_cpus_needed: float, *, joined: bool) -> None:
         raise UserError(
             f"{where} has {found:g} CPUs and the actors of this config ask for {num_cpus_needed:g}; start Ray with "
             f"--num-cpus={num_cpus_needed:.0f} or more (they take turns, so it may exceed the cores), add nodes, or "
-            f"lower judge.num_cpus or generator.replicas"
+            f"lower judge.num_cpus, generator.replicas or learner.num_workers"
         )
 
 
@@ -203,7 +205,7 @@ def _connect(options: dict[str, Any]) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         # Every worker imports online_dpo first, which keeps a user's own `judges` folder from shadowing ours.
-        runtime_env={"worker_process_setup_hook": "online_dpo._siblings.pin", "env_vars": _QUIET},
+        runtime_env={"worker_process_setup_hook": "online_dpo.importing.own_process", "env_vars": _QUIET},
         **options,
     )
 

@@ -206,7 +206,7 @@ def rounding_kl(store: Any, last: int, folder: Path, prompts: Sequence[Any]) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from online_dpo.loop.positions import committed_policy
+    from online_dpo.loop.references import policy_of
     from online_dpo.loop.rollouts import rows_of
     from online_dpo.types import Completion
 
@@ -215,7 +215,7 @@ def rounding_kl(store: Any, last: int, folder: Path, prompts: Sequence[Any]) -> 
     rows = rows_of(prompts, samples[:48])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     versions = sorted({1, (last + 1) // 2, last})
-    found = [kl_of_roundings(model, folder, committed_policy(store.round(v - 1), v), rows) for v in versions]
+    found = [kl_of_roundings(model, folder, policy_of(store, v, None), rows) for v in versions]
     return {name: [each[name] for each in found] for name in found[0]}
 
 

@@ -29,6 +29,7 @@ from online_dpo.config.judges.section import (
     OuterJudge,
     ProcessJudge,
 )
+from online_dpo.importing import quick_imports
 
 MODULES: Mapping[type, str] = {
     RewardModelJudge: "judges.reward.reward_model",
@@ -78,7 +79,9 @@ def build_caller(spec: JudgeSpec, *, hosting: Hosting = NO_HOSTING, sleep: Sleep
         ModelError: its model's folder is missing or incomplete.
     """
     inner = {place: build_caller(part, hosting=hosting, sleep=sleep) for place, part in spec.inner.items()}
-    judge = importlib.import_module(MODULES[type(spec.section)]).build(spec, inner, hosting)
+    with quick_imports():
+        module = importlib.import_module(MODULES[type(spec.section)])
+    judge = module.build(spec, inner, hosting)
     return Caller(judge, spec.section, label=spec.label, inner=tuple(inner.values()), sleep=sleep)
 
 

@@ -1,4 +1,4 @@
-"""Trying a judge on two canned completions before any engine starts: a judge that cannot work should say so early."""
+"""Trying a judge on two canned completions before a run begins: a judge that cannot work should say so early."""
 
 from __future__ import annotations
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from online_dpo.importing import own_process
 from online_dpo.interruption import answer_signals
 
 
 def main() -> NoReturn:
     """Run the command, and exit with its code."""
     answer_signals()
+    own_process()
     from online_dpo.cli import main as command
 
     command()

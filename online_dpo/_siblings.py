@@ -33,7 +33,7 @@ class _SiblingFinder(importlib.abc.MetaPathFinder):
 
 
 def pin() -> None:
-    """Install the finder, once. Also the set-up hook of every Ray worker of ours.
+    """Install the finder, once; in Ray workers too, whose set-up hook is a function of `online_dpo`.
 
     Raises:
         ImportError: another `actors` or `judges` was imported before `online_dpo`.

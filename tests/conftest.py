@@ -24,6 +24,7 @@ LONG = (
     "commands/test_real_resume.py",
     "commands/test_python_api.py",
     "actors/test_supervision.py",
+    "actors/test_gang.py",
     "commands/test_keys.py",
     "commands/test_bad_run_directories.py",
     "actors/test_engine.py",

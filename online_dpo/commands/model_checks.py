@@ -14,6 +14,7 @@ from online_dpo.config.judges.llm import ChatEngineSection, LlmJudge
 from online_dpo.config.judges.section import JudgeSection, hosted_judges
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError, ModelError
+from online_dpo.importing import quick_imports
 from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.models.given_reference import GivenReference
 from online_dpo.models.inspection import ModelInfo, inspect_model
@@ -89,8 +90,9 @@ def check_models(
             LoRA is on a layer that could not be pushed.
         ConfigError: a target of LoRA is no layer.
     """
-    from online_dpo.learner import adapter_slots, lora_targets
-    from online_dpo.models.loading import empty_model
+    with quick_imports():
+        from online_dpo.learner import adapter_slots, lora_targets
+        from online_dpo.models.loading import empty_model
 
     policy, *_ = [
         empty_model(m.info, label=m.label, trust_remote_code=m.trust_remote_code, classifies=m.classifies)

@@ -186,12 +186,13 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
         judges, sets = list(materials.judges), list(config.evaluation.sets)
         return {} if store is None else counted_so_far(store, judges, sets)
 
-    stages.start_judges(materials.judges, first=materials.first, counted=counted)
+    learner = learner_spec(materials)
+    stages.start_judges(materials.judges, learner, first=materials.first, counted=counted)
     if store is None:
         info = run_info(materials)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
     guard.note(f"starting {'the generators and ' if config.needs_generators else ''}the learner")
-    stages.start_engines(learner_spec(materials))
+    stages.start_engines(learner)
     for line in stages.learner.notices():
         guard.note(line)
     return _result(store, guard, play(materials, stages, store, [guard]))

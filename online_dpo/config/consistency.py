@@ -148,7 +148,20 @@ def _only_compares(section: Any) -> bool:
 
 
 def _check_weights(config: Any) -> None:
-    """The adapter must go with the model."""
+    """The push and the adapter must go with the model."""
+    if config.model.quantization is not None:
+        named = f"model.quantization is {config.model.quantization}"
+        if config.generator.weight_push == "merge":
+            raise ValueError(
+                f"{named} and generator.weight_push is merge; merging into quantised weights is not exact: remove "
+                f"generator.weight_push, or set it to lora"
+            )
+        for name, dtype in (("model.dtype", config.model.dtype), ("generator.dtype", config.engine_dtype)):
+            if dtype != "bfloat16":
+                raise ValueError(
+                    f"{named} and {name} is {dtype}; weights in 4 bits are computed with in bfloat16: set {name} to "
+                    f"bfloat16"
+                )
     if config.model.adapter is not None and config.learner.lora is not None:
         raise ValueError(
             "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "
@@ -244,6 +257,11 @@ def _check_layout(config: Any) -> None:
                 f"layout is colocated and generator.{name} is {value}; one engine and the learner use one GPU in "
                 f"turns: set generator.{name} to 1, or layout to separate"
             )
+    if (workers := config.learner.num_workers) != 1:
+        raise ValueError(
+            f"layout is colocated and learner.num_workers is {workers}; one engine and one worker use one GPU in "
+            f"turns: set learner.num_workers to 1, or layout to separate"
+        )
     for name in ("generator", "learner"):
         if (value := getattr(config, name).num_gpus) != "auto":
             raise ValueError(

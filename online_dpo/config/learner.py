@@ -75,10 +75,16 @@ class LearnerSection(Section):
     """Gradients with a larger norm are scaled down to it."""
     checkpoint_steps: int = changeable(25, ge=0)
     """Optimizer steps between two checkpoints inside a round; 0 writes none."""
+    num_workers: int = changeable(1, ge=1)
+    """Processes (ranks) that share out the learner's work, each with a copy of the base model and a GPU of its own
+    where there are GPUs. The same number gives the same bytes. Another number gives results that are equal within
+    rounding; with `lora.dropout` it draws other masks."""
     num_gpus: Auto | NumGpus = changeable("auto")
-    """GPUs that the learner reserves; a fraction shares one. auto takes 1 where Ray has GPUs, else 0."""
+    """GPUs that each of the learner's workers reserves; a fraction shares one. auto takes 1 where Ray has GPUs, else
+    0."""
     threads: Auto | Count = "auto"
-    """CPU threads of the learner. auto takes all cores; the number is settled once and recorded."""
+    """CPU threads of each of the learner's workers. auto shares all cores out among them; the number is settled once
+    and recorded, and again where a run is continued with another `num_workers`."""
 
     @property
     def peak_lr(self) -> float:

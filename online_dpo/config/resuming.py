@@ -40,6 +40,9 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
         # The length of the run only matters to schedules that are stretched over it.
         if key == "run.rounds":
             free = new.learner.schedule == "constant" and not new.objective.depends_on_run_length
+        # Another number of workers shares the threads out anew.
+        if key == "learner.threads":
+            free = old.learner.num_workers != new.learner.num_workers
         # A budget that only warns or stops does not change what is trained on.
         if key in ("drift.max_kl", "drift.action"):
             free = not raises_beta

@@ -28,7 +28,7 @@ def resolve_threads(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "generator": settled(config.generator, cores),
-            "learner": settled(config.learner, cores),
+            "learner": settled(config.learner, max(1, cores // config.learner.num_workers)),
             "judge": None if config.judge is None else judge_settled(config.judge),
             "pairing": config.pairing.model_copy(
                 update={"annotator": config.pairing.annotator and judge_settled(config.pairing.annotator)}
@@ -41,7 +41,8 @@ def resolve_threads(config: RunConfig) -> RunConfig:
 def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
     """The config with the recorded numbers in the place of `threads: auto`, for a run that is continued.
 
-    A run keeps its numbers on whatever machine it is continued.
+    A run keeps its numbers on whatever machine it is continued. Where the learner has another number of workers, they
+    share out the threads that all workers had before.
     """
 
     def kept(section: Any, old: Any) -> Any:
@@ -53,6 +54,12 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
             judge, lambda field, section: kept(section, before[field]) if field in before else section
         )
 
+    def learner_kept(section: Any, old: Any) -> Any:
+        if section.num_workers == old.num_workers or old.threads == "auto":
+            return kept(section, old)
+        shared_out = max(1, old.threads * old.num_workers // section.num_workers)
+        return kept(section, old.model_copy(update={"threads": shared_out}))
+
     judges = {
         name: judge_kept(judge, recorded.evaluation.judges[name]) if name in recorded.evaluation.judges else judge
         for name, judge in config.evaluation.judges.items()
@@ -61,7 +68,7 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "generator": kept(config.generator, recorded.generator),
-            "learner": kept(config.learner, recorded.learner),
+            "learner": learner_kept(config.learner, recorded.learner),
             "judge": config.judge and judge_kept(config.judge, recorded.judge or config.judge),
             "pairing": config.pairing.model_copy(
                 update={"annotator": annotator and judge_kept(annotator, recorded.pairing.annotator or annotator)}

@@ -50,7 +50,9 @@ FIELDS: dict[str, str] = {
     "tensor_parallel_size": "generator.tensor_parallel", "vllm_tensor_parallel_size": "generator.tensor_parallel",
     "vllm_num_engines": "generator.replicas", "num_engines": "generator.replicas",
     "enforce_eager": "generator.enforce_eager", "ray_address": "cluster.address", "num_cpus": "cluster.num_cpus",
-    "max_restarts": "cluster.max_restarts",
+    "max_restarts": "cluster.max_restarts", "num_processes": "learner.num_workers",
+    "nproc_per_node": "learner.num_workers", "world_size": "learner.num_workers",
+    "actor_num_gpus_per_node": "learner.num_workers",
     "report_to": "logging.tensorboard", "wandb": "logging.tensorboard", "use_wandb": "logging.tensorboard",
     "wandb_project": "logging.tensorboard", "mlflow": "logging.tensorboard", "use_tensorboard": "logging.tensorboard",
 }  # fmt: skip

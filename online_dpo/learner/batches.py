@@ -51,6 +51,16 @@ class Batch(ABC):
         """
 
     @property
+    def num_items(self) -> int:
+        """`P`."""
+        return int(self.differentiable[0].shape[-1])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on another device."""
+        columns = fields(cast(Any, self))
+        return replace(cast(Any, self), **{column.name: getattr(self, column.name).to(device) for column in columns})
+
+    @property
     @abstractmethod
     def differentiable(self) -> tuple[Tensor, ...]:
         """What depends on the policy's weights."""

@@ -4,8 +4,8 @@ An objective that couples the items of a batch gets all of them at once: first t
 which the loss's gradient with respect to every log-prob follows, then one backward pass per micro-batch (DESIGN
 section 6). A batch that is a single micro-batch needs one pass only.
 
-Everything that depends on the number of ranks belongs here: with several, each rank would take its share of the
-micro-batches, and the values of the whole batch and the gradients would be gathered from all ranks in `run`.
+Each rank of a learner takes its share of the items, and then knows the values of the whole batch. The sum of the
+gradients over ranks is `communication.add_gradients`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from online_dpo.learner.batches import Batch, Outcome, join
+from online_dpo.learner.communication import Communicator
 from online_dpo.types import Labelled, Pair
 
 
@@ -38,6 +39,8 @@ class Accumulation:
         objective: Callable[[Any], Outcome],
         *,
         is_coupled: bool,
+        ranks: Communicator,
+        device: torch.device,
     ) -> None:
         """Take what one step needs.
 
@@ -45,37 +48,50 @@ class Accumulation:
             forward: the policy's values for one micro-batch, given its index; the same index gives the same values.
             objective: of a batch.
             is_coupled: whether `objective` needs the whole batch.
+            ranks: whose items together make up the batch.
+            device: where the objective computes.
         """
         self._forward, self._objective, self._is_coupled = forward, objective, is_coupled
+        self._ranks, self._device = ranks, device
 
-    def run(self, groups: Sequence[Sequence[Any]]) -> tuple[Batch, Outcome]:
-        """Add the gradients of the mean loss over all groups to the parameters; the whole batch, detached.
+    def run(self, groups: Sequence[Sequence[Any]], num_items: int) -> tuple[Batch, Outcome]:
+        """Add this rank's part of the gradients of the mean loss over the whole batch to the parameters.
+
+        Args:
+            groups: micro-batches of this rank; there may be none.
+            num_items: of the whole batch, on all ranks together.
+
+        Returns:
+            The whole batch, detached, and what the objective makes of it.
 
         Raises:
-            NotFinite: a loss is not finite; some gradients may have been added.
+            NotFinite: a loss is not finite, on whichever rank; some gradients may have been added.
         """
-        items = [item for group in groups for item in group]
-        if self._is_coupled and len(groups) > 1:
-            return self._run_coupled(groups, items)
-        seen = []
+        if self._is_coupled and (len(groups) > 1 or self._ranks.size > 1):
+            return self._run_coupled(groups, num_items)
+        seen: list[Batch] = []
+        bad: list[Any] = []
         for index, group in enumerate(groups):
             batch = self._forward(index, group)
             loss = self._objective(batch).loss
-            _expect_finite(loss, batch, group)
+            if bad := [item for item, fine in zip(group, _are_good(loss, batch), strict=True) if not fine]:
+                break
             # Each micro-batch adds its share of the mean over the global batch.
-            (loss.sum() / len(items)).backward()
+            (loss.sum() / num_items).backward()
             seen.append(join([batch]))
-        whole = join(seen)
+        self._expect_finite(bad)
+        whole, _ = self._gathered(seen)
         return whole, self._objective(whole)
 
-    def _run_coupled(self, groups: Sequence[Sequence[Any]], items: Sequence[Any]) -> tuple[Batch, Outcome]:
+    def _run_coupled(self, groups: Sequence[Sequence[Any]], num_items: int) -> tuple[Batch, Outcome]:
         with torch.no_grad():
-            whole = join([self._forward(index, group) for index, group in enumerate(groups)])
+            whole, start = self._gathered([self._forward(index, group) for index, group in enumerate(groups)])
         leaves = [values.requires_grad_() for values in whole.differentiable]
         outcome = self._objective(whole.with_differentiable(leaves))
-        _expect_finite(outcome.loss, whole, items)
-        slopes = torch.autograd.grad(outcome.loss.sum() / len(items), leaves, materialize_grads=True)
-        start = 0
+        mine = [item for group in groups for item in group]
+        good = _are_good(outcome.loss, whole)[start : start + len(mine)]
+        self._expect_finite([item for item, fine in zip(mine, good, strict=True) if not fine])
+        slopes = torch.autograd.grad(outcome.loss.sum() / num_items, leaves, materialize_grads=True)
         for index, group in enumerate(groups):
             batch = self._forward(index, group)
             part = slice(start, start + len(group))
@@ -85,10 +101,23 @@ class Accumulation:
             start += len(group)
         return join([whole]), outcome
 
+    def _gathered(self, batches: Sequence[Batch]) -> tuple[Batch, int]:
+        """The batches of all ranks as one, detached, and where this rank's items begin in it."""
+        ranks = self._ranks
+        if ranks.size == 1:
+            return join(batches), 0
+        parts = ranks.gather(join(batches).to("cpu") if batches else None)
+        start = sum(part.num_items for part in parts[: ranks.rank] if part is not None)
+        return join([part for part in parts if part is not None]).to(self._device), start
 
-def _expect_finite(loss: Tensor, batch: Batch, items: Sequence[Any]) -> None:
-    """Raises NotFinite with the items at fault: those whose own values are bad, else those whose loss is."""
-    own = torch.stack([values.isfinite().reshape(-1, len(items)).all(dim=0) for values in batch.inputs]).all(dim=0)
-    good = loss.isfinite() if bool(own.all()) else own  # in a coupled loss, one bad value spoils all
-    if not bool(good.all()):
-        raise NotFinite("loss", [item for item, fine in zip(items, good.tolist(), strict=True) if not fine])
+    def _expect_finite(self, bad: Sequence[Any]) -> None:
+        """Raises NotFinite on all ranks with the items at fault on any of them."""
+        if found := [item for part in self._ranks.gather(bad) for item in part]:
+            raise NotFinite("loss", found)
+
+
+def _are_good(loss: Tensor, batch: Batch) -> list[bool]:
+    """Which items are not at fault: those whose own values are finite, or where all values are, whose loss is."""
+    own = torch.stack([values.isfinite().reshape(-1, len(loss)).all(dim=0) for values in batch.inputs]).all(dim=0)
+    good: list[bool] = (loss.isfinite() if bool(own.all()) else own).tolist()  # one bad value spoils a coupled loss
+    return good

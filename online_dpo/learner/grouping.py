@@ -1,11 +1,11 @@
-"""Which pairs make up which optimizer step, and which rows go through the model together."""
+"""Which pairs make up which optimizer step, which rank takes which, and which rows go through the model together."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-from online_dpo.types import derive_seed
+from online_dpo.types import Row, derive_seed
 
 
 def round_batches(num_pairs: int, batch_pairs: int, *, epochs: int, seed: int, round_index: int) -> list[list[int]]:
@@ -59,3 +59,37 @@ def pack_by_tokens(
                 continue
         groups.append([index])
     return groups
+
+
+def deal(tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Share items out, so that every rank gets about as many tokens: the longest first, each to whom has fewest.
+
+    Args:
+        tokens: of each item.
+        num_ranks: of a learner; there may be fewer items.
+
+    Returns:
+        Indices of each rank's items, in their order.
+    """
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    taken = [0] * num_ranks
+    for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
+        rank = min(range(num_ranks), key=taken.__getitem__)  # of equals the first
+        shares[rank].append(index)
+        taken[rank] += tokens[index]
+    return [sorted(share) for share in shares]
+
+
+def deal_rows(rows: Sequence[Row], num_ranks: int) -> list[list[int]]:
+    """As `deal`; rows of one prompt stay together, since they can share it in a forward pass."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        by_prompt.setdefault(row.prompt_ids, []).append(index)
+    members = list(by_prompt.values())
+    shares = deal([num_tokens([rows[index] for index in indices]) for indices in members], num_ranks)
+    return [sorted(index for item in share for index in members[item]) for share in shares]
+
+
+def num_tokens(rows: Sequence[Row]) -> int:
+    """Of prompts and completions. Layouts make no difference, so that all ranks deal alike."""
+    return sum(len(row.prompt_ids) + len(row.completion_ids) for row in rows)

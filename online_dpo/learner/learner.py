@@ -1,13 +1,14 @@
 """The learner: a plain class that scores rows and takes LoRA steps. No Ray, no clock, no file system but the model's.
 
-A Ray actor hosts it by calling exactly these methods, so all arguments and results are records or bytes.
+A Ray actor hosts it by calling exactly these methods, so all arguments and results are records or bytes. Where several
+ranks learn together, each is a `Learner`: all get the same calls with the same arguments, in the same order, and give
+the same results.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,32 +19,38 @@ from torch import Tensor
 from online_dpo.errors import TrainingError
 from online_dpo.learner import adapter_slots, checkpoints, lora_targets
 from online_dpo.learner.batches import Batch
+from online_dpo.learner.communication import Alone, Communicator, add_gradients, follow_first
 from online_dpo.learner.forward import Forward
 from online_dpo.learner.frozen_models import load_model
 from online_dpo.learner.gradients import Accumulation, NotFinite
-from online_dpo.learner.grouping import round_batches
+from online_dpo.learner.grouping import deal, num_tokens, round_batches
 from online_dpo.learner.items import ItemKind, check_items, kind_of, kind_of_items
 from online_dpo.learner.logprobs import LogpTensors
 from online_dpo.learner.objectives import StepContext, make_objective
 from online_dpo.learner.schedules import beta_at, learning_rate, run_position
+from online_dpo.learner.scoring import Scoring
 from online_dpo.learner.spec import LearnerSpec
-from online_dpo.types import Adapter, Item, Items, Row, Scores, WeightsRef, derive_seed
+from online_dpo.types import Adapter, Item, Items, Row, Scores, TokenLogpRows, WeightsRef, derive_seed
 
 
 class Learner:
     """LoRA DPO on one device. Not thread-safe; between calls the policy is active, trainable and in eval mode."""
 
-    def __init__(self, spec: LearnerSpec) -> None:
+    def __init__(self, spec: LearnerSpec, ranks: Communicator | None = None) -> None:
         """Load the base model, attach LoRA, build the optimizer.
+
+        Args:
+            spec: of the learner, the same on all ranks.
+            ranks: that learn together; None = this one alone.
 
         Raises:
             ModelError: a model does not load, its head is unknown, or an adapter does not fit.
         """
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
-        self.spec = spec
+        self.spec, self._ranks = spec, ranks or Alone()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = load_model(spec.base, dtype=spec.dtype, device=self.device)
+        base = load_model(spec.base, dtype=spec.dtype, device=self.device, quantization=spec.quantization)
         self.model = adapter_slots.attach(base, spec.lora, spec.adapter, seed=spec.seed)
         given: Any = None
         if isinstance(spec.reference, Adapter):
@@ -52,7 +59,9 @@ class Learner:
             given = load_model(spec.reference, dtype=spec.dtype, device=self.device)
         self._forward = Forward(self.model, spec.learner)
         self._given = None if given is None else Forward(given, spec.learner)
+        self._scoring = Scoring(self.model, self._forward, self._given, self._ranks)
         self._parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        follow_first(list(self._parameters.values()), self._ranks)
         section = spec.learner
         self.optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=section.peak_lr, weight_decay=section.weight_decay
@@ -69,7 +78,8 @@ class Learner:
         """What the config asks for and this model or machine cannot give, one line each."""
         targets = lora_targets.notice(self.model, adapter_slots.POLICY)
         given = self._given.notices if self._given is not None else ()
-        return [*([] if targets is None else [targets]), *self._forward.notices, *given]
+        mine = [*([] if targets is None else [targets]), *self._forward.notices, *given]
+        return list(dict.fromkeys(line for lines in self._ranks.gather(mine) for line in lines))
 
     def initial_adapter(self) -> Adapter | None:
         """Version 0: the adapter that the run continues, or None when the initial policy is the base model."""
@@ -90,19 +100,17 @@ class Learner:
         Returns:
             One `Scores` per entry of `under`, rows in the order given; entropies for `"policy"` only.
         """
-        results = []
-        for weights in under:
-            logps: list[tuple[float, ...]] = [()] * len(rows)
-            entropies: list[tuple[float, ...]] = [()] * len(rows)
-            with self._weights_of(weights) as forward:
-                for group in forward.row_groups(rows):
-                    scored = forward.scores([rows[i] for i in group])
-                    for i, row_logps, row_entropies in zip(group, *scored, strict=True):
-                        logps[i], entropies[i] = tuple(row_logps.tolist()), tuple(row_entropies.tolist())
-            results.append(
-                Scores(token_logps=tuple(logps), entropies=tuple(entropies) if weights == "policy" else None)
-            )
-        return results
+        return [self._scoring.scores(rows, weights) for weights in under]
+
+    def check_logps(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> list[TokenLogpRows]:
+        """Log-probs of rows for a comparison with what an engine says, under each of several weights as in `score`.
+
+        Where engines compute in bfloat16, so does this if training does: it is then several times as fast, and no
+        further from the engine than the engine is from the truth.
+        """
+        if self.spec.engine_dtype == "float32":
+            return [scores.token_logps for scores in self.score(rows, under)]
+        return [self._scoring.training_logps(rows, weights) for weights in under]
 
     def reference_logps(self, items: Sequence[Item], references: Sequence[WeightsRef]) -> list[Item]:
         """The items with the log-probs that a reference gives to their completions, summed over tokens.
@@ -115,23 +123,12 @@ class Learner:
         if not references:
             return list(items)
         rows = [row for item in items for row in kind_of(item).scored_rows(item)]
-        logps = [self._training_logps(rows, reference) for reference in references]
+        logps = [self._scoring.training_logps(rows, reference) for reference in references]
         found = iter(zip(*logps, strict=True))  # per row, its token log-probs under every reference
         return [
             kind.with_reference(item, [next(found) for _ in kind.scored_rows(item)])
             for item, kind in zip(items, map(kind_of, items), strict=True)
         ]
-
-    @torch.no_grad()
-    def _training_logps(self, rows: Sequence[Row], under: WeightsRef) -> list[list[float]]:
-        """Token log-probs exactly as training computes them: a policy that is its reference has log-ratios of zero."""
-        logps: list[list[float]] = [[]] * len(rows)
-        with self._weights_of(under) as forward:
-            for group in forward.row_groups(rows):
-                found = forward.token_logps([rows[i] for i in group], training=False).logps
-                for i, row in zip(group, found, strict=True):
-                    logps[i] = row.tolist()
-        return logps
 
     def begin_round(self, round_index: int, items: Items, beta_factor: float = 1.0) -> int:
         """Take a round's items. After `restore` inside this round, training goes on where the checkpoint stopped.
@@ -230,15 +227,19 @@ class Learner:
             NotFinite: nothing was updated.
         """
         position, section = self._position, self.spec.learner
+        parameters, mine = list(self._parameters.values()), self._share(items)
         untrained = self._untrained_log_ratios(items)
-        batch, outcome = self._accumulation(untrained).run(self._micro_batches(items))
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), section.max_grad_norm).item()
+        batch, outcome = self._accumulation(untrained, self._ranks).run(self._micro_batches(mine), len(items))
+        add_gradients(parameters, self._ranks)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise NotFinite("gradient", self._with_bad_gradients(items, untrained))
+            bad = [item for part in self._ranks.gather(self._with_bad_gradients(mine, untrained)) for item in part]
+            raise NotFinite("gradient", bad or items)  # perhaps only their sum overflows
         lr = self._lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        follow_first(parameters, self._ranks)
         self._position = replace(
             position,
             next_step=position.next_step + 1,
@@ -255,8 +256,8 @@ class Learner:
             "num_tokens": float(sum(len(row.completion_ids) for row in self._trained_rows(items))),
         }
 
-    def _accumulation(self, untrained_log_ratios: Tensor) -> Accumulation:
-        """Losses and gradients of the step that is next."""
+    def _accumulation(self, untrained_log_ratios: Tensor, ranks: Communicator) -> Accumulation:
+        """Losses and gradients of the step that is next, of which these ranks have the items."""
         position, objective = self._position, self._objective
         context = StepContext(
             position=self._place,
@@ -268,13 +269,20 @@ class Learner:
         def forward(micro: int, items: Sequence[Any]) -> Batch:
             if adapter_slots.dropout_of(self.model) > 0.0:
                 # A seed per micro-batch, rather than one stream, leaves no random state to save or to restore, and
-                # gives the same masks to a second pass.
-                parts = ("dropout", position.round_index, position.next_step, micro)
+                # gives the same masks to a second pass. No two ranks have the same one.
+                number = micro * self._ranks.size + self._ranks.rank
+                parts = ("dropout", position.round_index, position.next_step, number)
                 torch.manual_seed(derive_seed(self.spec.seed, *parts))
             scored = self._token_logps(self._trained_rows(items), with_collision=objective.with_collision)
             return objective.batch_type.of(items, scored)
 
-        return Accumulation(forward, partial(objective, context=context), is_coupled=objective.is_coupled)
+        return Accumulation(
+            forward,
+            partial(objective, context=context),
+            is_coupled=objective.is_coupled,
+            ranks=ranks,
+            device=self.device,
+        )
 
     def _untrained_log_ratios(self, items: Sequence[Any]) -> Tensor:
         """`[M]` log-ratios of a whole batch's untrained rows, without dropout, so that micro-batches cannot matter.
@@ -283,7 +291,7 @@ class Learner:
             NotFinite: one of them is not finite.
         """
         found = [(item, row, reference) for item in items for row, reference in self._kind.untrained_rows(item)]
-        logps = self._training_logps([row for _, row, _ in found], "policy")
+        logps = self._scoring.training_logps([row for _, row, _ in found], "policy")
         log_ratios = [sum(row) - (reference or 0.0) for row, (_, _, reference) in zip(logps, found, strict=True)]
         if bad := [item for (item, *_), value in zip(found, log_ratios, strict=True) if not math.isfinite(value)]:
             raise NotFinite("KL estimate", bad)
@@ -292,6 +300,11 @@ class Learner:
     def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> LogpTensors:
         """Differentiable token log-probs of rows under the policy as it trains; the only place that asks for them."""
         return self._forward.token_logps(rows, training=True, with_collision=with_collision)
+
+    def _share(self, items: list[Any]) -> list[Any]:
+        """This rank's items of a batch; the halves of a pair are never parted."""
+        tokens = [num_tokens(self._kind.trained_rows(item)) for item in items]
+        return [items[i] for i in deal(tokens, self._ranks.size)[self._ranks.rank]]
 
     def _micro_batches(self, items: Sequence[Any]) -> list[list[Any]]:
         """Items that go through the model together; the halves of a pair are never parted."""
@@ -302,15 +315,19 @@ class Learner:
         return [row for item in items for row in self._kind.trained_rows(item)]
 
     def _with_bad_gradients(self, items: Sequence[Any], untrained_log_ratios: Tensor) -> list[Any]:
-        """The items whose own gradient is not finite; all of them if only their sum overflows."""
+        """Of this rank's items, those whose own gradient is not finite."""
         bad = []
         for item in items:
             self.optimizer.zero_grad(set_to_none=True)
-            self._accumulation(untrained_log_ratios).run([[item]])
+            try:
+                self._accumulation(untrained_log_ratios, Alone()).run([[item]], 1)
+            except NotFinite:  # its loss is not, by itself; the other ranks wait for an answer
+                bad.append(item)
+                continue
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
             if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
                 bad.append(item)
-        return bad or list(items)
+        return bad
 
     @property
     def _place(self) -> float:
@@ -325,12 +342,3 @@ class Learner:
     @property
     def _beta(self) -> float:
         return beta_at(self.spec.objective.betas[0], self._place) * self._beta_factor
-
-    @contextmanager
-    def _weights_of(self, under: WeightsRef) -> Iterator[Forward]:
-        """What rows go through to be scored under other weights: the policy's model for the time being, or another."""
-        if under == "reference_model" and self._given is not None:
-            yield self._given
-        else:
-            with adapter_slots.weights_of(self.model, under):
-                yield self._forward

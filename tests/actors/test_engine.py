@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
-from engine_kit import World, small_config
+from engine_kit import World, left_of, small_config
 from transformers import AutoTokenizer
 
-from online_dpo.errors import WeightMismatchError
-from online_dpo.loop.rounds import training_plan
+from actors.cluster import RayStages
+from online_dpo.commands.inputs import prepare
+from online_dpo.commands.specs import engine_spec, learner_spec
+from online_dpo.errors import JudgeError, WeightMismatchError
+from online_dpo.loop.draws import training_plan
 from online_dpo.models.merging import Received
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Pair, Row, Shard
@@ -105,14 +109,14 @@ def test_an_engine_that_woke_samples_only_after_a_push(world: World) -> None:
     plan = training_plan(world.materials.config, 0)
     adapter = big_adapter(world)
     try:
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert [received.digest for received in world.stages.push(adapter, 1)] == [adapter.digest]
         before, sampled = world.stages.probe(rows), generator.call("sample", shard, plan, 1)
         for wake in (lambda: None, world.stages.wake, world.stages.wake):  # twice does no harm
             world.stages.sleep()
             wake()
             with pytest.raises(WeightMismatchError, match="policy 1 was to be sampled and the engine holds None"):
                 generator.call("sample", shard, plan, 1)
-        assert world.stages.push(adapter, 1) == [adapter.digest]
+        assert [received.digest for received in world.stages.push(adapter, 1)] == [adapter.digest]
         assert world.stages.probe(rows) == before
         assert generator.call("sample", shard, plan, 1) == sampled
     finally:
@@ -286,3 +290,28 @@ def test_a_generator_with_other_weights_stops_the_run(world: World, fault: Any, 
         stopped = store.round(len(store.finished_rounds()))
         assert stopped.has("adapter")
         assert not any(name.startswith("evaluation/heldout/completions") for name in stopped.names())
+
+
+def test_a_broken_judge_ends_the_engines_that_load_meanwhile(ray_local: None, tiny_model: Path, tmp_path: Path) -> None:
+    """Would catch engines that start only after the judges, or that are waited for or left behind when one is bad."""
+    config = small_config(tmp_path, tiny_model)
+    (tmp_path / "judge.py").write_text("def score(prompt, completion):\n    return 'kind'\n")
+    materials = prepare(config)
+    stages = RayStages(materials.config, engine_spec(materials))
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(JudgeError, match="kind"):
+        stages.start_judges(materials.judges, learner_spec(materials), first=materials.first)
+    engines = [*stages._generators, stages.learner.host]  # type: ignore[attr-defined]
+    assert len(engines) == 2 and not any(engine.is_ready for engine in engines)
+    started = set(psutil.Process().children(recursive=True)) - before
+    stages.close()
+    # A worker whose actor was given up before it began waits for Ray to give it another one.
+    assert len(started) >= 3 and left_of(list(started), 30.0, idle="ray::IDLE") == []
+
+
+def test_actors_load_no_library_that_nothing_uses(world: World) -> None:
+    def found(host: Any) -> set[str]:
+        return {"sklearn", "pandas"} & set(sys.modules)
+
+    hosts = [*world.stages._generators, world.stages.learner.host]  # type: ignore[attr-defined]
+    assert [host.call("__ray_call__", found) for host in hosts] == [set(), set()]

@@ -26,7 +26,7 @@ class Worker:
             raise ModelError(error)
         if dies_at_start:
             os._exit(1)
-        self.life, self.progress = life, Progress()
+        self.life, self.progress, self.is_second = life, Progress(), False
         beat(self.progress.count)
 
     def ready(self) -> tuple[int, str]:
@@ -34,6 +34,10 @@ class Worker:
 
     def which(self) -> tuple[int, int]:
         return self.life, os.getpid()
+
+    def take_part(self, method: str, *args: Any) -> None:
+        self.is_second = True
+        getattr(self, method)(*args)
 
     def do(self, what: str, lives: int) -> int:
         """Misbehave in the first `lives` processes."""
@@ -51,6 +55,18 @@ class Worker:
                     for _ in range(8):
                         time.sleep(0.5)
                         self.progress.add()
+                case "second exits":
+                    if self.is_second:
+                        os._exit(1)
+                    time.sleep(1000)
+                case "second stops":
+                    if self.is_second:
+                        os.kill(os.getpid(), signal.SIGSTOP)
+                    time.sleep(1000)
+                case "second has little to do":
+                    if not self.is_second:
+                        return self.do("slow", lives)
+                    time.sleep(4.0)
                 case "ours":
                     raise TrainingError("the loss is not finite")
         return self.life
@@ -66,13 +82,14 @@ def make(ray_local: None, incidents: list[Incident]) -> Any:
     """Makes a supervised worker; all end with the test."""
     made: list[Supervised] = []
 
-    def of(*, dying_starts: tuple[int, ...] = (), **options: Any) -> Supervised:
+    def of(*, dying_starts: tuple[int, ...] = (), num_workers: int = 1, **options: Any) -> Supervised:
         lives: list[int] = []
 
         def actor() -> Any:
             lives.append(len(lives) + 1)
-            remote: Any = ray.remote(Worker)
-            return remote.options(num_cpus=0).remote(lives[-1], dies_at_start=lives[-1] in dying_starts)
+            remote: Any = ray.remote(Worker).options(num_cpus=0)
+            found = [remote.remote(lives[-1], dies_at_start=lives[-1] in dying_starts) for _ in range(num_workers)]
+            return found if num_workers > 1 else found[0]
 
         options = {"max_restarts": 3, "stall_timeout_s": 300.0, **options}
         host = Supervised(
@@ -149,6 +166,21 @@ def test_whoever_does_not_answer_is_named_and_then_replaced(what: str, make: Any
         for _ in range(100):
             os.kill(pid, 0)
             time.sleep(0.1)
+
+
+def test_workers_that_wait_for_each_other_are_lost_together(make: Any, incidents: list[Incident]) -> None:
+    """Would catch a wait for the living, and a rank that is taken for hung because it has little to do."""
+    host = make(num_workers=2, stall_timeout_s=1.5)
+    pids = [pid for pid, _ in host._processes]
+    assert host.call_until_done("do", "second exits", 1) == 2
+    assert incidents[0].cause.startswith("rank 1 of 2: its process ended without a word")
+    assert host.call_until_done("do", "second has little to do", 2) == 2  # longer than is too long
+    assert len(incidents) == 1
+    assert host.call_until_done("do", "second stops", 2) == 3
+    assert [i.what for i in incidents[1:]] == ["is silent", "was lost"]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_a_slow_actor_that_makes_progress_is_left_alone(make: Any, incidents: list[Incident]) -> None:

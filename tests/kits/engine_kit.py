@@ -68,12 +68,18 @@ def small_config(folder: Path, model: Path, overrides: Sequence[str] = ()) -> An
     return load_config(mapping, overrides)
 
 
-def left_of(processes: Sequence[psutil.Process], timeout_s: float) -> list[str]:
-    """Names of those that still run after so long. A zombie is none, whoever should have waited for it."""
+def left_of(processes: Sequence[psutil.Process], timeout_s: float, idle: str | None = None) -> list[str]:
+    """Names of those that still run after so long. Neither a zombie counts, whoever should have waited for it, nor one
+    of the name `idle`."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE and process.name() != idle
+        except psutil.NoSuchProcess:
+            return False
+
     deadline = time.monotonic() + timeout_s
-    while (left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]) and (
-        time.monotonic() < deadline
-    ):
+    while (left := [p for p in processes if runs(p)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     return [process.name() for process in left]
 
@@ -84,8 +90,9 @@ class World:
     def __init__(self, config: Any) -> None:
         self.materials: Materials = prepare(config)
         self.stages = RayStages(self.materials.config, engine_spec(self.materials))
-        self.stages.start_judges(self.materials.judges, first=self.materials.first)
-        self.stages.start_engines(learner_spec(self.materials))
+        learner = learner_spec(self.materials)
+        self.stages.start_judges(self.materials.judges, learner, first=self.materials.first)
+        self.stages.start_engines(learner)
         self._fresh = self.stages.learner.checkpoint()
 
     def run(self, path: Path, config: Any = None, tape: Tape | None = None) -> Tape:
@@ -106,7 +113,7 @@ class World:
             "judge": stages._judges["reward"],
             "generator": stages._generators[0],
         }
-        os.kill(hosts[name]._pid, signal.SIGKILL)
+        os.kill(hosts[name]._processes[0][0], signal.SIGKILL)
 
     def sabotage(self, change: Any) -> None:
         """Run `change(generator)` inside the generator's process."""

@@ -1,4 +1,4 @@
-"""Pairs with token log-probs drawn at random, for objectives without a model."""
+"""Every objective with items for it; and pairs with token log-probs drawn at random, for objectives without a model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from learner_kit import make_pairs
 from torch import Tensor
 
+from online_dpo.config.objective.pairwise import Objective
 from online_dpo.config.objective.section import MEMBERS
 from online_dpo.learner.batches import ObjectiveState, Outcome, PairBatch
 from online_dpo.learner.items import PAIRS
+from online_dpo.learner.learner import Learner
 from online_dpo.learner.logprobs import LogpTensors
 from online_dpo.learner.objectives import PairwiseObjective, StepContext
-from online_dpo.types import Pair
+from online_dpo.pairing.unpairing import unpair
+from online_dpo.types import Adapter, Pair
 
 Rows = list[list[float]]
 
@@ -73,3 +76,30 @@ def evaluate(drawn: Drawn, section: dict[str, Any]) -> tuple[Outcome, Rows]:
     batch = PairBatch.of(drawn.pairs, LogpTensors(tuple(policy), collisions if objective.with_collision else None))
     outcome = objective(batch, at(objective.fresh_state))
     return outcome, [g.tolist() for g in torch.autograd.grad(outcome.loss.mean(), policy, materialize_grads=True)]
+
+
+def section(name: str, **options: Any) -> Objective:
+    return MEMBERS[name].model_validate({"type": name, **options})
+
+
+def items_for(objective: Objective, count: int) -> list[Any]:
+    pairs = make_pairs(count)
+    return unpair(pairs) if objective.is_unpaired else pairs
+
+
+def ready(learner: Learner, items: list[Any], reference: Adapter | None) -> list[Any]:
+    return learner.reference_logps(items, [reference] if learner.spec.objective.needs_reference else [])
+
+
+OBJECTIVES = {
+    **{name: section(name) for name in MEMBERS if name != "sum"},
+    "aot unpaired": section("aot", unpaired=True),
+    "sum": section(
+        "sum",
+        terms=[
+            {"weight": 0.5, "objective": {"type": "aot", "ld_alpha": 0.5, "length_normalise": True, "nll_weight": 0.1}},
+            {"objective": {"type": "bco_pair", "wpo": True, "soft_labels": True, "target_margin": 0.3}},
+            {"objective": {"type": "sigmoid", "divergence": "js", "pair_weights": "margin"}},
+        ],
+    ),
+}

@@ -21,45 +21,19 @@ from learner_kit import (
     train,
     with_dropout,
 )
+from objective_kit import OBJECTIVES, items_for, ready, section
 from torch import Tensor
 
-from online_dpo.config.objective.pairwise import Objective, PairObjective
+from online_dpo.config.objective.pairwise import PairObjective
 from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import TrainingError
 from online_dpo.learner.items import LABELLED, PAIRS
 from online_dpo.learner.learner import Learner
 from online_dpo.pairing.unpairing import unpair
-from online_dpo.types import Adapter, Labelled, Pair
+from online_dpo.types import Labelled, Pair
 
 BETA = 0.1
 LN2 = math.log(2.0)
-
-
-def section(name: str, **options: Any) -> Objective:
-    return MEMBERS[name].model_validate({"type": name, **options})
-
-
-def items_for(objective: Objective, count: int) -> list[Any]:
-    pairs = make_pairs(count)
-    return unpair(pairs) if objective.is_unpaired else pairs
-
-
-def ready(learner: Learner, items: list[Any], reference: Adapter | None) -> list[Any]:
-    return learner.reference_logps(items, [reference] if learner.spec.objective.needs_reference else [])
-
-
-OBJECTIVES = {
-    **{name: section(name) for name in MEMBERS if name != "sum"},
-    "aot unpaired": section("aot", unpaired=True),
-    "sum": section(
-        "sum",
-        terms=[
-            {"weight": 0.5, "objective": {"type": "aot", "ld_alpha": 0.5, "length_normalise": True, "nll_weight": 0.1}},
-            {"objective": {"type": "bco_pair", "wpo": True, "soft_labels": True, "target_margin": 0.3}},
-            {"objective": {"type": "sigmoid", "divergence": "js", "pair_weights": "margin"}},
-        ],
-    ),
-}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -93,6 +93,10 @@ def test_rest_without_turns_does_nothing(finished: tuple[Run, FakeStages]) -> No
         ({"generator": {"replicas": 2}}, "layout is colocated and generator.replicas is 2; one engine and the learner"),
         ({"generator": {"tensor_parallel": 4}}, "layout is colocated and generator.tensor_parallel is 4; "),
         ({"generator": {"num_gpus": 0.5}}, "layout is colocated and generator.num_gpus is 0.5; the shares"),
+        (
+            {"learner": {"num_workers": 2}},
+            "layout is colocated and learner.num_workers is 2; .* to 1, or layout",
+        ),
         ({"learner": {"num_gpus": 1}}, "layout is colocated and learner.num_gpus is 1; .* set layout to separate"),
     ],
 )

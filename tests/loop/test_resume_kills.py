@@ -162,6 +162,7 @@ CHANGEABLE = {
     *(f"judge.engine.{name}" for name in ("gpu_memory_utilization", "kv_cache_gib")),
     "learner.checkpoint_steps",
     "learner.num_gpus",
+    "learner.num_workers",
     "cluster.address",
     "cluster.num_cpus",
     "cluster.start_timeout_s",
