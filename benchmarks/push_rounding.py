@@ -61,8 +61,11 @@ class Stages:
         host = self._judges[judge]
         return lambda: self._events.run_until_complete(host.judge_shard(shard, completions, again))
 
-    def start_scoring(self, rows: Sequence[Any], under: Sequence[Any]) -> Any:
-        return partial(self.learner.score, rows, under)
+    def start_rescoring(self, rows: Sequence[Any], under: Sequence[Any]) -> Any:
+        return self.start_learner("check_logps", rows, under)
+
+    def start_learner(self, method: str, *args: Any) -> Any:
+        return partial(getattr(self.learner, method), *args)
 
     def first_done(self, tasks: Sequence[Any]) -> tuple[Any, Any]:
         return tasks[0], tasks[0]()
