@@ -222,8 +222,8 @@ class RayStages:
             self._judging[key] = task.begin()
         return self._judging[key]
 
-    def start_scoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
-        return self.start_learner("score", rows, under)
+    def start_rescoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
+        return self.start_learner("check_logps", rows, under)
 
     def start_learner(self, method: str, *args: Any) -> RayTask:
         host = cast(RemoteLearner, self._learner).host

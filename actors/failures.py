@@ -19,6 +19,7 @@ DOING = {
     "release_memory": "giving spare GPU memory back",
     "judge_shard": "judging",
     "score": "scoring completions",
+    "check_logps": "scoring what the generators are compared on",
     "reference_logps": "scoring under the reference",
     "begin_round": "taking the round's items",
     "step": "taking an optimizer step",

@@ -118,6 +118,7 @@ def learner_spec(materials: Materials) -> Any:
         model_folder=str(materials.model.folder),
         model_name=config.model.path,
         dtype=config.model.dtype,
+        engine_dtype=config.engine_dtype,
         trust_remote_code=config.model.trust_remote_code,
         lora=config.learner.lora,
         adapter=materials.adapter,

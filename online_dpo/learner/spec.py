@@ -26,6 +26,7 @@ class LearnerSpec:
     seed: int  # of the run
     rounds: int  # of the run
     threads: int | None  # None = torch's default
+    engine_dtype: Literal["float32", "bfloat16"] = "float32"  # of the engines that its log-probs are compared with
     reference: Adapter | ModelSource | None = None  # what `reference.path` names; scored under "reference_model"
 
     @property

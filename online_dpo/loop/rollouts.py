@@ -17,7 +17,7 @@ from online_dpo.loop.verdicts import Asking, Said
 from online_dpo.loop.weight_sync import Policy, Pusher, check_versions
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.shards import ShardCommits
-from online_dpo.types import Completion, Prompt, Row, Sampled, SamplingPlan, Scores, Shard
+from online_dpo.types import Completion, Prompt, Row, Sampled, SamplingPlan, Shard, TokenLogpRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,17 +152,17 @@ class Sampling:
         check_versions(self._policy.version, result.completions)
         if result.first_since_push:
             rows = rows_of(shard.prompts, self._pusher.chosen_for_rescoring(result.completions))
-            task = self._calls.stages.start_scoring(rows, self._policy.scored_under)
+            task = self._calls.stages.start_rescoring(rows, self._policy.scored_under)
             self._add(task, partial(self._on_rescored, shard, result))
             self._num_suspects += 1
         else:
             self._waiting.append((shard, result))
             yield from self._commit_waiting()
 
-    def _on_rescored(self, shard: Shard, sampled: Sampled, scores: Sequence[Scores]) -> Iterator[Event]:
+    def _on_rescored(self, shard: Shard, sampled: Sampled, logps: Sequence[TokenLogpRows]) -> Iterator[Event]:
         self._num_suspects -= 1
         # An event, not a part of any commit: which shard is the first after a push depends on where a run was resumed.
-        yield self._asking.event("rescored", shard, **self._pusher.check_samples(sampled.completions, scores))
+        yield self._asking.event("rescored", shard, **self._pusher.check_samples(sampled.completions, logps))
         yield from self._commit(shard, sampled)
         yield from self._commit_waiting()
 

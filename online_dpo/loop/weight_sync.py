@@ -14,7 +14,6 @@ from online_dpo.types import (
     Adapter,
     Completion,
     Row,
-    Scores,
     TokenLogpRows,
     WeightsRef,
     derive_seed,
@@ -28,6 +27,8 @@ MIN_APPLIED = 0.5
 
 NUM_PROBE_ROWS = 8
 NUM_PROBE_TOKENS = 16
+MAX_PROBE_PROMPT = 48
+"""Tokens of a probe's prompt: weights are seen in short rows as well, and both sides score them after every push."""
 
 ROW_FACTOR = 10.0
 """How many times the tolerance a single row's mean may be: a tenth of the rows or fewer being stale would hide in the
@@ -128,7 +129,7 @@ class Pusher:
             self._stages.wake()
         received = self._stages.push(policy.adapter, policy.version)
         check_digests(policy.adapter, received)
-        learner = self._stages.learner.score(self._probe, policy.scored_under)
+        learner = self._stages.learner.check_logps(self._probe, policy.scored_under)
         replicas = self._stages.probe(self._probe)
         probed = [check_gap("probe", *_gaps(found, learner), self._tolerance) for found in replicas]
         figures = max(probed, key=lambda replica: replica["probe_gap"])  # the log gets the one that is furthest off
@@ -144,23 +145,23 @@ class Pusher:
             return completions
         return [completions[i * len(completions) // wanted] for i in range(wanted)]
 
-    def check_samples(self, completions: Sequence[Completion], scores: Sequence[Scores]) -> dict[str, Any]:
+    def check_samples(self, completions: Sequence[Completion], logps: Sequence[TokenLogpRows]) -> dict[str, Any]:
         """Compare the sampler's log-probs with the learner's on the samples that it re-scored.
 
         Args:
             completions: of an engine's first shard since a push.
-            scores: of `chosen_for_rescoring(completions)`, under `Policy.scored_under`.
+            logps: the learner's, of `chosen_for_rescoring(completions)`, under `Policy.scored_under`.
 
         Raises:
             WeightMismatchError: they differ by more than the tolerance.
         """
         found = sampler_logps(self.chosen_for_rescoring(completions))
-        return check_gap("sampled", *_gaps(found, scores), self._tolerance)
+        return check_gap("sampled", *_gaps(found, logps), self._tolerance)
 
 
-def _gaps(found: TokenLogpRows, learner: Sequence[Scores]) -> tuple[Gap, Gap | None]:
+def _gaps(found: TokenLogpRows, learner: Sequence[TokenLogpRows]) -> tuple[Gap, Gap | None]:
     """Between what an engine says and the learner under its policy, and under the version before it."""
-    current, *before = [Gap.between(found, scores.token_logps) for scores in learner]
+    current, *before = [Gap.between(found, logps) for logps in learner]
     return current, before[0] if before else None
 
 
@@ -225,7 +226,7 @@ def probe_rows(prompts: Sequence[Sequence[int]], vocab_size: int, run_seed: int,
     """The fixed probe set: real prompts, each followed by tokens drawn uniformly, the same for the whole run.
 
     Args:
-        prompts: token ids of each; the first `NUM_PROBE_ROWS` are taken.
+        prompts: token ids of each; the first `NUM_PROBE_ROWS` are taken, each cut to `MAX_PROBE_PROMPT`.
         vocab_size: tokens are drawn below it.
         run_seed: of the run.
         max_tokens: of a row. Prompts are cut to it: where completions are short, the longest prompt and a probe's
@@ -235,6 +236,6 @@ def probe_rows(prompts: Sequence[Sequence[int]], vocab_size: int, run_seed: int,
     for index, prompt_ids in enumerate(prompts[:NUM_PROBE_ROWS]):
         tokens = tuple(derive_seed(run_seed, "probe", index, i) % vocab_size for i in range(NUM_PROBE_TOKENS))
         tokens = tokens[: max(1, max_tokens - 1)]
-        prompt_ids = prompt_ids[: max(1, max_tokens - len(tokens))]
+        prompt_ids = prompt_ids[: max(1, min(MAX_PROBE_PROMPT, max_tokens - len(tokens)))]
         rows.append(Row(prompt_ids=tuple(prompt_ids), completion_ids=tokens))
     return rows

@@ -34,6 +34,7 @@ from online_dpo.types import (
     SamplingPlan,
     Scores,
     Shard,
+    TokenLogpRows,
     Verdict,
     WeightsRef,
     derive_seed,
@@ -109,6 +110,10 @@ class FakeLearner:
         self.tape.call("score", len(rows), *(label(name) for name in under))
         self.scored_under.append((len(rows), under))
         return self.scores(rows, under)
+
+    def check_logps(self, rows: Sequence[Row], under: Sequence[Any]) -> list[TokenLogpRows]:
+        self.tape.call("check_logps", len(rows), *(label(name) for name in under))
+        return [scores.token_logps for scores in self.scores(rows, under)]
 
     def scores(self, rows: Sequence[Row], under: Sequence[Any]) -> list[Scores]:
         found = []
@@ -297,9 +302,9 @@ class FakeStages:
         self.tape.call(verb, judge, who)
         return FakeTask(f"{verb} {judge} {who}", lambda: self.judged(judge, shard, completions, again))
 
-    def start_scoring(self, rows: Sequence[Row], under: Sequence[Any]) -> FakeTask:
+    def start_rescoring(self, rows: Sequence[Row], under: Sequence[Any]) -> FakeTask:
         self.tape.call("rescore", len(rows), *(label(name) for name in under))
-        return FakeTask("rescore", lambda: self.learner.scores(rows, under))
+        return FakeTask("rescore", lambda: [scores.token_logps for scores in self.learner.scores(rows, under)])
 
     def start_learner(self, method: str, *args: Any) -> FakeTask:
         return FakeTask(method, lambda: getattr(self.learner, method)(*args))

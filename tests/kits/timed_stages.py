@@ -51,8 +51,8 @@ class TimedStages(FakeStages):
         self._ends[task] = self.work(f"judge {judge}", "judge")
         return task
 
-    def start_scoring(self, rows: Any, under: Any) -> FakeTask:
-        task = super().start_scoring(rows, under)
+    def start_rescoring(self, rows: Any, under: Any) -> FakeTask:
+        task = super().start_rescoring(rows, under)
         self._ends[task] = self.work("learner", "score")
         return task
 

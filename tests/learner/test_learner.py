@@ -22,6 +22,7 @@ from learner_kit import (
 from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import TrainingError
 from online_dpo.learner.learner import Learner
+from online_dpo.loop.weight_sync import Gap
 
 
 @pytest.mark.parametrize("start", ["base", "adapter"])
@@ -147,6 +148,19 @@ def test_scores_under_every_kind_of_weights_match_plain_peft(tiny, given, other,
             assert found == pytest.approx(expected.tolist(), abs=2e-5)
     assert [scored.entropies is None for scored in scores] == [False, True, True, True]
     assert [len(e) for e in scores[0].entropies] == [len(row.completion_ids) for row in rows]
+
+
+@pytest.mark.parametrize(("engine", "is_exact"), [("float32", True), ("bfloat16", False)])
+def test_what_engines_are_compared_with_is_as_fine_as_they_are(tiny, given, other, engine, is_exact):
+    """Under autocast: of the model's own precision beside a float32 engine, and else as training computes it."""
+    learner = Learner(make_spec(tiny, given, autocast="bfloat16", engine_dtype=engine))
+    rows = rows_of(make_pairs(5))
+    train(learner, learner.reference_logps(make_pairs(5), [given]))
+    exact = [scores.token_logps for scores in learner.score(rows, ["policy", other])]
+    found = learner.check_logps(rows, ["policy", other])
+    gaps = [Gap.between(*both).max for both in zip(found, exact, strict=True)]
+    assert (max(gaps) == 0.0) == is_exact
+    assert max(gaps) < 0.05
 
 
 def test_scoring_leaves_training_bitwise_alone(tiny, given, other):

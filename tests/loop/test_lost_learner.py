@@ -39,8 +39,8 @@ class Losing(FakeStages):
     def recover(self, error: ActorError) -> None:
         self.learner = Mortal(self, FakeLearner(self.tape, self.config, None))
 
-    def start_scoring(self, rows: Any, under: Any) -> FakeTask:
-        task = super().start_scoring(rows, under)
+    def start_rescoring(self, rows: Any, under: Any) -> FakeTask:
+        task = super().start_rescoring(rows, under)
         honest = task.result
         task.result = lambda: self.lose(honest)
         return task

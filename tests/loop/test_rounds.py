@@ -23,7 +23,7 @@ run_started 0 num_rounds=2
 round_started 0
 stage 0 stage=evaluating
   push 0 base
-  score 4 policy
+  check_logps 4 policy
   probe 4
 pushed 0 policy_version=0
   sample v0 h0,h1
@@ -70,7 +70,7 @@ step 0 num_pairs=2.0 step=1
   checkpoint 0 2
 stage 0 stage=evaluating
   push 1 v1
-  score 4 policy base
+  check_logps 4 policy base
   probe 4
 pushed 0 policy_version=1
   sample v1 h0,h1
@@ -120,7 +120,7 @@ step 1 num_pairs=2.0 step=1
   checkpoint 1 2
 stage 1 stage=evaluating
   push 2 v2
-  score 4 policy v1
+  check_logps 4 policy v1
   probe 4
 pushed 1 policy_version=2
   sample v2 h0,h1

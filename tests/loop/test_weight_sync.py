@@ -146,13 +146,13 @@ def test_a_check_that_could_not_have_told_the_versions_apart_says_so(
 def test_no_more_samples_are_rescored_than_asked_for(tmp_path: Path) -> None:
     run = Run.of(tmp_path, generator__rescored=3, run__rounds=2, evaluation__sets={})
     stages = FakeStages(run.config)
-    start, scored = stages.start_scoring, []
+    start, scored = stages.start_rescoring, []
 
-    def start_scoring(rows, under):
+    def start_rescoring(rows, under):
         scored.append(rows)
         return start(rows, under)
 
-    stages.start_scoring = start_scoring
+    stages.start_rescoring = start_rescoring
     run.go_on(stages)
     sampled = {(row.prompt_ids, row.completion_ids) for _, row, _ in kept_completions(run)}
     assert [len(rows) for rows in scored] == [3, 3]  # of six, after each push
@@ -284,9 +284,11 @@ def test_probe_rows_are_fixed_by_the_seed_and_use_the_vocabulary() -> None:
     assert len({row.completion_ids for row in rows}) == 8
 
 
-@pytest.mark.parametrize(("max_tokens", "lengths"), [(50, (30, 16)), (40, (24, 16)), (17, (1, 16)), (9, (1, 8))])
+@pytest.mark.parametrize(
+    ("max_tokens", "lengths"), [(90, (48, 16)), (50, (34, 16)), (40, (24, 16)), (17, (1, 16)), (9, (1, 8))]
+)
 def test_a_probe_fits_into_the_engine_s_context(max_tokens: int, lengths: tuple[int, int]) -> None:
     """A prompt of the full length before completions of at most 16 tokens left no room for the probe's own tokens."""
-    [row] = probe_rows([range(30)], 7, 0, max_tokens=max_tokens)
+    [row] = probe_rows([range(60)], 7, 0, max_tokens=max_tokens)
     assert (len(row.prompt_ids), len(row.completion_ids)) == lengths
-    assert row.prompt_ids == tuple(range(30))[: lengths[0]]
+    assert row.prompt_ids == tuple(range(lengths[0]))
