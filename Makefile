@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # uv does not read pip's own variable; without a local index of wheels, ask for PyTorch's CPU builds.
 BACKEND := $(if $(filter cpu,$(HARDWARE)),$(if $(PIP_FIND_LINKS),,--torch-backend cpu),)
 
-.PHONY: install install-docs quickstart test test-all lint docs bench
+.PHONY: install install-docs quickstart test test-all lint docs bench gpu-check install-nf4
 
 install: $(STAMP)
 
@@ -48,5 +48,14 @@ $(DOCS_STAMP): $(STAMP)
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --requirements pyproject.toml --extra docs
 	touch $(DOCS_STAMP)
 
+# Weights in 4 bits (`model.quantization: nf4`), for a machine with a GPU.
+install-nf4: $(STAMP)
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --requirements pyproject.toml --extra nf4
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/round_overhead.py
+
+# Installs, then tries everything on one GPU and measures it, in 8 minutes; gpu-check/report.md has the table. What fails
+# hides nothing of the rest, so this needs no $(STAMP): a failed installation is reported like any other step.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --install

@@ -36,6 +36,7 @@ class EngineSpec:
     block_size: int | None
     enforce_eager: bool
     seed: int
+    quantization: Literal["nf4"] | None = None  # of the weights as they are loaded
     sleeps: bool = False  # gives the GPU's memory away while the learner works
 
 
@@ -75,6 +76,9 @@ class Generator:
             # Without this vLLM 0.32 wraps the head too, which nothing here trains, and on CPU scoring a prompt then
             # fails: its LoRA logits expect one row per request.
             options.update(lora_target_modules=list(spec.lora_targets))
+        if spec.quantization == "nf4":
+            # vllm-bnb-plugin quantises as the learner does: blocks of 64, their scales quantised too.
+            options.update(quantization="bitsandbytes", load_format="bitsandbytes")
         if spec.block_size is not None:
             options.update(block_size=spec.block_size)
         if not torch.cuda.is_available():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
+import shutil
+from importlib.util import find_spec
 
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import evaluation_limits
@@ -37,6 +39,11 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
             f"turns its positions in another way beyond {switch} (rope_type longrope): vLLM would do so for every row, "
             f"the learner for longer rows alone; lower prompts.max_tokens or sampling.max_tokens to {switch} together"
         )
+    if model.quantised and config.model.quantization is not None:
+        raise ConfigError(
+            f"model.quantization is {config.model.quantization} and {config.model.path} is quantised already; remove "
+            f"model.quantization, or give the model's unquantised weights"
+        )
     if model.quantised and config.generator.weight_push == "merge":
         raise ConfigError(
             f"generator.weight_push is merge and {config.model.path} is quantised; merging into quantised weights is "
@@ -44,10 +51,34 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
         )
 
 
-def check_optional_packages(config: RunConfig) -> None:
-    """Raises ConfigError when an option needs a package that is not installed."""
-    if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
+def check_machine(config: RunConfig) -> None:
+    """Raises ConfigError when an option needs a package that is not installed, or a GPU where there is none."""
+    if config.model.quantization is not None:
+        _check_quantization(config)
+    if config.logging.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
             "logging.tensorboard is true and the package tensorboard is not installed; "
             "pip install 'online-dpo[tensorboard]', or set it to false"
         )
+
+
+def _check_quantization(config: RunConfig) -> None:
+    named = f"model.quantization is {config.model.quantization}"
+    # Whether a cluster that is joined has GPUs is only known once it was joined, see `specs`.
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ and not _sees_gpu():
+        raise ConfigError(
+            f"{named}, which computes on a GPU only, and this machine has none: set model.quantization to null, or "
+            f"join a cluster with GPUs"
+        )
+    needed = {"bitsandbytes": True, "vllm_bnb_plugin": config.needs_generators}  # vLLM 0.28 gave the method away
+    missing = [name for name, is_needed in needed.items() if is_needed and find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{named} and the package {missing[0].replace('_', '-')} is not installed; pip install 'online-dpo[nf4]', "
+            f"or set model.quantization to null"
+        )
+
+
+def _sees_gpu() -> bool:
+    """Whether there is a GPU of NVIDIA; without torch, whose import takes seconds."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and shutil.which("nvidia-smi") is not None

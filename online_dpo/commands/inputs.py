@@ -9,7 +9,7 @@ from typing import Any
 
 from judges.registry import make_spec
 from judges.spec import JudgeSpec
-from online_dpo.commands.fitting import check_lengths, check_optional_packages
+from online_dpo.commands.fitting import check_lengths, check_machine
 from online_dpo.commands.learning_rates import settle_lr
 from online_dpo.commands.model_checks import NamedModel, check_models, inspect_judge_models, own_models
 from online_dpo.config.judges.section import JudgeSection
@@ -72,7 +72,7 @@ def inspect_inputs(config: RunConfig) -> Inputs:
         UserError: an input is missing, malformed at its beginning, or does not fit another.
     """
     config = resolve_threads(config)
-    check_optional_packages(config)
+    check_machine(config)
     judges = judge_specs(config)
     peek_sources(config)
     model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")

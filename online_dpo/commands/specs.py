@@ -33,10 +33,15 @@ def engine_spec(materials: Materials) -> Any:
     if materials.adapter is not None:
         adapter = json.loads(materials.adapter.config)
         rank, targets = int(adapter["r"]), adapter["target_modules"]
-    weight_push = generator.weight_push
+    weight_push, quantization = generator.weight_push, config.model.quantization
     if weight_push == "auto":
-        weight_push = "lora" if materials.model.quantised else "merge"
+        weight_push = "lora" if materials.model.quantised or quantization is not None else "merge"
     if not has_gpus():
+        if quantization is not None:
+            raise ConfigError(
+                f"model.quantization is {quantization}, which computes on a GPU only, and the cluster has none: set it "
+                f"to null, or add a node with a GPU"
+            )
         check_cpu_engine(materials.model, config.model.path, weight_push)
     return EngineSpec(
         model_folder=str(materials.model.folder),
@@ -54,6 +59,7 @@ def engine_spec(materials: Materials) -> Any:
         enforce_eager=not has_gpus() if generator.enforce_eager == "auto" else generator.enforce_eager,
         seed=0,  # every request has its own seed
         sleeps=config.layout == "colocated",
+        quantization=quantization,
     )
 
 
@@ -119,6 +125,7 @@ def learner_spec(materials: Materials) -> Any:
         model_name=config.model.path,
         dtype=config.model.dtype,
         engine_dtype=config.engine_dtype,
+        quantization=config.model.quantization,
         trust_remote_code=config.model.trust_remote_code,
         lora=config.learner.lora,
         adapter=materials.adapter,

@@ -9,7 +9,7 @@ from pathlib import Path
 from judges.hosting import NeedsEngine
 from judges.registry import build_caller
 from judges.trial import try_judges
-from online_dpo.commands.fitting import check_lengths, check_optional_packages
+from online_dpo.commands.fitting import check_lengths, check_machine
 from online_dpo.commands.inputs import judge_models, judge_sections, judge_specs, pair_sections, peek_sources, prepare
 from online_dpo.commands.model_checks import check_weights
 from online_dpo.config.control import PathReference
@@ -34,7 +34,7 @@ def validate_light(config: RunConfig) -> Iterator[str]:
 
 
 def _check_lightly(config: RunConfig) -> Iterator[str]:
-    check_optional_packages(config)
+    check_machine(config)
     if _is_local(config.model.path):
         model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
         check_lengths(config, model)

@@ -148,7 +148,20 @@ def _only_compares(section: Any) -> bool:
 
 
 def _check_weights(config: Any) -> None:
-    """The adapter must go with the model."""
+    """The push and the adapter must go with the model."""
+    if config.model.quantization is not None:
+        named = f"model.quantization is {config.model.quantization}"
+        if config.generator.weight_push == "merge":
+            raise ValueError(
+                f"{named} and generator.weight_push is merge; merging into quantised weights is not exact: remove "
+                f"generator.weight_push, or set it to lora"
+            )
+        for name, dtype in (("model.dtype", config.model.dtype), ("generator.dtype", config.engine_dtype)):
+            if dtype != "bfloat16":
+                raise ValueError(
+                    f"{named} and {name} is {dtype}; weights in 4 bits are computed with in bfloat16: set {name} to "
+                    f"bfloat16"
+                )
     if config.model.adapter is not None and config.learner.lora is not None:
         raise ValueError(
             "learner.lora is set and model.adapter is continued; rank, alpha and targets come from the adapter: "

@@ -18,6 +18,9 @@ class ModelSection(Section):
     """The folder of a PEFT LoRA adapter to continue, which is then the initial policy. null starts a new adapter."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The number format of the frozen weights."""
+    quantization: Literal["nf4"] | None = None
+    """Loads the frozen weights in 4 bits (bitsandbytes; on a GPU only), for the learner and for the engines, which
+    serve the adapter unmerged. null keeps them in `dtype`."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
 

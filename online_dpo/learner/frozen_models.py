@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from online_dpo.learner.logprobs import verify_attention, verify_head
-from online_dpo.models.loading import check_finite, load_weights, read_config
+from online_dpo.models.loading import check_finite, load_weights, nf4_options, read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,13 @@ class ModelSource:
     trust_remote_code: bool
 
 
-def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], device: torch.device) -> Any:
+def load_model(
+    source: ModelSource,
+    *,
+    dtype: Literal["float32", "bfloat16"],
+    device: torch.device,
+    quantization: Literal["nf4"] | None = None,
+) -> Any:
     """A frozen model in eval mode, whose head and attention are known to be computed as they should.
 
     Raises:
@@ -36,6 +42,7 @@ def load_model(source: ModelSource, *, dtype: Literal["float32", "bfloat16"], de
         label=label,
         dtype=getattr(torch, dtype),
         trust_remote_code=source.trust_remote_code,
+        **(nf4_options(device) if quantization == "nf4" else {}),
     )
     model = model.to(device).requires_grad_(False).eval()
     check_finite(model.state_dict().items(), label=label)

@@ -50,7 +50,7 @@ class Learner:
             torch.set_num_threads(spec.threads)
         self.spec, self._ranks = spec, ranks or Alone()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = load_model(spec.base, dtype=spec.dtype, device=self.device)
+        base = load_model(spec.base, dtype=spec.dtype, device=self.device, quantization=spec.quantization)
         self.model = adapter_slots.attach(base, spec.lora, spec.adapter, seed=spec.seed)
         given: Any = None
         if isinstance(spec.reference, Adapter):

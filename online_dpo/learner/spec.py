@@ -27,6 +27,7 @@ class LearnerSpec:
     rounds: int  # of the run
     threads: int | None  # None = torch's default
     engine_dtype: Literal["float32", "bfloat16"] = "float32"  # of the engines that its log-probs are compared with
+    quantization: Literal["nf4"] | None = None  # of the base's weights
     reference: Adapter | ModelSource | None = None  # what `reference.path` names; scored under "reference_model"
 
     @property

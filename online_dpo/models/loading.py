@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import logging
@@ -120,6 +125,21 @@ def load_weights(folder: Path | str, config: Any, *, label: str, classifies: boo
         ) from error
     check_loaded(found, label=label, classifies=classifies or getattr(model, "hf_quantizer", None) is not None)
     return model
+
+
+def nf4_options(device: torch.device) -> dict[str, Any]:
+    """What makes `load_weights` quantise linear layers to 4 bits as they come (QLoRA, arXiv:2305.14314).
+
+    Embeddings, norms and the head keep their precision. Weights go to the device one by one: the whole model is never
+    there unquantised.
+    """
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def check_loaded(found: Mapping[str, Any], *, label: str, classifies: bool = False) -> None:
