@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -36,5 +37,8 @@ def quick_imports() -> Iterator[None]:
         for name in hidden:
             del sys.modules[name]
         if was_enabled:
+            if not gc.get_freeze_count():
+                # What is still frozen when the process ends is never freed, and some libraries print that as a leak.
+                atexit.register(gc.unfreeze)
             gc.freeze()
             gc.enable()

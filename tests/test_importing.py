@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -63,3 +64,15 @@ def test_collection_goes_on_as_it_was(unused: str) -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_nothing_is_kept_from_being_freed_at_the_end() -> None:
+    """Would catch lines about leaks that libraries print when a command ends."""
+    program = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "from online_dpo.importing import quick_imports\n"
+        "with quick_imports(): pass\n"
+        "assert gc.get_freeze_count() > 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"

@@ -32,7 +32,7 @@ class SamplingResult:
     num_prompts_empty: int | None = None
     """Prompts of the source that were passed over because they are empty."""
     staleness: int | None = None
-    """By how many versions the policy that sampled is behind the one that trains on it; None with `overlap: 0`."""
+    """By how many versions the policy that sampled is behind the one that trains on it; None where `overlap` is 0."""
     num_completions: int | None = None
     """Completions sampled."""
     num_truncated_completions: int | None = None
