@@ -66,6 +66,9 @@ class LoggingSection(Section):
 
     tensorboard: bool = changeable(False)
     """Whether TensorBoard files are written too."""
+    report: bool = changeable(True)
+    """Whether the report, a page for browsers, is written into the run directory after every round, as
+    `report/report.html`."""
 
 
 class RunConfig(Section):
