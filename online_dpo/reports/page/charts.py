@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 WIDTH, HEIGHT = 380, 230
@@ -193,11 +194,12 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 def _labels(values: Sequence[float]) -> list[str]:
     """As many digits as tell the ticks apart, and the same for all."""
-    step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in pairwise(values)), default=1.0)
     largest = max(abs(value) for value in values)
     if largest >= 1e6 or 0 < largest < 1e-3:
-        return [f"{value:.1e}" if value else "0" for value in values]
-    digits = next(d for d in range(8) if abs(round(step, d) - step) < 1e-3 * step)
+        written = ([f"{value:.{digits}e}" if value else "0" for value in values] for digits in range(1, 18))
+        return next(labels for labels in written if len(set(labels)) == len(values))
+    digits = next(d for d in range(40) if abs(round(step, d) - step) < 1e-3 * step)
     return [f"{value + 0.0:.{digits}f}" for value in values]
 
 

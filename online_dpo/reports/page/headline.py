@@ -88,11 +88,8 @@ def _verdict(evaluation: EvaluationResult) -> tuple[str, Tone]:
     if reward is None and not gains:
         return "whether the policy is better cannot be told: no judge scored it against the initial policy.", "open"
     if gains:
-        change = _of_reward(reward)
-        return (
-            f"whether the policy is better is not clear: {change}the gain by judge {_listed(list(gains))} may be chance.",
-            "open",
-        )
+        chance = f"the gain by judge {_listed(list(gains))} may be chance"
+        return f"whether the policy is better is not clear: {_of_reward(reward)}{chance}.", "open"
     assert reward is not None
     if reward.low > 0.0:
         return "the policy pleases its training judge more; no other judge was asked whether it is better.", "good"
@@ -168,8 +165,8 @@ def _without_evaluation(record: RunRecord) -> tuple[str, Tone]:
     if not record.results:
         return "No round is finished yet.", "open"
     return (
-        "Whether the policy got better cannot be told: the run has no evaluation set, so no fresh samples were compared "
-        "with the initial policy's.",
+        "Whether the policy got better cannot be told: the run has no evaluation set, so no fresh samples were "
+        "compared with the initial policy's.",
         "open",
     )
 

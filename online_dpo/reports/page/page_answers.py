@@ -40,7 +40,7 @@ def collect_answers(store: RunStore, record: RunRecord, cache: SampleCache) -> d
 
 def _fitting(cards: Sequence[dict[str, Any]], room: int) -> list[dict[str, Any]]:
     """The first ones that fit, at least one."""
-    found = []
+    found: list[dict[str, Any]] = []
     for card in cards:
         room -= num_bytes(card)
         if room < 0 and found:

@@ -13,6 +13,7 @@ from online_dpo.types import REWARD
 Initial = Mapping[str, EvaluationResult]
 Rounds = Sequence[RoundResult]
 
+OWN = "the round's own samples"
 _GAIN_BAND = "Mean score of fresh samples. The band is the 95 % interval of the gain over the initial policy."
 
 
@@ -75,7 +76,7 @@ def _quality(rounds: Rounds, initial: Initial) -> Iterator[Chart]:
     """What improved, and at what price."""
     judged = list(_judged(rounds, initial))
     reward = [(name, judge) for name, judge in judged if judge == REWARD]
-    own = Series(name="the round's own samples", points=_points(rounds, lambda r: r.judging.reward))
+    own = Series(name=OWN, points=_points(rounds, lambda r: r.judging.reward))
     yield Chart(
         key="reward", title="Reward", unit="score of the training judge", note=_GAIN_BAND,
         series=[*(_scores(rounds, initial, name, judge) for name, judge in reward), own],
@@ -142,14 +143,14 @@ def _samples(rounds: Rounds, initial: Initial) -> Iterator[Chart]:
     """What the answers look like."""
     sets = _sets(rounds, initial)
     own: dict[str, Callable[[RoundResult], float | None]] = {
-        "the round's own samples": lambda r: r.sampling.length_mean,
+        OWN: lambda r: r.sampling.length_mean,
         "chosen": lambda r: r.pairs.chosen_length_mean,
         "rejected": lambda r: r.pairs.rejected_length_mean,
     }
     yield Chart(
         key="length", title="Length", unit="tokens per completion",
         series=[
-            *(Series(name=name, points=_evaluated(rounds, initial, name, lambda e: e.sampling.length_mean)) for name in sets),
+            *_of_sets(rounds, initial, sets, {"": lambda e: e.sampling.length_mean}),
             *(Series(name=name, points=_points(rounds, read)) for name, read in own.items()),
         ],
     )  # fmt: skip
@@ -178,7 +179,7 @@ def _samples(rounds: Rounds, initial: Initial) -> Iterator[Chart]:
         within=(0.0, 1.0),
         series=[
             *_of_sets(rounds, initial, sets, {"": lambda e: e.sampling.eos_rate}),
-            Series(name="the round's own samples", points=_points(rounds, lambda r: r.sampling.eos_rate)),
+            Series(name=OWN, points=_points(rounds, lambda r: r.sampling.eos_rate)),
         ],
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ _CLOSES_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u
 
 
 def visible(text: str) -> str:
-    """The same text with every such character shown as its code point, such as `\u27e8U+202E\u27e9`; line ends are line feeds."""
+    """The same text with each such character shown by its code point, such as `\u27e8U+202E\u27e9`; CRLF becomes LF."""
     return _UNSEEN.sub(_code_point, text.replace("\r\n", "\n"))
 
 

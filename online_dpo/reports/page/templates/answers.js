@@ -3,6 +3,10 @@ function plain(prompt) {
   return typeof prompt === "string" ? prompt : prompt.map(([, text]) => text).join("\n");
 }
 
+function blank(text) {
+  return make("em", "", text ? "(only spaces)" : "(empty)");
+}
+
 function cutNote(answer) {
   return answer.x ? make("p", "facts", `${answer.x} more characters are in the run directory.`) : "";
 }
@@ -57,7 +61,7 @@ function cutNote(answer) {
     fact("tokens", answer.n), answer.f === "length" ? fact("", "cut at its limit") : null,
     answer.v === undefined ? fact("", "from the data set") : fact("policy", answer.v));
   const side = (card, answer, kind, title, text, ratio) => make("div", `side ${kind}`,
-    make("h4", "", `${title}: answer ${answer.i}`), make("div", "content", text || make("em", "", "(empty)")),
+    make("h4", "", `${title}: answer ${answer.i}`), make("div", "content", answer.t.trim() ? text : blank(answer.t)),
     cutNote(answer), facts(card, answer, ratio));
 
   const pairOf = (card, pair) => {

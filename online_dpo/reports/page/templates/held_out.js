@@ -23,7 +23,7 @@
     const answer = row.answers[version];
     const box = make("div", `side ${kind}`, make("h4", "", policy(Number(version))));
     if (!answer) return make("div", `side ${kind}`, make("h4", "", policy(Number(version))), make("p", "empty", "not sampled"));
-    box.append(make("div", "content", answer.t || make("em", "", "(empty)")), cutNote(answer), make("ul", "facts",
+    box.append(make("div", "content", answer.t.trim() ? answer.t : blank(answer.t)), cutNote(answer), make("ul", "facts",
       Object.entries(answer.s).map(([judge, score]) => fact(judge, figure(score))),
       fact("tokens", answer.n), answer.f === "length" ? fact("", "cut at its limit") : null));
     return box;
