@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_tensorboard(run: Run) -> None:
 def test_wandb(run: Run) -> None:
     files = sorted((run.path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2  # a process each, for one run
-    sent = [record for file in files for record in read_wandb(file)]
+    sent = [record for file in files for record in wait_for(file)]
     runs = [record.run for record in sent if record.HasField("run")]
     assert {(r.run_id, r.project, r.display_name) for r in runs} == {(identity(run, "wandb"), "films", "reviews")}
     config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
@@ -149,6 +150,16 @@ def test_trackio(run: Run, home: Path, capfd: pytest.CaptureFixture[str]) -> Non
 
 def identity(run: Run, tracker: str) -> str:
     return str(json.loads((run.path / "trackers" / f"{tracker}.json").read_text())["id"])
+
+
+def wait_for(file: Path) -> list[Any]:
+    """The records of a run that has ended; its service may write the last of them after `finish` has returned."""
+    for _ in range(600):
+        found = list(read_wandb(file))
+        if (found and found[-1].HasField("footer")) or any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{file} does not end")
 
 
 def as_row(history: Any) -> dict[str, Any]:

@@ -194,4 +194,8 @@ def _log(figures: Mapping[str, float], axis: Any, position: int) -> Call:
 
 def _send_tables(fed: _Fed, tables: Sequence[SampleTable], number: int) -> None:
     for table in tables:
-        fed.send(lambda tracker, table=table: tracker.table(table, number), method="table")
+        fed.send(_table(table, number), method="table")
+
+
+def _table(table: SampleTable, number: int) -> Call:
+    return lambda tracker: tracker.table(table, number)

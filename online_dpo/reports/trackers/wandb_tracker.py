@@ -48,13 +48,8 @@ class Wandb(Tracker):
         if mode is not None and mode not in get_args(Mode):
             raise ConfigError(f"mode is {mode}; it must be one of {', '.join(get_args(Mode))}")
         self._name = name
-        self._options: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "group": group,
-            "tags": tags,
-            "mode": mode,
-        }
+        self._options: dict[str, Any] = {"project": project, "entity": entity, "group": group}
+        self._options |= {"tags": tags, "mode": mode}
 
     def start(self, run: TrackedRun) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by the import
