@@ -47,10 +47,11 @@ class RoundStore:
         values = {} if beside is None else {".json": canonical_json(beside)}
         self._put(name, {".parquet": to_parquet(records), **values})
 
-    def get_records(self, name: str, kind: type[R]) -> list[R]:
+    def get_records(self, name: str, kind: type[R], *, limit: int | None = None) -> list[R]:
+        """All records of a commit, or the first `limit`."""
         from online_dpo.store.tables import from_parquet  # 0.3 s, and `status` needs none
 
-        return from_parquet(self._get(name, ".parquet"), kind)
+        return from_parquet(self._get(name, ".parquet"), kind, limit=limit)
 
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Commit JSON values as `<name>.json`; NaN and infinity are refused with a ValueError."""

@@ -167,7 +167,8 @@ CHANGEABLE = {
     "cluster.num_cpus",
     "cluster.start_timeout_s",
     "logging.report",
-    "logging.tensorboard",
+    "logging.trackers",
+    "logging.tracker_options",
     "drift.max_kl",  # unless beta is raised
     "drift.action",
     "alarm.action",
