@@ -150,7 +150,7 @@ def report(
 @app.command()
 def view(
     run_dir: RunDir,
-    port: Annotated[int, typer.Option("--port", help="0 = any free one.", min=0, max=65535)] = 8017,
+    port: Annotated[int, typer.Option("--port", help="0 = a free one.", min=0, max=65535)] = 8017,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Show the report in the browser, kept up to date while the run goes on; on this machine alone."""

@@ -73,7 +73,7 @@ def listen(port: int) -> socket.socket:
         listener.close()
         why = {errno.EADDRINUSE: "another program uses it", errno.EACCES: "only root may use it"}
         raise UserError(
-            f"--port is {port}, and {why.get(error.errno or 0, error.strerror)}; give another one, or 0 for any free one"
+            f"--port is {port}, and {why.get(error.errno or 0, error.strerror)}; give another one, or 0 for a free one"
         ) from error
     return listener
 

@@ -1,10 +1,10 @@
 // A served page asks how far the run is. When something was committed that it shows, it loads itself anew, once its
 // reader pauses, and is then as the reader left it: place, filters, searches, what was unfolded, focus.
 (() => {
-  const mine = document.querySelector('meta[name="live"]').content, line = document.querySelector(".state");
+  const mine = document.querySelector('meta[name="live"]').content, progress = document.getElementById("progress");
   const status = make("p", "live", "");
   status.setAttribute("role", "status");
-  line.after(status);
+  document.querySelector(".state").after(status);
 
   // An element that outlives a reload: the nearest one with an id, and which of its kind beneath.
   const address = (node) => {
@@ -89,7 +89,7 @@
       return;
     }
     asOf = new Date();
-    if (line.textContent !== state.progress) line.textContent = state.progress;
+    progress.textContent = state.progress;
     if (state.page === mine) { say("Live: the page renews itself when a round is finished."); return; }
     if (!pauses()) { say("There is news: the page renews itself as soon as you pause."); return; }
     sessionStorage.setItem("live", JSON.stringify(keep()));
