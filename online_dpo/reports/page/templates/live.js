@@ -16,14 +16,16 @@
     return root && place.length > 1 ? root.querySelectorAll(place[1])[place[2]] : root;
   };
   const fields = () => [...document.querySelectorAll("form[id] [name]")];
-  const touched = new Set();
+  const touched = new Set(); // what the reader chose
+  let isRestoring = false;
   const isSeen = (node) => {
     const box = (node.closest("section") || node).getBoundingClientRect();
     return box.bottom > 0 && box.top < innerHeight;
   };
 
   const keep = () => {
-    const anchors = [...document.querySelectorAll("main [id]")].filter((node) => node.getBoundingClientRect().top <= 1);
+    const anchors = [...document.querySelectorAll("main [id]")]
+      .filter((node) => node.getClientRects().length && node.getBoundingClientRect().top <= 1);
     const anchor = scrollY > 0 ? anchors[anchors.length - 1] : null, focused = document.activeElement;
     return {
       anchor: anchor ? [address(anchor), anchor.getBoundingClientRect().top] : null,
@@ -57,6 +59,7 @@
     sessionStorage.removeItem("live");
     if (!kept) return;
     history.scrollRestoration = "manual";
+    isRestoring = true;
     for (const [place, value, wasTouched] of kept.fields) {
       const field = at(place);
       if (!field || (field.tagName === "SELECT" && ![...field.options].some((option) => option.value === value))) continue;
@@ -65,6 +68,7 @@
       field.value = value;
       field.dispatchEvent(new Event("input", { bubbles: true }));
     }
+    isRestoring = false;
     settle(kept);
     setTimeout(() => settle(kept), 100); // lists of answers are drawn a moment after their filters change
   };
@@ -72,7 +76,7 @@
   let busy = 0;
   for (const kind of ["pointerdown", "keydown", "wheel", "scroll", "input"])
     addEventListener(kind, () => { busy = performance.now(); }, { passive: true, capture: true });
-  addEventListener("input", (event) => { if (event.isTrusted && event.target.name) touched.add(String(address(event.target))); });
+  addEventListener("input", (event) => { if (!isRestoring && event.target.name) touched.add(String(address(event.target))); });
   const pauses = () => performance.now() - busy > (document.activeElement?.tagName === "SELECT" ? 8000 : 1500)
     && (getSelection()?.isCollapsed ?? true);
 
