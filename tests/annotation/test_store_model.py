@@ -31,8 +31,8 @@ class Store(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="votes-"))
         self.path = self.folder / "annotation.sqlite"
         self.store = make_store(
-            self.path, num_questions=4, num_gold=2, votes_per_question=WANTED, lease_s=LEASE_S, gold_share=0.2,
-            repeat_share=0.3, repeat_distance=DISTANCE, min_checks=2, min_accuracy=0.9, min_seconds=3.0,
+            self.path, num_questions=6, num_gold=3, votes_per_question=WANTED, lease_s=LEASE_S, gold_share=0.2,
+            repeat_share=0.3, repeat_distance=DISTANCE, min_checks=3, min_seconds=3.0,
         )  # fmt: skip
         # A second process has the file open as well.
         self.other = AnnotationStore.open(self.path)
@@ -40,8 +40,8 @@ class Store(RuleBasedStateMachine):
         self.ids = [
             self.store.invite(f"Person {i}", expires_at=T0 + 1e9, now=T0).annotator.annotator for i in range(PEOPLE)
         ]
-        self.num_questions = 4
-        self.held: dict[str, Assignment] = {}  # the newest assignment of each, whatever became of it
+        self.num_questions = 6
+        self.held: dict[str, list[Assignment]] = {}  # all assignments of each, the newest first
         self.given: dict[str, Vote] = {}  # vote id -> the vote as it was returned
         self.undone: set[str] = set()
         self.used: dict[str, tuple[Vote, ...]] = {}
@@ -73,7 +73,8 @@ class Store(RuleBasedStateMachine):
             if found is None:
                 assert self._available(person) == []
                 return
-            self.held[person] = found
+            if not self.held.get(person) or self.held[person][0].assignment_id != found.assignment_id:
+                self.held.setdefault(person, []).insert(0, found)
             mine = [v for v in self.given.values() if v.annotator == person and v.vote_id not in self.undone]
             before = [v.question_id for v in mine if v.kind != "repeat"]
             if found.kind == "repeat":
@@ -100,14 +101,16 @@ class Store(RuleBasedStateMachine):
         who=people,
         choice=st.sampled_from(CHOICES),
         seconds=st.sampled_from([1.0, 5.0, 40.0, 150.0]),
+        age=st.integers(0, 3),
         through_other=st.booleans(),
     )
-    def vote(self, who: int, choice: str, seconds: float, through_other: bool) -> None:
+    def vote(self, who: int, choice: str, seconds: float, age: int, through_other: bool) -> None:
+        """On the newest assignment, or on an older one whose page was left open."""
         person = self.ids[who]
-        if person not in self.held:
+        if len(self.held.get(person, [])) <= age:
             return
         self.now += seconds
-        held = self.held[person]
+        held = self.held[person][age]
         store = self.other if through_other else self.store
 
         def act() -> None:
@@ -127,6 +130,13 @@ class Store(RuleBasedStateMachine):
 
         self._allowed(person, act)
 
+    @rule(whose=st.lists(people, max_size=6), choice=st.sampled_from(CHOICES))
+    def answer(self, whose: list[int], choice: str) -> None:
+        """What happens most of the time."""
+        for who in whose:
+            self.ask_for_a_question(who, 0.0)
+            self.vote(who, choice, 5.0, 0, False)
+
     @rule(who=people, seconds=st.sampled_from([0.0, 50.0]))
     def undo(self, who: int, seconds: float) -> None:
         person = self.ids[who]
@@ -144,7 +154,7 @@ class Store(RuleBasedStateMachine):
             assert mine and again.question.question_id == mine[-1].question_id and again.swapped == mine[-1].swapped
             assert mine[-1].question_id not in self.used or mine[-1].kind != "question"
             self.undone.add(mine[-1].vote_id)
-            self.held[person] = again
+            self.held.setdefault(person, []).insert(0, again)
 
         self._allowed(person, act)
 
@@ -153,16 +163,16 @@ class Store(RuleBasedStateMachine):
 
     @rule(who=people)
     def release(self, who: int) -> None:
-        if self.ids[who] in self.held:
-            self.store.release(self.held[self.ids[who]].assignment_id, self.ids[who])
+        if self.held.get(self.ids[who]):
+            self.store.release(self.held[self.ids[who]][0].assignment_id, self.ids[who])
 
-    @rule(who=people, seconds=st.sampled_from([0.0, 90.0]))
-    def renew(self, who: int, seconds: float) -> None:
+    @rule(who=people, seconds=st.sampled_from([0.0, 90.0]), age=st.integers(0, 2))
+    def renew(self, who: int, seconds: float, age: int) -> None:
         self.now += seconds
         person = self.ids[who]
-        if person in self.held:
+        if len(self.held.get(person, [])) > age:
             with contextlib.suppress(Refused):
-                assert self.store.renew(self.held[person].assignment_id, person, self.now) == self.now + LEASE_S
+                assert self.store.renew(self.held[person][age].assignment_id, person, self.now) == self.now + LEASE_S
 
     @rule(who=people)
     def exclude_or_reinstate(self, who: int) -> None:
@@ -179,7 +189,7 @@ class Store(RuleBasedStateMachine):
         assert self.other.add_questions(questions, self.now) == 1
         assert self.other.add_gold([gold(0)], self.now) == 0
 
-    @rule(number=st.integers(0, 5))
+    @rule(number=st.integers(0, 6))
     def take(self, number: int) -> None:
         question = ask(number).question_id
         if number < self.num_questions:
