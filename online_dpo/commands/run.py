@@ -21,9 +21,11 @@ from online_dpo.loop.stages import Event
 from online_dpo.reports.incidents import Incidents
 from online_dpo.reports.listening import Guarded, Listener
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
+from online_dpo.reports.page.writing import ReportWriter
 from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.reports.results import RunResult
-from online_dpo.reports.trackers import make_trackers
+from online_dpo.reports.trackers.feeding import Trackers
+from online_dpo.reports.trackers.registry import make_trackers
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 
@@ -195,7 +197,8 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     stages.start_engines(learner)
     for line in stages.learner.notices():
         guard.note(line)
-    return _result(store, guard, play(materials, stages, store, [guard]))
+    listeners = [guard, *([ReportWriter(store, guard.note)] if config.logging.report else [])]
+    return _result(store, guard, play(materials, stages, store, listeners))
 
 
 def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:
@@ -214,14 +217,17 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
 
     incidents = Incidents(store, tell)
     stages.report = incidents.add
-    while True:
-        try:
-            return _play_from_committed(materials, stages, store, (incidents, *listeners))
-        except ActorError as error:
+    config = materials.config
+    made, plain = make_trackers(config.logging), config.model_dump(mode="json")
+    with Trackers(made, plain, store, materials.job.evaluation_sets, tell) as trackers:
+        while True:
             try:
-                stages.recover(error)
-            except ActorError as last:
-                raise ActorError(f"{last}\n{incidents.summary()}") from None
+                return _play_from_committed(materials, stages, store, (incidents, trackers, *listeners))
+            except ActorError as error:
+                try:
+                    stages.recover(error)
+                except ActorError as last:
+                    raise ActorError(f"{last}\n{incidents.summary()}") from None
 
 
 def _play_from_committed(
@@ -230,21 +236,18 @@ def _play_from_committed(
     from online_dpo.loop.rounds import run_rounds
 
     # The metrics hear first: a commit covers what they wrote.
-    writer = MetricsWriter(store, make_trackers(materials.config.logging, store.path))
+    writer = MetricsWriter(store)
     events: Iterator[Event] = run_rounds(materials.job, stages, store)
     stopped = None
-    try:
-        for event in events:
-            writer.hear(event)
+    for event in events:
+        writer.hear(event)
+        for listener in listeners:
+            listener.hear(event)
+        if event.kind == "round_committed":
+            result = next(r for r in read_rounds(store.metrics()) if r.round == event.round_index)
             for listener in listeners:
-                listener.hear(event)
-            if event.kind == "round_committed":
-                result = next(r for r in read_rounds(store.metrics()) if r.round == event.round_index)
-                for listener in listeners:
-                    listener.round_done(result)
-            stopped = event.data["reason"] if event.kind == "run_stopped" else stopped
-    finally:
-        writer.close()
+                listener.round_done(result)
+        stopped = event.data["reason"] if event.kind == "run_stopped" else stopped
     return stopped
 
 

@@ -47,10 +47,11 @@ class RoundStore:
         values = {} if beside is None else {".json": canonical_json(beside)}
         self._put(name, {".parquet": to_parquet(records), **values})
 
-    def get_records(self, name: str, kind: type[R]) -> list[R]:
+    def get_records(self, name: str, kind: type[R], *, limit: int | None = None) -> list[R]:
+        """All records of a commit, or the first `limit`."""
         from online_dpo.store.tables import from_parquet  # 0.3 s, and `status` needs none
 
-        return from_parquet(self._get(name, ".parquet"), kind)
+        return from_parquet(self._get(name, ".parquet"), kind, limit=limit)
 
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Commit JSON values as `<name>.json`; NaN and infinity are refused with a ValueError."""
@@ -68,6 +69,15 @@ class RoundStore:
     def get_files(self, name: str) -> dict[str, bytes]:
         prefix = f"{name.rpartition('/')[2]}/"
         return {path.removeprefix(prefix): data for path, data in self._commits.get(name).items()}
+
+    def digests(self, name: str) -> dict[str, str]:
+        """File (relative to the run directory) -> sha256 that was committed with it."""
+        return self._commits.digests(name)
+
+    def fingerprint(self) -> str | None:
+        """sha256 of the manifest, and so of everything in the round; None where the round is not finished."""
+        key = manifest_key(self.index)
+        return self._files.digest(key) if self._files.exists(key) else None
 
     def remove(self, name: str) -> None:
         """Undo a commit; after a kill on the way it counts as absent."""
