@@ -207,7 +207,7 @@ def screenshots(page: Page, folder: Path, name: str, *, full_page: bool = True) 
 
 
 def walk_by_keyboard(page: Page, *, most: int = 200) -> list[str]:
-    """Press Tab from the top until the focus was everywhere; each stop must be in view and be marked as the focused one.
+    """Press Tab from the top until the focus was everywhere; each stop must be in view and look like the focused one.
 
     Args:
         page: is left with the focus behind its last stop.

@@ -81,7 +81,10 @@
     && (getSelection()?.isCollapsed ?? true);
 
   let asOf = new Date();
-  const say = (text) => { if (status.textContent !== text) status.textContent = text; };
+  const say = (text, isTrouble = false) => {
+    if (status.textContent !== text) status.textContent = text;
+    status.classList.toggle("trouble", isTrouble);
+  };
   const ask = async () => {
     let state;
     try {
@@ -89,7 +92,7 @@
       if (!reply.ok) throw new Error(reply.status);
       state = await reply.json();
     } catch {
-      say(`No answer from online-dpo view. The page is as of ${asOf.toLocaleTimeString()}, and goes on by itself when the command runs again.`);
+      say(`No answer from online-dpo view. The page is as of ${asOf.toLocaleTimeString()}, and goes on by itself when the command runs again.`, true);
       return;
     }
     asOf = new Date();
