@@ -14,6 +14,8 @@ from online_dpo.types import REWARD
 
 FIRST = ("reward", "judge-", "wins", "kl", "frontier", "preferences", "accuracy", "length")
 """Keys of the charts, or how they begin, that stand before the fold."""
+MOST_BANDS = 2
+"""Of more runs the intervals are not drawn: they would cover each other."""
 
 
 def joined_charts(runs: Sequence[ComparedRun]) -> tuple[list[Chart], list[Chart]]:
@@ -44,7 +46,7 @@ def _joined(runs: Sequence[ComparedRun], charts: Sequence[Chart | None]) -> Iter
             if found.get(name)
         ]
         without = [run.label for run, found in zip(runs, lines, strict=True) if not found.get(name)]
-        notes = [chart.note if chart.kind != "bars" else "", f"Without it: {', '.join(without)}." if without else ""]
+        notes = [_note(chart, series), f"Without it: {', '.join(without)}." if without else ""]
         title = f"{chart.title}: {name}" if name and (len(names) > 1 or chart.kind == "bars") else chart.title
         yield replace(
             chart,
@@ -54,6 +56,15 @@ def _joined(runs: Sequence[ComparedRun], charts: Sequence[Chart | None]) -> Iter
             series=series,
             note=" ".join(note for note in notes if note),
         )
+
+
+def _note(chart: Chart, series: Sequence[Series]) -> str:
+    if chart.kind == "bars":
+        return ""
+    if len(series) <= MOST_BANDS:
+        return chart.note
+    has_intervals = any(point.low is not None for each in series for point in each.points)
+    return "Intervals are in the table." if has_intervals else ""
 
 
 def _lines(chart: Chart) -> Mapping[str, Sequence[Point]]:
@@ -80,7 +91,7 @@ def _final(run: ComparedRun) -> dict[str, str]:
     record = run.record
     of_all = "" if record.num_rounds is None else f" of {record.num_rounds}"
     found = {"rounds": f"{len(record.finished)}{of_all}"}
-    several = len({name for name in run.evaluated}) > 1
+    several = len(run.evaluated) > 1
     for name, evaluated in run.evaluated.items():
         evaluation = _evaluation(run, name, evaluated.version)
         where = f" on {name}" if several else ""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from online_dpo.reports.comparing.curves import final_table, joined_charts
+from online_dpo.reports.comparing.curves import MOST_BANDS, final_table, joined_charts
 from online_dpo.reports.comparing.runs import ComparedRun
 from online_dpo.reports.comparing.settings import config_rows, origin_rows
 from online_dpo.reports.comparing.side_by_side import answers_side_by_side
@@ -23,15 +23,20 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
     """The comparison of runs as they stand, as HTML."""
     found = contests(runs)
     sentence, tone = verdict(runs, found)
+    marks = [mark_of(run.place) for run in runs]
     charts, more_charts = joined_charts(runs)
     header, rows = final_table(runs)
     answers = answers_side_by_side(runs)
     return render(
         "compare.html.jinja",
         further=("compare.css", "compare.js"),
-        data={"labels": [run.label for run in runs], "marks": [mark_of(run.place) for run in runs], "compared": answers},
+        data={
+            "labels": [run.label for run in runs],
+            "marks": marks,
+            "compared": answers,
+        },
         runs=runs,
-        marks=[mark_of(run.place) for run in runs],
+        marks=marks,
         progress=[progress(run.record) for run in runs],
         sentence=sentence,
         tone=tone,
@@ -42,6 +47,7 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
         final_header=header,
         final_rows=rows,
         charts=charts,
+        has_bands=len(runs) <= MOST_BANDS,
         more_charts=more_charts,
         config_rows=config_rows(runs),
         origin_rows=origin_rows(runs),
@@ -65,7 +71,9 @@ def verdict(runs: Sequence[ComparedRun], found: Sequence[Contest]) -> tuple[str,
     shares = {
         run.place: [pairing.wins for (i, _), pairing in contest.pairings.items() if i == run.place] for run in runs
     }
-    everywhere = [place for place, wins in shares.items() if len(wins) == len(runs) - 1 and min(w.low for w in wins) > 0.5]
+    everywhere = [
+        place for place, wins in shares.items() if len(wins) == len(runs) - 1 and min(w.low for w in wins) > 0.5
+    ]
     if everywhere:
         label, wins = runs[everywhere[0]].label, shares[everywhere[0]]
         least = min(wins, key=lambda estimate: estimate.value)
@@ -85,7 +93,8 @@ def _of_two(runs: Sequence[ComparedRun], contest: Contest) -> tuple[str, Tone]:
     prompts = f"{pairing.num_common} common prompt{'s' if pairing.num_common > 1 else ''}"
     if wins.low > 0.5:
         return (
-            f"By {contest.title}, {better.label} is better than {worse.label}: it wins {share(wins)} of their {prompts}.",
+            f"By {contest.title}, {better.label} is better than {worse.label}: it wins {share(wins)} of their "
+            f"{prompts}.",
             "good",
         )
     return (

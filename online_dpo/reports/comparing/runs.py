@@ -65,9 +65,7 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
                 for name, version in _newest(record).items()
                 if (found := _read(store, record, name, version, problems)) is not None
             }
-            runs.append(
-                ComparedRun(place=place, label=label, record=record, evaluated=evaluated, problems=problems)
-            )
+            runs.append(ComparedRun(place=place, label=label, record=record, evaluated=evaluated, problems=problems))
     return runs
 
 

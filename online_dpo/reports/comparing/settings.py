@@ -11,7 +11,7 @@ from online_dpo.config.run import RunConfig
 from online_dpo.reports.comparing.runs import ComparedRun
 from online_dpo.reports.page.report import fingerprints
 
-ABSENT = "–"
+ABSENT = "-"
 """In place of a value: the run's config has no such field."""
 UNREADABLE = "?"
 """In place of a value: the run's config cannot be read."""
@@ -29,7 +29,7 @@ def config_rows(runs: Sequence[ComparedRun]) -> list[Row]:
     """Every field of the configs whose value is not the same in all runs."""
     known = [None if run.record.config is None else dict(leaves(run.record.config)) for run in runs]
     fields = sorted({field for config in known if config is not None for field in config})
-    rows = []
+    rows: list[Row] = []
     for field in fields:
         values = [UNREADABLE if config is None else _shown(config, field) for config in known]
         if len({value for value, config in zip(values, known, strict=True) if config is not None}) > 1:

@@ -65,7 +65,7 @@ def _row(runs: Sequence[ComparedRun], name: str, key: str) -> dict[str, Any]:
 
 
 def _fitting(rows: Sequence[dict[str, Any]], room: int) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for row in rows:
         room -= num_bytes(row)
         if room < 0 and found:

@@ -27,7 +27,7 @@ class Pairing:
         return Pairing(
             num_common=self.num_common,
             wins=Estimate(1.0 - wins.value, 1.0 - wins.high, 1.0 - wins.low),
-            gain=Estimate(-gain.value, -gain.high, -gain.low),
+            gain=Estimate(0.0 - gain.value, 0.0 - gain.high, 0.0 - gain.low),  # no negative zeros
         )
 
 
@@ -47,7 +47,7 @@ class Contest:
 
 
 def contests(runs: Sequence[ComparedRun]) -> list[Contest]:
-    """Every judge on every evaluation set that at least two runs have; judges that nobody was trained to please first."""
+    """Every judge on every evaluation set that at least two runs have; the training judge comes last."""
     found = dict.fromkeys(
         (name, judge) for run in runs for name, evaluated in run.evaluated.items() for judge in evaluated.scores
     )
@@ -74,7 +74,8 @@ def _contest(runs: Sequence[ComparedRun], name: str, judge: str) -> Contest | No
                 pairings[second.place, first.place] = pairing.reversed()
             if (why := "; ".join(_not_common(first, second, name, judge))) or pairing is None:
                 number = 0 if pairing is None else pairing.num_common
-                notes.append(f"{said} have {number} prompt{'' if number == 1 else 's'} in common" + f": {why}." * bool(why))
+                have = f"{said} have {number} prompt{'' if number == 1 else 's'} in common"
+                notes.append(f"{have}: {why}." if why else f"{have}.")
     absent = [run.label for run in runs if run not in having]
     if absent:
         notes.append(f"Without scores: {', '.join(absent)}.")

@@ -256,9 +256,7 @@ def _bars(series: Sequence[Series], xs: Sequence[float], x_scale: _Scale, y_scal
             floor[p.x] += p.y
             if bottom > top:
                 bars.append((round(x_scale(p.x) - width / 2, 1), top, width, round(bottom - top, 1)))
-        strokes.append(
-            Stroke(name=s.name, style=style, line="", band="", marks=(), mark="", labels=(), bars=bars)
-        )
+        strokes.append(Stroke(name=s.name, style=style, line="", band="", marks=(), mark="", labels=(), bars=bars))
     return strokes
 
 

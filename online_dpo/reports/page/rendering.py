@@ -21,7 +21,9 @@ SCRIPT = ("page.js", "answers.js", "held_out.js")  # in one script: later ones u
 LIVE = "live.js"
 
 
-def render(template: str, *, data: Any = None, further: Sequence[str] = (), live: str | None = None, **values: Any) -> str:
+def render(
+    template: str, *, data: Any = None, further: Sequence[str] = (), live: str | None = None, **values: Any
+) -> str:
     """A page.
 
     Args:
