@@ -258,7 +258,7 @@ def _way_on(run_dir: Path) -> str:
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by drift budget or alarm, 4 awaits people, 130 interrupted, 1 any other."""
+    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by budget or alarm, 4 asks people, 130 Ctrl-C, 1 other."""
     answer_signals()
     try:
         code = app(standalone_mode=False)

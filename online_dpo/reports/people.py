@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.table import Table
 
-from online_dpo.annotation.database import AnnotationStoreError
 from online_dpo.annotation.records import AnnotatorFigures
 from online_dpo.annotation.store import FILE, AnnotationStore
+from online_dpo.annotation.tables.database import AnnotationStoreError
 from online_dpo.reports.layout import percent, titled
 
 
@@ -24,8 +24,8 @@ def read_people(run_dir: Path) -> dict[str, Any] | None:
     Returns:
         `num_questions`, `num_settled`, `num_votes` (that count), `num_missing_votes`, `num_at_work` (questions that
         somebody looks at), `num_people`, `num_stuck` (questions for which people are missing), `paused`, and
-        `annotators`: a list of pseudonym, status, votes, speed, position bias and what the hidden checks gave. Where the
-        store cannot be read, `problem` alone.
+        `annotators`: a list of pseudonym, status, votes, speed, position bias and what the hidden checks gave. Where
+        the store cannot be read, `problem` alone.
     """
     if not (run_dir / FILE).exists():
         return None
@@ -90,7 +90,16 @@ def annotators_table(annotators: Sequence[Mapping[str, Any]]) -> Table | None:
     if not rows:
         return None
     table = titled("people")
-    for name in ("annotator", "status", "votes", "counted", "seconds", "first shown\nwins", "gold\nright", "repeats\nsame"):
+    for name in (
+        "annotator",
+        "status",
+        "votes",
+        "counted",
+        "seconds",
+        "first shown\nwins",
+        "gold\nright",
+        "repeats\nsame",
+    ):
         table.add_column(name, justify="left" if name in ("annotator", "status") else "right", no_wrap=True)
     for found in rows:
         seconds = found["median_seconds"]

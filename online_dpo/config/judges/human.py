@@ -52,11 +52,11 @@ class HumanJudge(Section):
     consensus: Literal["majority", "dawid_skene"] = "majority"
     """How the votes on a question become one verdict: each counts alike, or by how reliable the votes on all questions
     show each person to be."""
-    min_agreement: float = Field(0.5, ge=0.5, le=1.0)
-    """The smallest probability that the winner must have by the votes; below it people disagree."""
+    min_agreement: float = Field(0.5, ge=0.0, le=1.0)
+    """The smallest support of the leading outcome: its share of the votes, or its probability. Below it, and where
+    several lead, people disagree."""
     disagreement: Literal["abstain", "soft"] = "abstain"
-    """What happens where people disagree: the judge abstains, or the probability is the verdict, even close to one
-    half."""
+    """What a tie or a disagreement becomes: an abstention, or a probability near one half."""
     max_comparisons: int | None = Field(None, ge=1)
     """For the training judge: how many comparisons of a prompt's completions are asked, so chosen that each completion
     is in as many as any other. null: every two completions are compared."""

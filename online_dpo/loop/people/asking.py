@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from online_dpo.annotation.consensus import Opinion, agree
+from online_dpo.annotation.consensus import Consensus, find_consensus
 from online_dpo.annotation.records import Question, Vote
 from online_dpo.annotation.store import AnnotationStore
 from online_dpo.config.judges.human import HumanJudge
@@ -94,48 +94,57 @@ class People:
         missing and the run is not to wait.
         """
         ids = [question.question_id for task in tasks for question in task.questions]
-        told = None
+        told, round_index = None, tasks[0].round_index
         while (taken := self.store.take_answers(ids, time.time())) is None:
+            if told is None:
+                self.store.withdraw_others(self._open, round_index, time.time())
             if not all(self.judges[task.judge].wait for task in tasks):
                 return [(task, None) for task in tasks]
             if (missing := self.store.num_missing(ids)) != told:
                 told = missing
                 data = {"num_questions": len(ids), "num_missing_votes": missing}
-                yield Event(kind="people_asked", round_index=tasks[0].round_index, data=data)
+                yield Event(kind="people_asked", round_index=round_index, data=data)
             self._sleep(POLL_S)
         for question_id in ids:
             self._open.pop(question_id, None)
-        opinions = {
-            judge: agree({question: taken[question] for question in ids}, self.judges[judge].consensus)
-            for judge in {task.judge for task in tasks}
-        }
-        every: dict[str, list[Vote]] = {question_id: [] for question_id in ids}
-        for vote in self.store.votes():
-            if vote.question_id in every:
-                every[vote.question_id].append(vote)
-        return [(task, self._judged(task, opinions[task.judge], every)) for task in tasks]
+        votes = self.store.votes()
+        consensus = {judge: self._consensus(judge, taken, votes) for judge in {task.judge for task in tasks}}
+        of_question: dict[str, list[Vote]] = {question_id: [] for question_id in ids}
+        for vote in votes:
+            if vote.question_id in of_question:
+                of_question[vote.question_id].append(vote)
+        return [(task, _judged(task, consensus[task.judge], of_question)) for task in tasks]
 
-    def _judged(
-        self, task: AskedPeople, opinions: Mapping[str, Opinion], votes: Mapping[str, Sequence[Vote]]
-    ) -> Judged:
-        """The verdicts on a shard, and the votes behind them."""
-        section = self.judges[task.judge]
-        verdicts: list[Verdict] = []
-        cast: list[CastVote] = []
-        for prompt in task.prompts:
-            said = {
-                places: _answer(opinions[question.question_id], section)
-                for places, question in prompt.questions.items()
-            }
-            verdicts += verdicts_of(prompt.completions, said)
-            for question in prompt.questions.values():
-                cast += [_cast(question, vote) for vote in votes[question.question_id]]
-        counters = {
-            "num_judge_calls": len(task.questions),
-            "num_judge_votes": sum(vote.counts for vote in cast),
-            "num_judge_failures": 0,
-        }
-        return Judged(verdicts=tuple(verdicts), counters=counters, votes=tuple(cast))
+    def _consensus(
+        self, judge: str, taken: Mapping[str, Sequence[Vote]], votes: Sequence[Vote]
+    ) -> dict[str, Consensus]:
+        """By the rules of a judge, of all questions; other votes only tell how reliable people are."""
+        section = self.judges[judge]
+        return find_consensus(
+            taken,
+            method=section.consensus,
+            min_agreement=section.min_agreement,
+            disagreement=section.disagreement,
+            evidence=votes,
+            known=self.store.gold(),
+        )
+
+
+def _judged(task: AskedPeople, consensus: Mapping[str, Consensus], votes: Mapping[str, Sequence[Vote]]) -> Judged:
+    """The verdicts on a shard, and the votes behind them."""
+    verdicts: list[Verdict] = []
+    cast: list[CastVote] = []
+    for prompt in task.prompts:
+        said = {places: _answer(consensus[question.question_id]) for places, question in prompt.questions.items()}
+        verdicts += verdicts_of(prompt.completions, said)
+        for question in prompt.questions.values():
+            cast += [_cast(question, vote) for vote in votes[question.question_id]]
+    counters = {
+        "num_judge_calls": len(task.questions),
+        "num_judge_votes": sum(vote.counts for vote in cast),
+        "num_judge_failures": 0,
+    }
+    return Judged(verdicts=tuple(verdicts), counters=counters, votes=tuple(cast))
 
 
 def _compare(
@@ -176,10 +185,7 @@ def _cast(question: Question, vote: Vote) -> CastVote:
     )
 
 
-def _answer(opinion: Opinion, section: HumanJudge) -> Answer:
-    if opinion.probability is None:
-        return opinion.reason or "?"
-    p = opinion.probability
-    if section.disagreement == "abstain" and p != 0.5:
-        return float(p > 0.5)
-    return p
+def _answer(consensus: Consensus) -> Answer:
+    if consensus.probability is None:
+        return consensus.reason or "no opinion"
+    return consensus.probability

@@ -21,6 +21,9 @@ Answer: TypeAlias = float | str
 
 ALONE = "nothing to compare with"
 
+MAX_DRAWS = 100
+"""The best of so many is far more likely than not to compare all equally often."""
+
 
 def compared(texts: Sequence[str], max_comparisons: int | None, seed: int, prompt_id: str) -> list[Places]:
     """The places that are compared, of each text the first one.
@@ -34,14 +37,24 @@ def compared(texts: Sequence[str], max_comparisons: int | None, seed: int, promp
     every = list(combinations([texts.index(text) for text in dict.fromkeys(texts)], 2))
     if max_comparisons is None or len(every) <= max_comparisons:
         return every
-    random.Random(derive_seed(seed, "comparisons", prompt_id)).shuffle(every)
-    times, taken = Counter[int](), list[Places]()
-    while len(taken) < max_comparisons:
-        places = min(every, key=lambda pair: (max(times[pair[0]], times[pair[1]]), times[pair[0]] + times[pair[1]]))
-        every.remove(places)
-        times.update(places)
-        taken.append(places)
+    draw = random.Random(derive_seed(seed, "comparisons", prompt_id))
+    for _ in range(MAX_DRAWS):
+        taken, times = _draw(every, max_comparisons, draw)
+        if max(times.values()) - min(times.values()) <= 1:
+            break
     return sorted(taken)
+
+
+def _draw(every: Sequence[Places], number: int, draw: random.Random) -> tuple[list[Places], Mapping[int, int]]:
+    """So many of the pairs, each time one whose two are in the fewest so far, and how many each is in."""
+    left, taken = draw.sample(every, len(every)), list[Places]()
+    times = Counter({i: 0 for pair in every for i in pair})
+    while len(taken) < number:
+        i, j = min(left, key=lambda pair: sorted((times[pair[0]], times[pair[1]]), reverse=True))
+        left.remove((i, j))
+        times.update((i, j))
+        taken.append((i, j))
+    return taken, times
 
 
 def verdicts_of(completions: Sequence[Completion], said: Mapping[Places, Answer]) -> list[Verdict]:

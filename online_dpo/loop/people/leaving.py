@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,9 @@ def still_missing(store: RunStore, annotation: AnnotationStore) -> dict[str, Any
     ids = awaited(store)
     if ids is None:
         return None
-    if len(annotation.questions(ids)) < len(ids):
+    questions = annotation.questions(ids)
+    if len(questions) < len(ids):
         return None
+    annotation.add_questions(questions, time.time())  # another number of annotators may be wanted by now
     found = standing(ids, annotation)
     return found if found["num_missing_votes"] else None
