@@ -52,8 +52,9 @@ $(DOCS_STAMP): $(STAMP)
 install-nf4: $(STAMP)
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --requirements pyproject.toml --extra nf4
 
+# All that is measured on a CPU, as one table: about 45 minutes, with nothing else on the machine.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/everything.py
 
 # Installs, then tries everything on one GPU and measures it, in 8 minutes; gpu-check/report.md has the table. What fails
 # hides nothing of the rest, so this needs no $(STAMP): a failed installation is reported like any other step.

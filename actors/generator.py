@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, cast
 
 from actors.engine_sleep import EngineSleep
@@ -68,46 +67,9 @@ class Generator:
         self._spec = spec
         self._version: int | None = None
         self._sleep = EngineSleep(wanted=spec.sleeps)
-        options: dict[str, Any] = {}
-        if spec.weight_push == "lora":
-            # vLLM accepts few ranks; a larger slot changes nothing in the result.
-            rank = next(r for r in LORA_RANKS if r >= spec.lora_rank)
-            options.update(enable_lora=True, max_lora_rank=rank, max_loras=1, max_cpu_loras=2)
-            # Without this vLLM 0.32 wraps the head too, which nothing here trains, and on CPU scoring a prompt then
-            # fails: its LoRA logits expect one row per request.
-            options.update(lora_target_modules=list(spec.lora_targets))
-        if spec.quantization == "nf4":
-            # vllm-bnb-plugin quantises as the learner does: blocks of 64, their scales quantised too.
-            options.update(quantization="bitsandbytes", load_format="bitsandbytes")
-        if spec.block_size is not None:
-            options.update(block_size=spec.block_size)
-        if not torch.cuda.is_available():
-            # vLLM 0.32 on CPU dies of a request with a seed whose prompt is taken in in pieces.
-            options.update(
-                enable_chunked_prefill=False, max_num_batched_tokens=max(MAX_BATCHED_TOKENS, spec.max_model_len)
-            )
-        make = partial(
-            LLM,
-            model=spec.model_folder,
-            dtype=cast(Any, spec.dtype),
-            trust_remote_code=spec.trust_remote_code,
-            max_model_len=spec.max_model_len,
-            max_num_seqs=spec.max_num_seqs,
-            tensor_parallel_size=spec.tensor_parallel,
-            gpu_memory_utilization=spec.gpu_memory_utilization,
-            enforce_eager=spec.enforce_eager,
-            seed=spec.seed,
-            # Nothing of the model's generation_config may leak into sampling (top_k, penalties, temperature); its
-            # extra end-of-sequence ids arrive through `eos_token_ids`.
-            generation_config="vllm",
-            logprobs_mode="raw_logprobs",
-            worker_extension_cls="online_dpo.models.merging.MergeExtension",
-            enable_sleep_mode=self._sleep.is_possible,
-            disable_log_stats=True,
-            **options,
-        )
+        options = _engine_options(spec, on_gpu=torch.cuda.is_available())
         try:
-            self._llm: Any = make()
+            self._llm: Any = LLM(**options, enable_sleep_mode=self._sleep.is_possible)
         except ValueError as error:  # pydantic's is one too
             raise _refusal(spec.model_folder, error) from None
         self._slots = LoraSlots(self._llm.llm_engine) if spec.weight_push == "lora" else None
@@ -231,6 +193,44 @@ class Generator:
         # It returns False and clears nothing while any block is in use.
         if not self._llm.reset_prefix_cache():
             raise WeightMismatchError("vLLM did not clear its prefix cache; stale blocks could have been sampled from")
+
+
+def _engine_options(spec: EngineSpec, *, on_gpu: bool) -> dict[str, Any]:
+    """What vLLM's `LLM` is made with."""
+    options: dict[str, Any] = {
+        "model": spec.model_folder,
+        "dtype": spec.dtype,
+        "trust_remote_code": spec.trust_remote_code,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": spec.max_num_seqs,
+        "tensor_parallel_size": spec.tensor_parallel,
+        "gpu_memory_utilization": spec.gpu_memory_utilization,
+        "enforce_eager": spec.enforce_eager,
+        "seed": spec.seed,
+        # Nothing of the model's generation_config may leak into sampling (top_k, penalties, temperature); its extra
+        # end-of-sequence ids arrive through `eos_token_ids`.
+        "generation_config": "vllm",
+        "logprobs_mode": "raw_logprobs",
+        "worker_extension_cls": "online_dpo.models.merging.MergeExtension",
+        "disable_log_stats": True,
+    }
+    if spec.weight_push == "lora":
+        # vLLM accepts few ranks; a larger slot changes nothing in the result.
+        rank = next(r for r in LORA_RANKS if r >= spec.lora_rank)
+        options |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 2}
+        # Without this vLLM 0.32 wraps the head too, which nothing here trains, and on CPU scoring a prompt then fails:
+        # its LoRA logits expect one row per request.
+        options["lora_target_modules"] = list(spec.lora_targets)
+    if spec.quantization == "nf4":
+        # vllm-bnb-plugin quantises as the learner does: blocks of 64, their scales quantised too.
+        options |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
+    if spec.block_size is not None:
+        options["block_size"] = spec.block_size
+    if not on_gpu:
+        # vLLM 0.32 on CPU dies of a request with a seed whose prompt is taken in in pieces.
+        options["enable_chunked_prefill"] = False
+        options["max_num_batched_tokens"] = max(MAX_BATCHED_TOKENS, spec.max_model_len)
+    return options
 
 
 def _refusal(model_folder: str, error: ValueError) -> ModelError:

@@ -25,6 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from one_table import note
+from random_models import QWEN2_HALF_BILLION, SMALL
+from turns import read_reply, reply, start_worker, tell, wait_for_step
+
 EOS = 2
 
 
@@ -68,35 +72,23 @@ def run_worker(args: argparse.Namespace, worker: str) -> str:
 
 def compare(args: argparse.Namespace, sides: list[str]) -> list[dict[str, Any]]:
     """Steps of several processes in turn."""
-    workers = {}
-    for side in sides:
-        command = [sys.executable, __file__, *flags(args), "--worker", side]
-        log = (args.folder / f"{side.replace('/', '-')}.log").open("w")
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        workers[side] = subprocess.Popen(command, text=True, **pipes)
-        read_reply(workers[side], side, args.folder)  # one starts after the other
+    # One starts after the other.
+    command = [sys.executable, __file__, *flags(args), "--worker"]
+    workers = {side: start_worker([*command, side], side, args.folder) for side in sides}
     seconds: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(args.steps):
         for side, worker in workers.items():
-            print("step", file=worker.stdin, flush=True)
+            tell(worker, "step")
             seconds[side].append(read_reply(worker, side, args.folder))
             print(f"{side}: {seconds[side][-1][0]:.2f} s, {seconds[side][-1][1]:.2f} s of CPU", file=sys.stderr)
     rows = []
     for side, worker in workers.items():
-        print("end", file=worker.stdin, flush=True)
+        tell(worker, "end")
         row = read_reply(worker, side, args.folder)
         worker.wait()
         wall, cpu = (statistics.median(step[i] for step in seconds[side][1:]) for i in (0, 1))
         rows.append({"side": side, "seconds": wall, "cpu": cpu, "first": seconds[side][0][0], **row})
     return rows
-
-
-def read_reply(worker: Any, side: str, folder: Path) -> Any:
-    for line in worker.stdout:
-        if line.startswith("reply "):
-            return json.loads(line.removeprefix("reply "))
-    log = folder / f"{side.replace('/', '-')}.log"
-    raise SystemExit(f"{side} died:\n" + "\n".join(log.read_text().splitlines()[-25:]))
 
 
 def report(args: argparse.Namespace, rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
@@ -122,6 +114,8 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], rates: dict[str
                 f"\n{ours} over {theirs}: time {left['seconds'] / right['seconds']:.3f}, "
                 f"CPU time {left['cpu'] / right['cpu']:.3f}, memory {left['peak_bytes'] / right['peak_bytes']:.3f}"
             )
+            beside = {"beside": "TRL's DPOTrainer", "other": right["seconds"], "aim": "at most 0.65"}
+            note(f"learner's step, {args.model}, {ours.split('/')[1]}", left["seconds"], unit="s", **beside)
     if "trl-online" in by_side:
         for side in by_side:
             if side.startswith("ours"):
@@ -148,14 +142,6 @@ def work(args: argparse.Namespace) -> None:
         {"ours": ours, "trl": trl}[system](args, precision)
 
 
-def reply(value: Any) -> None:
-    print("reply " + json.dumps(value), flush=True)
-
-
-def wait_for_step() -> bool:
-    return sys.stdin.readline().strip() == "step"
-
-
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -170,19 +156,9 @@ def make_model(args: argparse.Namespace) -> None:
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": EOS, "tie_word_embeddings": True}
     model: Any
     if args.model == "qwen":
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-                num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=2048, **special,
-            )
-        )  # fmt: skip
+        model = Qwen2ForCausalLM(Qwen2Config(**QWEN2_HALF_BILLION, **special))
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
-                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, **special,
-            )
-        )  # fmt: skip
+        model = LlamaForCausalLM(LlamaConfig(**SMALL, **special))
     model.save_pretrained(args.folder)
     words = {"<pad>": 0, "<bos>": 1, "<eos>": EOS, **{f"w{i}": i for i in range(3, model.config.vocab_size)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))

@@ -26,6 +26,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from one_table import note
+from random_models import QWEN2_HALF_BILLION, SMALL
+from turns import read_reply, reply, start_worker, tell, wait_for_step
+
 PEERS = ("vllm-bf16", "vllm", "transformers-bf16", "transformers", "defaults")
 WARM_UP = 2  # steps whose time does not count
 
@@ -33,7 +37,7 @@ OURS = {
     "model.dtype": "float32",
     "generator.dtype": "bfloat16",
     "sampling.num_samples": 2,
-    "generator.rescored": 16,
+    "generator.rescored": 4,
     "learner.autocast": "bfloat16",
     "learner.micro_batch_tokens": 4096,
     "learner.lr": 1e-5,
@@ -48,25 +52,21 @@ OURS = {
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {
         "work": {"prompt_tokens": 16, "new_tokens": 64, "pairs": 64, "steps": 6},
-        "model": {
-            "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-        },
+        "model": SMALL,
         # An engine's Python per token is on one core: two engines of half the threads use both.
         "ours": {"generator.replicas": 2, "generator.enforce_eager": False},
-        "turns": 1,
+        "together": True,
+        "aims": {16: 1.1, 512: 3},
     },
     "qwen2-0.5b": {
         "work": {"prompt_tokens": 256, "new_tokens": 128, "pairs": 4, "steps": 5},
-        "model": {
-            "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-            "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-        },
-        "ours": {"generator.replicas": 1},
-        "turns": 2,
+        "model": QWEN2_HALF_BILLION,
+        "ours": {"generator.replicas": 1, "generator.rescored": 2},
+        "together": False,
+        "aims": {256: 2},
     },
-}  # fmt: skip
-"""Work and model of a comparison, what of our config is best for them, and how often each side has its turn."""
+}
+"""Work, model, what of our config is best for them, and whether all systems fit into memory together."""
 
 
 def main() -> None:
@@ -94,11 +94,7 @@ def main() -> None:
             args.folder = Path(folder)
             subprocess.run(command(args, "make"), check=True)
             peers = [peer for peer in args.peers.split(",") if peer]
-            sides = ["ours", *peers]
-            if args.shape == "small":
-                report(args, take_turns(args, sides))
-            else:
-                report(args, take_long_turns(args, sides))
+            report(args, measure(args, ["ours", *peers]))
 
 
 def command(args: argparse.Namespace, worker: str) -> list[str]:
@@ -108,15 +104,16 @@ def command(args: argparse.Namespace, worker: str) -> list[str]:
     return [sys.executable, __file__, *flags, "--worker", worker, *chosen]
 
 
-def take_long_turns(args: argparse.Namespace, sides: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """All steps of one side and then all of another, each begun anew: together they would not fit into memory."""
+def measure(args: argparse.Namespace, sides: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The steps of each side that count."""
+    # Large systems do not fit into memory together: each begins anew when its turn comes again.
+    groups = [sides] if SHAPES[args.shape]["together"] else [[side] for side in sides] * 2
     steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for turn in range(SHAPES[args.shape]["turns"]):
-        for side in sides:
-            shutil.rmtree(args.folder / "ours", ignore_errors=True)
-            (taken,) = take_turns(args, [side]).values()
-            print(f"turn {turn + 1}, {side}: {[round(step['seconds'], 1) for step in taken]} s", file=sys.stderr)
-            steps[side] += taken[WARM_UP:]
+    for group in groups:
+        shutil.rmtree(args.folder / "ours", ignore_errors=True)
+        for side, taken in take_turns(args, group).items():
+            print(f"{side}: {[round(step['seconds'], 1) for step in taken]} s", file=sys.stderr)
+            steps[side] += taken[WARM_UP:] or taken
     return steps
 
 
@@ -130,26 +127,16 @@ def take_turns(args: argparse.Namespace, sides: list[str]) -> dict[str, list[dic
 
 
 def _take_turns(args: argparse.Namespace, sides: list[str], workers: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     for side in sides:
-        log = (args.folder / f"{side}.log").open("w")
-        workers[side] = subprocess.Popen(command(args, side), text=True, stderr=log, **pipes)
-        read_reply(workers[side], side, args.folder)  # one starts after the other
+        workers[side] = start_worker(command(args, side), side, args.folder)  # one starts after the other
     steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(args.steps):
         for side, worker in workers.items():
-            print("step", file=worker.stdin, flush=True)
+            tell(worker, "step")
             steps[side].append(read_reply(worker, side, args.folder))
     for worker in workers.values():
         worker.communicate("end\n")
     return steps
-
-
-def read_reply(worker: Any, side: str, folder: Path) -> Any:
-    for line in worker.stdout:
-        if line.startswith("reply "):
-            return json.loads(line.removeprefix("reply "))
-    raise SystemExit(f"{side} died:\n" + "\n".join((folder / f"{side}.log").read_text().splitlines()[-25:]))
 
 
 def report(args: argparse.Namespace, steps: dict[str, list[dict[str, Any]]]) -> None:
@@ -157,29 +144,24 @@ def report(args: argparse.Namespace, steps: dict[str, list[dict[str, Any]]]) -> 
     print("| system | pairs/s, median | best | s per step | peak GiB |\n|---|---|---|---|---|")
     rates = {}
     for side, taken in steps.items():
-        steady = taken if args.shape != "small" else taken[WARM_UP:] or taken
-        per_s = [step["num_tokens"] / (2 * args.new_tokens) / step["seconds"] for step in steady]
+        per_s = [step["num_tokens"] / (2 * args.new_tokens) / step["seconds"] for step in taken]
         rates[side] = statistics.median(per_s)
-        seconds, peak = statistics.median(step["seconds"] for step in steady), taken[-1]["peak_bytes"] / 2**30
+        seconds, peak = statistics.median(step["seconds"] for step in taken), taken[-1]["peak_bytes"] / 2**30
         print(f"| {side} | {rates[side]:.2f} | {max(per_s):.2f} | {seconds:.2f} | {peak:.2f} |")
     for side, rate in rates.items():
         if side != "ours":
             print(f"\nours over TRL {side}: {rates['ours'] / rate:.2f}")
-    stages = [step["stages"] for step in steps["ours"]]
-    print("\n| stage of our round | s, median |\n|---|---|")
-    for name in stages[0]:
-        print(f"| {name} | {statistics.median(stage.get(name, 0.0) for stage in stages):.3f} |")
+            what = f"online step, {args.shape}, prompt {args.prompt_tokens}"
+            aim = f"at least {SHAPES[args.shape]['aims'].get(args.prompt_tokens, 1)}"
+            note(what, rates["ours"], unit="pairs/s", beside=f"TRL, {side}", other=rate, aim=aim)
+    for key, title in (("stages", "stage of our round"), ("calls", "call of an actor")):
+        taken = [step[key] for step in steps["ours"]]
+        print(f"\n| {title} | s, median |\n|---|---|")
+        for name in dict.fromkeys(name for part in taken for name in part):
+            print(f"| {name} | {statistics.median(part.get(name, 0.0) for part in taken):.3f} |")
 
 
 # Workers
-
-
-def reply(**values: Any) -> None:
-    print("reply " + json.dumps(values), flush=True)
-
-
-def wait_for_step() -> bool:
-    return sys.stdin.readline().strip() == "step"
 
 
 def peak_bytes() -> int:
@@ -199,16 +181,12 @@ def peak_bytes() -> int:
 def make_inputs(args: argparse.Namespace) -> None:
     """A random model, a byte-level tokenizer, prompts whose own tokenisation has the asked-for length, a judge."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from random_models import make_tokenizer, save_llama
 
     sizes = SHAPES[args.shape]["model"]
     tokenizer = make_tokenizer(sizes["vocab_size"])
     tokenizer.save_pretrained(args.folder / "model")
-    torch.manual_seed(0)
-    config = LlamaConfig(**sizes, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    torch.set_default_dtype(torch.float32 if args.shape == "small" else torch.bfloat16)  # as such models are published
-    LlamaForCausalLM(config).save_pretrained(args.folder / "model")
-    torch.set_default_dtype(torch.float32)
+    save_llama(args.folder / "model", sizes, dtype="float32" if args.shape == "small" else "bfloat16")  # as published
     generator = torch.Generator().manual_seed(0)
     prompts: list[str] = []
     while len(prompts) < args.pairs:
@@ -225,28 +203,10 @@ def make_inputs(args: argparse.Namespace) -> None:
     )
 
 
-def make_tokenizer(vocab_size: int) -> Any:
-    """Byte pairs: bytes, then pairs of printable characters, then three of them, until the vocabulary is full."""
-    from itertools import islice, product
-    from string import ascii_letters, digits
-
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet, letters = sorted(pre_tokenizers.ByteLevel.alphabet()), ascii_letters + digits
-    pairs = list(product(letters, letters))
-    triples = ((a + b, c) for (a, b), c in product(pairs, letters))
-    merges = list(islice([*pairs, *triples], vocab_size - len(special) - len(alphabet)))
-    vocabulary = [*special, *alphabet, *map("".join, merges)]
-    bpe = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, merges))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token=special[2])
-
-
 def ours(args: argparse.Namespace) -> None:
     """Rounds of a run; between two of them the next turn is waited for."""
+    from call_times import CallTimes
+
     from online_dpo import load_config, run
     from online_dpo.loop.stages import Event
 
@@ -272,6 +232,8 @@ def ours(args: argparse.Namespace) -> None:
             section = section.setdefault(name, {})
         section[last] = str(value) if isinstance(value, Path) else value
 
+    calls = CallTimes()
+
     class InTurn:
         """Listens to the run; the run waits while a listener does."""
 
@@ -294,14 +256,38 @@ def ours(args: argparse.Namespace) -> None:
                 seconds = time.perf_counter() - self.start
                 assert self.pairs == args.pairs, f"{self.pairs} pairs"
                 stages = json.loads((args.folder / "ours" / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
-                reply(seconds=seconds, num_tokens=self.num_tokens, peak_bytes=peak_bytes(), stages=stages)
+                parts = {"stages": stages, "calls": calls.take()}
+                reply({"seconds": seconds, "num_tokens": self.num_tokens, "peak_bytes": peak_bytes(), **parts})
                 self.take_turn()
 
         def take_turn(self) -> None:
             wait_for_step()
+            calls.take()
             self.num_tokens, self.start = 0, time.perf_counter()
 
     run(load_config(mapping, args.set), listeners=[InTurn()])
+
+
+def trl_turns(args: argparse.Namespace) -> Any:
+    """A callback with which TRL's trainer waits for its turn before each step."""
+    from transformers import TrainerCallback
+
+    class InTurn(TrainerCallback):
+        start = 0.0
+
+        def on_step_begin(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 0:
+                reply()
+            if not wait_for_step():
+                os._exit(0)
+            self.start = time.perf_counter()
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            num_tokens = 2 * args.pairs * args.new_tokens
+            seconds = time.perf_counter() - self.start
+            reply({"seconds": seconds, "num_tokens": num_tokens, "peak_bytes": peak_bytes()})
+
+    return InTurn()
 
 
 def trl(args: argparse.Namespace) -> None:
@@ -314,7 +300,7 @@ def trl(args: argparse.Namespace) -> None:
     import trl.experimental.online_dpo.online_dpo_trainer as online
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     torch.set_num_threads(args.threads)
@@ -337,20 +323,6 @@ def trl(args: argparse.Namespace) -> None:
             worker = self.llm.llm_engine.model_executor.driver_worker
             worker.model_runner.reload_weights(weights_iterator=iter(merged))
 
-    class InTurn(TrainerCallback):
-        start = 0.0
-
-        def on_step_begin(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 0:
-                reply()
-            if not wait_for_step():
-                os._exit(0)
-            self.start = time.perf_counter()
-
-        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-            num_tokens = 2 * args.pairs * args.new_tokens
-            reply(seconds=time.perf_counter() - self.start, num_tokens=num_tokens, peak_bytes=peak_bytes())
-
     generation: dict[str, Any] = {"ignore_eos": True} if with_vllm else {"min_new_tokens": args.new_tokens}
     if not with_vllm and not defaults:
         generation["use_cache"] = True
@@ -368,7 +340,7 @@ def trl(args: argparse.Namespace) -> None:
         processing_class=AutoTokenizer.from_pretrained(args.folder / "model"),
         reward_funcs=lambda prompts, completions, **_: [float(c.count("e")) for c in completions],
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[InTurn()],
+        callbacks=[trl_turns(args)],
     ).train()  # fmt: skip
 
 

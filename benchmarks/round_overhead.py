@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from one_table import note
+
 WARM_UP = 8  # rows done before the clock starts: the first call of a process costs seconds, once
 
 
@@ -74,6 +76,7 @@ def report(rounds: list[dict[str, float]], floors: list[dict[str, float]]) -> No
     whole, bare = (statistics.median(sum(count_once(m).values()) for m in side) for side in (rounds, floors))
     shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
     print(f"round {whole:.1f} s over floors {bare:.1f} s: {statistics.median(ratios):.3f} (median of {shown})")
+    note("a whole round", whole, unit="s", beside="the sum of its bare floors", other=bare, aim="at most 1.10")
 
 
 def count_once(floors: dict[str, float]) -> dict[str, float]:

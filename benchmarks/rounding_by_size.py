@@ -15,52 +15,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from learning_rate import random_pairs
+from random_models import learner_on, random_pairs, save_llama, shape
 from roundings import kl_of_roundings
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from online_dpo.commands.learning_rates import automatic_lr
 from online_dpo.config.learner import LearnerSection, LoraSection
-from online_dpo.config.objective.pairwise import SigmoidObjective
-from online_dpo.learner.learner import Learner
-from online_dpo.learner.spec import LearnerSpec
 from online_dpo.models.merging import Share, merged_tensors
 from online_dpo.types import Row
 
 
-def by_shape(shape: Sequence[int], steps: Sequence[int], num_pairs: int) -> None:
+def by_shape(numbers: Sequence[int], steps: Sequence[int], num_pairs: int) -> None:
     """A row for each number of steps."""
-    hidden, intermediate, layers, heads, kv_heads = shape
+    hidden, layers = numbers[0], numbers[2]
     rate = automatic_lr(hidden_size=hidden, num_layers=layers, alpha=LoraSection().alpha)
     trained, others = (random_pairs(num_pairs, vocab_size=4096, seed=seed) for seed in (0, 1))
     rows = [Row.of(pair.prompt, pair.chosen) for pair in others]
     with tempfile.TemporaryDirectory() as folder:
-        config = LlamaConfig(
-            vocab_size=4096,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            tie_word_embeddings=True,
-        )
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-        learner = Learner(
-            LearnerSpec(
-                model_folder=folder,
-                model_name="random",
-                dtype="float32",
-                trust_remote_code=False,
-                lora=None,
-                adapter=None,
-                learner=LearnerSection(lr=rate, batch_pairs=num_pairs, epochs=max(steps)),
-                objective=SigmoidObjective(type="sigmoid"),
-                seed=0,
-                rounds=1,
-                threads=None,
-            )
-        )
+        save_llama(folder, shape(numbers), dtype="bfloat16")
+        learner = learner_on(folder, LearnerSection(lr=rate, batch_pairs=num_pairs, epochs=max(steps)))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         learner.begin_round(0, learner.reference_logps(trained, (None,)))
         for step in range(max(steps)):
@@ -86,8 +59,8 @@ def main() -> None:
     print(
         "| hidden size, layers | lr | steps | applied | KL of the update | nearest | stochastic |\n" + "|---" * 7 + "|"
     )
-    for shape in args.shapes:
-        by_shape([int(part) for part in shape.split(",")], args.steps, args.pairs)
+    for numbers in args.shapes:
+        by_shape([int(part) for part in numbers.split(",")], args.steps, args.pairs)
 
 
 if __name__ == "__main__":

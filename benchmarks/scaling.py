@@ -1,14 +1,15 @@
 """How far does one driver scale? A real run whose engines sleep instead of computing.
 
-    python benchmarks/scaling.py [--generators 1 2 4 8 16 32 64] [--shards 3] [--seconds 4] [--tokens 128]
+    python benchmarks/scaling.py [--generators 1 2 4 8 16 32 64] [--shards 8] [--seconds 4] [--tokens 128]
     python benchmarks/scaling.py --memory 100000
 
 Everything is real but the engines and the learner: the loop, its commits, Ray and its actors, the judge's host. An
 engine answers a shard of 64 prompts with 4 completions each after `--seconds`, that is 64 completions a second; the
-learner answers at once, with zeros. Each number of generators is a run of its own, of two rounds: the first warms up.
-Prints completions a second against as many engines that wait for nobody, and the driver's CPU time for each completion:
-while it samples and judges, and over the whole round (drawing, reading back, figures, pairs). With `--memory`: the
-driver's memory after each round of a run of so many completions. Asserts nothing.
+learner answers at once, with zeros; the judge counts words. Each number of generators is a run of its own, of two
+rounds: the first warms up. Prints the completions that are committed in a second, against as many engines that wait for
+nobody, and those that are judged as well; the driver's CPU time for each completion, while it samples and judges and
+over the whole round (drawing, reading back, figures, pairs); and the memory that the engines' actors have of their own.
+With `--memory`: the driver's memory after each round of a run of so many completions. Asserts nothing.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from one_table import note
 
 SHARD_PROMPTS, NUM_SAMPLES, VOCABULARY = 64, 4, 4096
 SHARD = SHARD_PROMPTS * NUM_SAMPLES
-JUDGE = "def score(prompt, completion):\n    return float(hash(completion) % 1000)\n"
+WORDS = {"type": "length_penalty", "rate": 0.01, "judge": {"type": "verifier", "method": "exact", "answer": "answer"}}
+"""A judge without a process of its own."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generators", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--shards", type=int, default=3, help="of each generator in a round")
+    parser.add_argument("--shards", type=int, default=8, help="of each generator in a round")
     parser.add_argument("--seconds", type=float, default=4.0, help="that an engine takes for a shard")
     parser.add_argument("--tokens", type=int, default=128, help="of a completion")
     parser.add_argument("--memory", type=int, help="completions of a run whose memory is watched")
@@ -54,16 +57,22 @@ def main() -> None:
 
 def report_scaling(args: argparse.Namespace) -> None:
     rate = SHARD / args.seconds
-    print("| generators | completions/s | of linear | driver CPU ms: sampling | whole round | GiB, all actors |")
-    print("|---|---|---|---|---|---|")
+    print("| generators | sampled/s | of linear | sampled and judged/s | driver CPU ms: sampling | whole round | GiB |")
+    print("|---|---|---|---|---|---|---|")
     for number in args.generators:
         found = in_process(args, number)
-        share = found["per_s"] / (number * rate)
+        share = found["sampled_per_s"] / (number * rate)
         print(
-            f"| {number} | {found['per_s']:.0f} | {share:.3f} | {found['sampling_ms']:.3f} | {found['round_ms']:.3f} | "
-            f"{found['actors_gib']:.1f} |",
+            f"| {number} | {found['sampled_per_s']:.0f} | {share:.3f} | {found['judged_per_s']:.0f} | "
+            f"{found['sampling_ms']:.3f} | {found['round_ms']:.3f} | {found['actors_gib']:.1f} |",
             flush=True,
         )
+    what = f"{number} generators: "
+    note(
+        what + "completions per s", found["sampled_per_s"], unit="1/s", beside="linear", other=number * rate, aim="0.95"
+    )
+    note(what + "driver CPU while sampling", found["sampling_ms"], unit="ms per completion", aim="0.3 ms")
+    note(what + "driver CPU of a whole round", found["round_ms"], unit="ms per completion", aim="0.3 ms")
 
 
 def report_memory(args: argparse.Namespace) -> None:
@@ -72,6 +81,10 @@ def report_memory(args: argparse.Namespace) -> None:
     for number, mebibytes in found["memory"]:
         print(f"| {number} | {mebibytes:.0f} |")
     print(f"\ndriver CPU: {found['round_ms']:.3f} ms a completion; peak {found['peak_mib']:.0f} MiB")
+    (first, early), (last, late) = found["memory"][1], found["memory"][-1]
+    note(
+        f"driver's memory after {last} completions", late, unit="MiB", beside=f"after {first}", other=early, aim="flat"
+    )
 
 
 def in_process(args: argparse.Namespace, number: int) -> dict[str, Any]:
@@ -93,6 +106,10 @@ class SleepingEngine:
 
         self._progress = Progress()
         beat(self._progress.count)
+        rng = random.Random(0)
+        self._ids = tuple(rng.choices(range(VOCABULARY), k=VOCABULARY + self.tokens))
+        self._logps = tuple(-rng.expovariate(1.0) for _ in self._ids)
+        self._words = [f"w{token}" for token in self._ids]
 
     def ready(self) -> tuple[int, str]:
         from actors.heartbeat import here
@@ -115,16 +132,16 @@ class SleepingEngine:
         for prompt in shard.prompts:
             for index in range(plan.num_samples):
                 seed = derive_seed(plan.run_seed, plan.purpose, plan.round_index, prompt.prompt_id, index)
-                rng = random.Random(seed)
-                ids = tuple(rng.choices(range(VOCABULARY), k=self.tokens))
+                start = seed % VOCABULARY
+                ids = self._ids[start : start + self.tokens - seed % 16]
                 found.append(
                     Completion(
                         prompt_id=prompt.prompt_id,
                         sample_index=index,
                         token_ids=ids,
-                        text=" ".join(map(str, ids)),
+                        text=" ".join(self._words[start : start + len(ids)]),
                         finish_reason="length",
-                        sampler_logps=tuple(-token / VOCABULARY for token in ids),
+                        sampler_logps=self._logps[start : start + len(ids)],
                         policy_version=version,
                         seed=seed,
                     )
@@ -139,7 +156,7 @@ class SleepingEngine:
 class IdleLearner:
     """Stands in the place of `actors.learner_host.LearnerHost`: every log-prob is 0, and a round is one step."""
 
-    def __init__(self, spec: Any) -> None: ...
+    def __init__(self, spec: Any, membership: Any) -> None: ...
 
     def ready(self) -> tuple[int, str]:
         from actors.heartbeat import here
@@ -162,6 +179,9 @@ class IdleLearner:
 
         zeros = tuple((0.0,) * len(row.completion_ids) for row in rows)
         return [Scores(token_logps=zeros, entropies=zeros) for _ in under]
+
+    def check_logps(self, rows: Sequence[Any], under: Sequence[Any]) -> list[Any]:
+        return [scores.token_logps for scores in self.score(rows, under)]
 
     def reference_logps(self, items: Sequence[Any], references: Sequence[Any]) -> list[Any]:
         from online_dpo.learner.items import kind_of
@@ -201,12 +221,15 @@ class Watch:
             self._began = now
         elif event.kind == "stage" and event.data["stage"] == "sampling":
             self._sampling = now
+        elif event.kind == "shard_sampled":  # the last one of the round stays
+            self._sampled = now
         elif event.kind == "shard_judged":
             self._judged = now
         elif event.kind == "round_committed":
             self.rounds.append(
                 {
-                    "sampling_s": self._judged["wall"] - self._sampling["wall"],
+                    "sampled_s": self._sampled["wall"] - self._sampling["wall"],
+                    "judged_s": self._judged["wall"] - self._sampling["wall"],
                     "sampling_cpu": self._judged["cpu"] - self._sampling["cpu"],
                     "cpu": now["cpu"] - self._began["cpu"],
                     "mib": psutil.Process().memory_info().rss / 2**20,
@@ -222,7 +245,7 @@ def play(args: argparse.Namespace, generators: int) -> dict[str, Any]:
     from online_dpo.commands import run as running
     from online_dpo.commands.inputs import prepare
     from online_dpo.commands.provenance import run_info
-    from online_dpo.commands.specs import engine_spec
+    from online_dpo.commands.specs import engine_spec, learner_spec
     from online_dpo.config.loading import load_config
     from online_dpo.store.run_store import RunStore
 
@@ -230,39 +253,41 @@ def play(args: argparse.Namespace, generators: int) -> dict[str, Any]:
     cluster.LearnerHost = IdleLearner  # type: ignore[misc,assignment,attr-defined]
     per_round = generators * args.shards * SHARD_PROMPTS
     rounds = 2 if args.memory is None else -(-args.memory // (per_round * NUM_SAMPLES))
-    watch, here = Watch(), Path.cwd()
+    watch = Watch()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         prompts = Path(folder) / "prompts.jsonl"
-        prompts.write_text("".join(json.dumps({"prompt": f"film {i} begins with"}) + "\n" for i in range(per_round)))
-        (Path(folder) / "judge.py").write_text(JUDGE)
-        overrides = [
-            f"run.dir={folder}",
-            f"run.rounds={rounds}",
-            f"prompts.source={prompts}",
-            f"prompts.per_round={per_round}",
-            f"sampling.max_tokens={args.tokens}",
-            f"generator.replicas={generators}",
-            f"generator.shard_prompts={SHARD_PROMPTS}",
-            "generator.tolerance=1e9",
-            "generator.rescored=1",
-            f"judge={{type: python, target: {folder}/judge.py:score}}",
-            "evaluation={sets: {}, judges: {}}",
-        ]
-        materials = prepare(load_config(here / "configs/reviews.yaml", overrides))
+        rows = ({"prompt": f"film {i} begins with", "answer": "good"} for i in range(per_round))
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sections: dict[str, Any] = {
+            "run": {"dir": folder, "rounds": rounds},
+            "model": {"path": "embedded:policy"},
+            "prompts": {"source": str(prompts), "per_round": per_round, "max_tokens": 64},
+            "sampling": {"num_samples": NUM_SAMPLES, "max_tokens": args.tokens},
+            "generator": {
+                "replicas": generators,
+                "shard_prompts": SHARD_PROMPTS,
+                "tolerance": 1e9,
+                "rescored": 1,
+            },
+            "judge": WORDS,
+            "evaluation": {"sets": {}},
+        }
+        materials = prepare(load_config(sections))
         config = materials.config
         stack.enter_context(ray_session(config.cluster, num_cpus_needed=resources.cpus_needed(config)))
         stages = cluster.RayStages(config, engine_spec(materials), generator_class=SleepingEngine)  # type: ignore[arg-type]
         stack.callback(stages.close)
-        stages.start_judges(materials.judges, first=materials.first)
+        stages.start_judges(materials.judges, learner_spec(materials), first=materials.first)
         yaml = running.portable_yaml(config)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=yaml, info=run_info(materials)))
-        stages.start_engines(None)  # type: ignore[arg-type]
+        stages.start_engines(learner_spec(materials))
         profiled(args.profile, lambda: running.play(materials, stages, store, [watch]))
         processes = psutil.Process().children(recursive=True)
         actors = [p.memory_full_info().uss for p in processes if "SleepingEngine" in " ".join(p.cmdline())]
     num, last = per_round * NUM_SAMPLES, watch.rounds[-1]
     return {
-        "per_s": num / last["sampling_s"],
+        "sampled_per_s": num / last["sampled_s"],
+        "judged_per_s": num / last["judged_s"],
         "sampling_ms": 1e3 * last["sampling_cpu"] / num,
         "round_ms": 1e3 * last["cpu"] / num,
         "actors_gib": sum(actors) / 2**30,

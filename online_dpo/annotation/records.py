@@ -16,9 +16,12 @@ from online_dpo.errors import UserError
 from online_dpo.types import PromptContent
 
 Outcome: TypeAlias = Literal["first", "second", "tie", "both_bad", "skip"]
-OUTCOMES: tuple[str, ...] = get_args(Outcome)
-LABELS = OUTCOMES[:-1]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+LABELS: tuple[Outcome, ...] = ("first", "second", "tie", "both_bad")
 """The outcomes that are an opinion; a skip is none."""
+
+MIRRORED: Mapping[str, Outcome] = {"first": "second", "second": "first", "tie": "tie", "both_bad": "both_bad"}
+"""Outcome -> what it is called when the two answers change places."""
 
 Choice: TypeAlias = Literal["left", "right", "tie", "both_bad", "skip"]
 """What an annotator chose on the screen; `left` is what was shown first."""

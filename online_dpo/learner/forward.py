@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from online_dpo.config.learner import LearnerSection
 from online_dpo.errors import ModelError, first_line
-from online_dpo.learner.grouping import pack_by_tokens
+from online_dpo.learner.grouping import pack_by_tokens, same_prompt
 from online_dpo.learner.kernels import attention
 from online_dpo.learner.kernels.lora_products import Products
 from online_dpo.learner.kernels.packing import MIN_SHARED_TOKENS, PackedBatch, pack_rows, packed_tokens
@@ -110,10 +110,7 @@ class Forward:
 
     def row_groups(self, rows: Sequence[Row]) -> list[list[int]]:
         """Indices of rows that go through the model together; rows of one prompt stay together if they can share it."""
-        by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for index, row in enumerate(rows):
-            by_prompt.setdefault(row.prompt_ids, []).append(index)
-        members = list(by_prompt.values()) if self._packs else [[index] for index in range(len(rows))]
+        members = same_prompt(rows) if self._packs else [[index] for index in range(len(rows))]
         groups = self.groups([[rows[index] for index in indices] for indices in members])
         return [[index for item in group for index in members[item]] for group in groups]
 

@@ -82,12 +82,17 @@ def deal(tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 def deal_rows(rows: Sequence[Row], num_ranks: int) -> list[list[int]]:
     """As `deal`; rows of one prompt stay together, since they can share it in a forward pass."""
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for index, row in enumerate(rows):
-        by_prompt.setdefault(row.prompt_ids, []).append(index)
-    members = list(by_prompt.values())
+    members = same_prompt(rows)
     shares = deal([num_tokens([rows[index] for index in indices]) for indices in members], num_ranks)
     return [sorted(index for item in share for index in members[item]) for share in shares]
+
+
+def same_prompt(rows: Sequence[Row]) -> list[list[int]]:
+    """Indices of the rows of each prompt, prompts in the order in which they come."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        found.setdefault(row.prompt_ids, []).append(index)
+    return list(found.values())
 
 
 def num_tokens(rows: Sequence[Row]) -> int:

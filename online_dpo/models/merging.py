@@ -19,7 +19,7 @@ from online_dpo.types import Adapter
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 """Elements of a weight that are merged at once: few enough for a core's cache, which makes it four times as fast."""
 
 
@@ -35,7 +35,7 @@ class Received:
 
 
 class Share:
-    """Adds up how much of an update is left after rounding, over all the weights that it changes."""
+    """Adds up how much of an update is left after rounding, over a part of each weight that it changes."""
 
     def __init__(self) -> None:
         self._held = self._wanted = 0.0
@@ -90,7 +90,7 @@ def merged_tensors(
         folder: of the base model.
         adapter: None gives the base model itself.
         dtype: torch's, of the merged tensors; the others come as they are stored.
-        share: is told of every merged weight.
+        share: is told of the first `_CHUNK` elements of every merged weight; all would take as long as merging.
 
     Raises:
         ModelError: the adapter has a layer that the files lack; nothing was given out.
@@ -123,9 +123,10 @@ def _merged(weight: Any, a: Any, b: Any, scale: float, dtype: Any, share: Share 
     num_rows = max(1, _CHUNK // weight.shape[1])
     for start in range(0, len(weight), num_rows):
         rows = slice(start, start + num_rows)
-        update = scale * (b[rows] @ a)
-        merged[rows] = weight[rows].float() + update
-        if share is not None:
+        summed = (b[rows] @ a).mul_(scale)
+        update = summed.clone() if share is not None and start == 0 else None
+        merged[rows] = summed.add_(weight[rows])  # in float32: what is added to is
+        if share is not None and update is not None:
             # Without an adapter the engine would hold the rounded base.
             share.add(merged[rows].float() - weight[rows].to(dtype).float(), update)
     return merged
