@@ -4,13 +4,14 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 HARDWARE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 # Where this variable is set, every process would compile torch, transformers, vLLM and Ray anew: 20 to 60 s each.
 export PYTHONDONTWRITEBYTECODE :=
 # uv does not read pip's own variable; without a local index of wheels, ask for PyTorch's CPU builds.
 BACKEND := $(if $(filter cpu,$(HARDWARE)),$(if $(PIP_FIND_LINKS),,--torch-backend cpu),)
 
-.PHONY: install install-docs quickstart test test-all lint docs bench gpu-check install-nf4
+.PHONY: install install-browser install-docs quickstart test test-all lint docs bench gpu-check install-nf4
 
 install: $(STAMP)
 
@@ -37,6 +38,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# For the tests of pages; `make test` leaves them out without it. Debian's package, unless a browser is there or named.
+install-browser:
+	test -n "$(ONLINE_DPO_CHROMIUM)" || command -v chromium || { $(SUDO) apt-get update --quiet && \
+	  $(SUDO) apt-get install --quiet --yes --no-install-recommends chromium fonts-liberation; }
 
 # Builds the site into docs/_build/html. A warning, such as a link that leads nowhere, is an error.
 docs: $(DOCS_STAMP)

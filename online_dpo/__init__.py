@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from online_dpo.loop.stages import Event
     from online_dpo.reports.listening import Listener
     from online_dpo.reports.results import EvaluationResult, RoundResult, RunResult
+    from online_dpo.reports.trackers.tracker import SampleTable, TrackedRun, Tracker
     from online_dpo.types import Completion, Pair, Prompt, Verdict
 
 _EXPORTS = {
@@ -40,6 +41,9 @@ _EXPORTS = {
     "RoundResult": "online_dpo.reports.results",
     "RunConfig": "online_dpo.config.run",
     "RunResult": "online_dpo.reports.results",
+    "SampleTable": "online_dpo.reports.trackers.tracker",
+    "TrackedRun": "online_dpo.reports.trackers.tracker",
+    "Tracker": "online_dpo.reports.trackers.tracker",
     "UserError": "online_dpo.errors",
     "Verdict": "online_dpo.types",
     "load_config": "online_dpo.config.loading",
@@ -61,6 +65,9 @@ __all__ = [
     "RoundResult",
     "RunConfig",
     "RunResult",
+    "SampleTable",
+    "TrackedRun",
+    "Tracker",
     "UserError",
     "Verdict",
     "load_config",

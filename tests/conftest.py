@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_model import build_tiny_model
 
+pytest_plugins = ["browser_kit"]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes share the cores

@@ -11,6 +11,7 @@ from online_dpo.data.preferences import evaluation_limits
 from online_dpo.errors import ConfigError
 from online_dpo.models import model_files
 from online_dpo.models.inspection import ModelInfo
+from online_dpo.reports.trackers.registry import make_trackers
 
 
 def check_lengths(config: RunConfig, model: ModelInfo) -> None:
@@ -52,14 +53,11 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raises ConfigError when an option needs a package that is not installed, or a GPU where there is none."""
+    """Raises ConfigError when an option needs a package that is not installed, or a GPU where there is none, or a
+    tracker does not take its options."""
     if config.model.quantization is not None:
         _check_quantization(config)
-    if config.logging.tensorboard and find_spec("tensorboard") is None:
-        raise ConfigError(
-            "logging.tensorboard is true and the package tensorboard is not installed; "
-            "pip install 'online-dpo[tensorboard]', or set it to false"
-        )
+    make_trackers(config.logging)
 
 
 def _check_quantization(config: RunConfig) -> None:

@@ -26,7 +26,8 @@ from online_dpo.reports.listening import Guarded, Listener
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
 from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.reports.results import Awaited, RunResult
-from online_dpo.reports.trackers import make_trackers
+from online_dpo.reports.trackers.feeding import Trackers
+from online_dpo.reports.trackers.registry import make_trackers
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 
@@ -236,39 +237,38 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
 
     incidents = Incidents(store, tell)
     stages.report = incidents.add
-    while True:
-        try:
-            return _play_from_committed(materials, stages, store, (incidents, *listeners))
-        except ActorError as error:
+    config = materials.config
+    made, plain = make_trackers(config.logging), config.model_dump(mode="json")
+    with Trackers(made, plain, store, materials.job.evaluation_sets, tell) as trackers:
+        while True:
             try:
-                stages.recover(error)
-            except ActorError as last:
-                raise ActorError(f"{last}\n{incidents.summary()}") from None
+                return _play_from_committed(materials, stages, store, (incidents, trackers, *listeners))
+            except ActorError as error:
+                try:
+                    stages.recover(error)
+                except ActorError as last:
+                    raise ActorError(f"{last}\n{incidents.summary()}") from None
 
 
 def _play_from_committed(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> Ending:
     from online_dpo.loop.rounds import run_rounds
 
     # The metrics hear first: a commit covers what they wrote.
-    writer = MetricsWriter(store, make_trackers(materials.config.logging, store.path))
-    ending = Ending()
-    try:
-        with people_of(materials.config, store.path) as people:
-            events: Iterator[Event] = run_rounds(materials.job, stages, store, people)
-            for event in events:
-                writer.hear(event)
+    writer, ending = MetricsWriter(store), Ending()
+    with people_of(materials.config, store.path) as people:
+        events: Iterator[Event] = run_rounds(materials.job, stages, store, people)
+        for event in events:
+            writer.hear(event)
+            for listener in listeners:
+                listener.hear(event)
+            if event.kind == "round_committed":
+                result = next(r for r in read_rounds(store.metrics()) if r.round == event.round_index)
                 for listener in listeners:
-                    listener.hear(event)
-                if event.kind == "round_committed":
-                    result = next(r for r in read_rounds(store.metrics()) if r.round == event.round_index)
-                    for listener in listeners:
-                        listener.round_done(result)
-                if event.kind == "run_stopped":
-                    ending = Ending(stopped=event.data["reason"])
-                elif event.kind == "run_left":
-                    ending = Ending(awaited=Awaited(**event.data))
-    finally:
-        writer.close()
+                    listener.round_done(result)
+            elif event.kind == "run_stopped":
+                ending = Ending(stopped=event.data["reason"])
+            elif event.kind == "run_left":
+                ending = Ending(awaited=Awaited(**event.data))
     return ending
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from online_dpo.config.base import Auto, Count, FolderName, Place, Section, changeable
+from online_dpo.config.base import Auto, Count, FolderName, Name, Place, Section, changeable
 from online_dpo.config.consistency import check_consistency
 from online_dpo.config.control import AlarmSection, DriftSection, FixedReference, ReferenceSection
 from online_dpo.config.data import ModelSection, PromptsSection
@@ -64,8 +64,28 @@ class ClusterSection(Section):
 class LoggingSection(Section):
     """Where figures go besides `metrics.jsonl`."""
 
-    tensorboard: bool = changeable(False)
-    """Whether TensorBoard files are written too."""
+    trackers: list[Name] = changeable([])
+    """Where figures and sample answers are sent as the run goes on: `tensorboard`, `wandb`, `trackio`, and what
+    installed packages offer."""
+    tracker_options: dict[Name, dict[str, Any]] = changeable({})
+    """Tracker -> its options, such as `wandb: {project: reviews, mode: offline}`. They are written into the run
+    directory, so keys and tokens do not belong here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_switch(cls, data: Any) -> Any:
+        """Run directories of earlier releases have `tensorboard`, true or false, in place of `trackers`."""
+        if isinstance(data, dict) and isinstance(data.get("tensorboard"), bool) and "trackers" not in data:
+            rest = {name: value for name, value in data.items() if name != "tensorboard"}
+            return {**rest, "trackers": ["tensorboard"] if data["tensorboard"] else []}
+        return data
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("names a tracker twice; name each once")
+        return trackers
 
 
 class RunConfig(Section):

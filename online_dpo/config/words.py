@@ -53,8 +53,9 @@ FIELDS: dict[str, str] = {
     "max_restarts": "cluster.max_restarts", "num_processes": "learner.num_workers",
     "nproc_per_node": "learner.num_workers", "world_size": "learner.num_workers",
     "actor_num_gpus_per_node": "learner.num_workers",
-    "report_to": "logging.tensorboard", "wandb": "logging.tensorboard", "use_wandb": "logging.tensorboard",
-    "wandb_project": "logging.tensorboard", "mlflow": "logging.tensorboard", "use_tensorboard": "logging.tensorboard",
+    "report_to": "logging.trackers", "wandb": "logging.trackers", "use_wandb": "logging.trackers",
+    "wandb_project": "logging.tracker_options", "mlflow": "logging.trackers", "use_tensorboard": "logging.trackers",
+    "tensorboard": "logging.trackers",
 }  # fmt: skip
 """A key -> our field, if that is the last key of what somebody wrote."""
 
@@ -65,7 +66,8 @@ REMARKS: dict[str, str] = {
     "judge.target": "with judge.type: python",
     "judge.base_url": "with judge.type: llm",
     "reference.path": "with reference.type: path",
-    "logging.tensorboard": "true or false; every figure is in metrics.jsonl of the run directory too",
+    "logging.trackers": "a list of names; every figure is in metrics.jsonl of the run directory too",
+    "logging.tracker_options": "such as {wandb: {project: NAME}}",
 }
 
 VALUES: dict[str, dict[str, str]] = {

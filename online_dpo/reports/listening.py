@@ -14,6 +14,9 @@ from online_dpo.reports.results import RoundResult
 
 log = logging.getLogger(__name__)
 
+WARNING = "warning: "
+"""How a note begins that warns."""
+
 
 class Listener:
     """Is told what happens in a run, in order, on the thread that runs it; the run waits until each method returns.
@@ -199,7 +202,7 @@ class Guarded(Listener):
             f"listener {name} raised {type(error).__name__} in {method} and is told nothing more; the run is not "
             f"affected: {error}"
         )
-        self.note(f"warning: {self.failed[-1]}")
+        self.note(f"{WARNING}{self.failed[-1]}")
 
 
 def _check(listener: object, place: str) -> None:

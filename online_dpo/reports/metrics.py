@@ -10,7 +10,6 @@ from typing import Any
 
 from online_dpo.loop.stages import Event
 from online_dpo.loop.weight_sync import CHECKS
-from online_dpo.reports.trackers import Tracker
 from online_dpo.store.run_store import RunStore
 
 RECORDED = (*CHECKS, "step", "evaluated", "evaluated_pairs", "round_done")
@@ -77,17 +76,10 @@ def describe_latency(seconds: Sequence[float]) -> dict[str, float]:
 class MetricsWriter:
     """Writes what lasts. Hears every event before anyone else does, and before the loop goes on to commit."""
 
-    def __init__(self, store: RunStore, trackers: Sequence[Tracker] = ()) -> None:
-        """Begin to write.
-
-        Args:
-            store: of the run.
-            trackers: are told of every record that is written.
-        """
-        self._store, self._trackers = store, trackers
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
         self._clock = StageClock()
         self._judges = JudgeClock()
-        self._num_steps: int | None = None  # of the whole run; counted when first needed
 
     def hear(self, event: Event) -> None:
         self._clock.hear(event)
@@ -100,22 +92,6 @@ class MetricsWriter:
             record["seconds"] = {name: round(value, 3) for name, value in self._clock.seconds.items()}
             record["latency_s"] = self._judges.take(event.round_index)
         self._store.append_metrics(_finite(record))
-        if self._trackers:
-            step = self._count_step() if event.kind == "step" else event.round_index
-            for tracker in self._trackers:
-                tracker.track(record, step)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
-
-    def _count_step(self) -> int:
-        if self._num_steps is None:
-            # A continued run goes on where the kept part of the metrics ends; this step's line is in it already.
-            self._num_steps = sum(record["kind"] == "step" for record in self._store.metrics())
-        else:
-            self._num_steps += 1
-        return self._num_steps - 1
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

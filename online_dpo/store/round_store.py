@@ -62,11 +62,12 @@ class RoundStore:
         further = {f".{kind}.parquet": to_parquet(found) for kind, found in (tables or {}).items()}
         self._put(name, {".parquet": to_parquet(records), **values, **further})
 
-    def get_records(self, name: str, kind: type[R], *, table: str | None = None) -> list[R]:
-        """The records of a commit, or those of one of its further tables."""
+    def get_records(self, name: str, kind: type[R], *, table: str | None = None, limit: int | None = None) -> list[R]:
+        """All records of a commit or of one of its further tables, or the first `limit`."""
         from online_dpo.store.tables import from_parquet  # 0.3 s, and `status` needs none
 
-        return from_parquet(self._get(name, f"{'' if table is None else '.' + table}.parquet"), kind)
+        extension = ".parquet" if table is None else f".{table}.parquet"
+        return from_parquet(self._get(name, extension), kind, limit=limit)
 
     def has_table(self, name: str, table: str) -> bool:
         """Whether a commit has a further table."""

@@ -139,11 +139,11 @@ def to_parquet(records: Sequence[Record]) -> bytes:
     return out.getvalue().to_pybytes()
 
 
-def from_parquet(data: bytes, kind: type[R]) -> list[R]:
-    """The inverse of `to_parquet`."""
+def from_parquet(data: bytes, kind: type[R], *, limit: int | None = None) -> list[R]:
+    """The inverse of `to_parquet`; with a limit, of the first rows alone."""
     # Neither pq.read_table nor a Python file: their threads may outlive the call and then hang or abort the
     # interpreter at exit (https://github.com/apache/arrow/issues/50482).
-    rows: list[Columns] = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
+    rows: list[Columns] = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)[:limit].to_pylist()
     return [cast(R, _FROM_ROW[kind](row)) for row in rows]
 
 

@@ -114,7 +114,7 @@ def test_many_mistakes_are_not_many_pages() -> None:
         ("model.dtype=fp32", "did you mean float32?"),
         ("learner.learning_rate=1e-4", "learner.learning_rate is not a known key; here it is learner.lr"),
         ("learning_rate=1e-4", "learning_rate is not a known key; here it is learner.lr"),
-        ("logging.wandb=true", "here it is logging.tensorboard (true or false; every figure is in metrics.jsonl"),
+        ("logging.wandb=true", "here it is logging.trackers (a list of names; every figure is in metrics.jsonl"),
         ("learner.per_device_train_batch_size=4", "here it is learner.batch_pairs (the pairs of an optimizer step"),
         ("sampling.max_new_tokens=4", "here it is sampling.max_tokens"),
         ("sampling.num_generations=4", "here it is sampling.num_samples"),

@@ -169,7 +169,8 @@ CHANGEABLE = {
     "cluster.address",
     "cluster.num_cpus",
     "cluster.start_timeout_s",
-    "logging.tensorboard",
+    "logging.trackers",
+    "logging.tracker_options",
     "drift.max_kl",  # unless beta is raised
     "drift.action",
     "alarm.action",
