@@ -33,8 +33,8 @@ def _complete(incomplete: str) -> list[str]:
     return complete_override(incomplete)
 
 
-def _expect_usable(path: Path) -> Path:
-    if (why := unusable_path(path)) is not None:
+def _expect_usable(path: Path | None) -> Path | None:
+    if path is not None and (why := unusable_path(path)) is not None:
         raise UserError(f"{shown(path)} {why}; give another path")
     return path
 
@@ -130,6 +130,23 @@ def status(
 
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_status(read_status(run_dir), console, as_json=as_json)
+
+
+@app.command()
+def report(
+    run_dir: RunDir,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=_expect_usable
+        ),
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML file about a run: did it get better, curves, answers, judges; also while the run goes on."""
+    from online_dpo.commands.report import report as write
+
+    typer.echo(f"report: {write(run_dir, out=out, open_it=open_it)}")
 
 
 @app.command()

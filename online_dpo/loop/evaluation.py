@@ -80,7 +80,10 @@ def evaluate(
                 asking = yield from compared_policies.ask_people(calls, found.rollouts, answers, people)
                 sampled[name] = replace(found, people=asking, answers=answers)
     for name, prompts in sets.items():
-        commit = f"{evaluation_base(name, is_initial=policy.version == 0)}summary"
+        base = evaluation_base(name, is_initial=policy.version == 0)
+        commit = f"{base}summary"
+        if policy.version == 0 and not store.has(f"{base}prompts"):
+            store.put_records(f"{base}prompts", prompts)  # once; people read them beside the answers
         if not store.has(commit):
             if name not in sampled:
                 sampled[name] = yield from _sample(config, calls, store, pusher, policy, name, prompts)
