@@ -70,15 +70,7 @@ def evaluate(
         set name -> figures, committed as `summary` beside the set's samples.
     """
     summaries: dict[str, Any] = {}
-    sampled: dict[str, SampledSet] = {}
-    people = human_evaluation_judges(config) if policy.version > 0 else []
-    if people:  # of all sets at once, so that a run that does not wait leaves once
-        for name, prompts in sets.items():
-            if not store.has(f"{evaluation_base(name, is_initial=False)}summary"):
-                found = yield from _sample(config, calls, store, pusher, policy, name, prompts)
-                answers = [*found.collected.completions, *initial_answers(name)]
-                asking = yield from compared_policies.ask_people(calls, found.rollouts, answers, people)
-                sampled[name] = replace(found, people=asking, answers=answers)
+    sampled = yield from _ask_people(config, calls, store, pusher, policy, sets, initial_answers)
     for name, prompts in sets.items():
         base = evaluation_base(name, is_initial=policy.version == 0)
         commit = f"{base}summary"
@@ -102,6 +94,30 @@ def evaluate(
             data={"set": name, "policy_version": policy.version, **shown},
         )
     return summaries
+
+
+def _ask_people(
+    config: RunConfig,
+    calls: Calls,
+    store: RoundStore,
+    pusher: Pusher,
+    policy: Policy,
+    sets: Mapping[str, Sequence[Prompt]],
+    initial_answers: Callable[[str], Sequence[Completion]],
+) -> Generator[Event, None, dict[str, SampledSet]]:
+    """Sample every set that is not evaluated, and ask people about all at once: a run that does not wait leaves once.
+
+    Returns (as the generator's value): set name -> what is under way; nothing where people are not asked.
+    """
+    sampled: dict[str, SampledSet] = {}
+    people = human_evaluation_judges(config) if policy.version > 0 else []
+    for name, prompts in sets.items() if people else ():
+        if not store.has(f"{evaluation_base(name, is_initial=False)}summary"):
+            found = yield from _sample(config, calls, store, pusher, policy, name, prompts)
+            answers = [*found.collected.completions, *initial_answers(name)]
+            asking = yield from compared_policies.ask_people(calls, found.rollouts, answers, people)
+            sampled[name] = replace(found, people=asking, answers=answers)
+    return sampled
 
 
 def _sample(
