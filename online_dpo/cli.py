@@ -150,6 +150,18 @@ def report(
 
 
 @app.command()
+def view(
+    run_dir: RunDir,
+    port: Annotated[int, typer.Option("--port", help="0 = a free one.", min=0, max=65535)] = 8017,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Show the report in the browser, kept up to date while the run goes on; on this machine alone."""
+    from online_dpo.commands.view import view as serve
+
+    serve(run_dir, port=port, open_it=open_it, tell=typer.echo)
+
+
+@app.command()
 def export(
     run_dir: RunDir,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=_expect_usable)],
