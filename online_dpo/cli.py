@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -47,6 +48,10 @@ RunDir = Annotated[
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.", callback=_expect_usable)
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors, warnings and the last line only.")]
+AsEvents = Annotated[
+    bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -65,20 +70,20 @@ def options(
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None) -> None:
+def run(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Start a run, or continue the one in its run directory."""
     from online_dpo.commands.run import run as launch
     from online_dpo.config.loading import load_config
 
-    _play(launch, load_config(config, overrides or ()))
+    _play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
-def resume(run_dir: RunDir, overrides: Overrides = None) -> None:
+def resume(run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Continue a run from what it committed last."""
     from online_dpo.commands.run import continue_run, recorded_config
 
-    _play(continue_run, recorded_config(run_dir, overrides or ()))
+    _play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -212,30 +217,32 @@ def judges() -> None:
 
 
 @app.command()
-def quickstart() -> None:
+def quickstart(quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """A few rounds on the embedded models: film reviews become friendlier, in about three minutes on two cores."""
     from online_dpo.commands.quickstart import quickstart as play
+    from online_dpo.commands.showing import display
 
-    play(_listener())
-
-
-def _listener() -> Any:
-    from online_dpo.reports.progress import Progress
-
-    return Progress()
+    with display(quiet=quiet, as_json=as_json) as shown:
+        play(shown)
 
 
-def _play(launch: Any, config: Any) -> None:
-    with _listener() as progress:
+def _play(launch: Any, load: Callable[[], Any], *, quiet: bool, as_json: bool) -> None:
+    from online_dpo.commands.showing import display
+
+    with display(quiet=quiet, as_json=as_json) as shown:
+        config = load()
         try:
-            result = launch(config, listeners=(progress,))
+            result = launch(config, listeners=(shown.begin(config.run_dir),))
         except KeyboardInterrupt:
+            shown.end()
             typer.echo(f"\ninterrupted; {_way_on(config.run_dir)}", err=True)
             raise
-    typer.echo(f"run directory: {result.run_dir}")
-    if result.stopped is not None:
-        typer.echo(f"stopped: {result.stopped}\ncontinue with: online-dpo resume {result.run_dir} KEY=VALUE", err=True)
-        raise typer.Exit(STOPPED)
+        shown.end()
+        typer.echo(f"run directory: {result.run_dir}")
+        if result.stopped is not None:
+            go_on = f"continue with: online-dpo resume {result.run_dir} KEY=VALUE"
+            typer.echo(f"stopped: {result.stopped}\n{go_on}", err=True)
+            raise typer.Exit(STOPPED)
 
 
 def _way_on(run_dir: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,18 @@ def evaluate(
             data={"set": name, "policy_version": policy.version, **shown},
         )
     return summaries
+
+
+def evaluation_work(
+    config: RunConfig, store: RoundStore, sets: Mapping[str, Sequence[Prompt]], version: int
+) -> dict[str, int]:
+    """What there is to do for a policy's evaluation, and what is left of it; as `Rollouts.work`, of all sets."""
+    judges = [*([] if config.judge is None else [REWARD]), *config.evaluation.judges]
+    total: Counter[str] = Counter()
+    for name, prompts in sets.items():
+        base = evaluation_base(name, is_initial=version == 0)
+        total.update(Rollouts(store, prompts, config.generator.shard_prompts, base=base).work(judges, 1))
+    return dict(total)
 
 
 def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
