@@ -32,8 +32,8 @@ def _complete(incomplete: str) -> list[str]:
     return complete_override(incomplete)
 
 
-def _expect_usable(path: Path) -> Path:
-    if (why := unusable_path(path)) is not None:
+def _expect_usable(path: Path | None) -> Path | None:
+    if path is not None and (why := unusable_path(path)) is not None:
         raise UserError(f"{shown(path)} {why}; give another path")
     return path
 
@@ -133,6 +133,35 @@ def status(
 
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_status(read_status(run_dir), console, as_json=as_json)
+
+
+@app.command()
+def report(
+    run_dir: RunDir,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=_expect_usable
+        ),
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML file about a run: did it get better, curves, answers, judges; also while the run goes on."""
+    from online_dpo.commands.report import report as write
+
+    typer.echo(f"report: {write(run_dir, out=out, open_it=open_it)}")
+
+
+@app.command()
+def view(
+    run_dir: RunDir,
+    port: Annotated[int, typer.Option("--port", help="0 = a free one.", min=0, max=65535)] = 8017,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Show the report in the browser, kept up to date while the run goes on; on this machine alone."""
+    from online_dpo.commands.view import view as serve
+
+    serve(run_dir, port=port, open_it=open_it, tell=typer.echo)
 
 
 @app.command()

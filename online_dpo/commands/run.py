@@ -21,6 +21,7 @@ from online_dpo.loop.stages import Event
 from online_dpo.reports.incidents import Incidents
 from online_dpo.reports.listening import Guarded, Listener
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
+from online_dpo.reports.page.writing import ReportWriter
 from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.reports.results import RunResult
 from online_dpo.reports.trackers.feeding import Trackers
@@ -196,7 +197,8 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     stages.start_engines(learner)
     for line in stages.learner.notices():
         guard.note(line)
-    return _result(store, guard, play(materials, stages, store, [guard]))
+    listeners = [guard, *([ReportWriter(store, guard.note)] if config.logging.report else [])]
+    return _result(store, guard, play(materials, stages, store, listeners))
 
 
 def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:

@@ -64,6 +64,9 @@ class ClusterSection(Section):
 class LoggingSection(Section):
     """Where figures go besides `metrics.jsonl`."""
 
+    report: bool = changeable(True)
+    """Whether the report, a page for browsers, is written into the run directory after every round, as
+    `report/report.html`."""
     trackers: list[Name] = changeable([])
     """Where figures and sample answers are sent as the run goes on: `tensorboard`, `wandb`, `trackio`, and what
     installed packages offer."""

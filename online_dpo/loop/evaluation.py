@@ -58,6 +58,8 @@ def evaluate(
     for name, prompts in sets.items():
         base = evaluation_base(name, is_initial=policy.version == 0)
         commit = f"{base}summary"
+        if policy.version == 0 and not store.has(f"{base}prompts"):
+            store.put_records(f"{base}prompts", prompts)  # once; people read them beside the answers
         if not store.has(commit):
             rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
             if rollouts.missing:

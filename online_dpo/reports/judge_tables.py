@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -24,6 +24,7 @@ COLUMNS = (
     "calls",
     "tokens",
 )
+LATENCY_COLUMNS = ("round", "judge", "calls", "mean", "median", "95 %", "most")
 
 
 def judges_table(rounds: list[dict[str, Any]]) -> Table | None:
@@ -31,11 +32,11 @@ def judges_table(rounds: list[dict[str, Any]]) -> Table | None:
 
     A share that deserves a warning has an exclamation mark; what does not apply to a judge is empty.
     """
-    rows = [(str(r["policy_version"]), *cells) for r in rounds for cells in _rows(r)]
+    rows = [row for record in rounds for row in judge_rows(record)]
     if not rows:
         return None
     table = titled("judges")
-    used = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] for row in rows)]
+    used = judge_columns(rounds)
     for i in used:
         table.add_column(COLUMNS[i], justify="left" if i == 1 else "right", no_wrap=True)
     for row in rows:
@@ -43,26 +44,30 @@ def judges_table(rounds: list[dict[str, Any]]) -> Table | None:
     return table
 
 
+def judge_columns(rounds: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Those of `COLUMNS` that have something in any of the rounds."""
+    rows = [row for record in rounds for row in judge_rows(record)]
+    return [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] for row in rows)]
+
+
 def latency_table(rounds: list[dict[str, Any]]) -> Table | None:
     """Milliseconds of the judges' calls in each round, of the process that finished it; None without any."""
-    rows = [
-        (
-            str(record["policy_version"]),
-            label,
-            str(int(seconds["num_calls"])),
-            *(f"{1e3 * seconds[name]:.1f}" for name in ("mean", "median", "p95", "max")),
-        )
-        for record in rounds
-        for label, seconds in record.get("latency_s", {}).items()
-    ]
+    rows = [row for record in rounds for row in latency_rows(record)]
     if not rows:
         return None
     table = titled("ms of a judge's call")
-    for name in ("round", "judge", "calls", "mean", "median", "95 %", "most"):
+    for name in LATENCY_COLUMNS:
         table.add_column(name, justify="left" if name == "judge" else "right")
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def latency_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A row of `LATENCY_COLUMNS` for each judge of a round."""
+    for label, seconds in record.get("latency_s", {}).items():
+        shown = (f"{1e3 * seconds[name]:.1f}" for name in ("mean", "median", "p95", "max"))
+        yield (str(record["policy_version"]), label, str(int(seconds["num_calls"])), *shown)
 
 
 def reasons_of(record: Mapping[str, Any]) -> Iterator[str]:
@@ -73,7 +78,8 @@ def reasons_of(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"round {record['policy_version']}, {judge} abstained: {reasons}"
 
 
-def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def judge_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A row of `COLUMNS` for each judge of a round."""
     for judge, figures in _judges(record):
         counters = figures["counters"]
         alphas = [
@@ -84,6 +90,7 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         tokens = sum(counters.get(f"num_judge_{kind}_tokens", 0) for kind in ("prompt", "completion"))
         covered = f"{figures['num_covered']} of {figures['num_prompts']}" if "num_covered" in figures else ""
         yield (
+            str(record["policy_version"]),
             judge,
             str(figures["num_verdicts"]),
             percent(figures["abstention_rate"]),

@@ -70,6 +70,15 @@ class RoundStore:
         prefix = f"{name.rpartition('/')[2]}/"
         return {path.removeprefix(prefix): data for path, data in self._commits.get(name).items()}
 
+    def digests(self, name: str) -> dict[str, str]:
+        """File (relative to the run directory) -> sha256 that was committed with it."""
+        return self._commits.digests(name)
+
+    def fingerprint(self) -> str | None:
+        """sha256 of the manifest, and so of everything in the round; None where the round is not finished."""
+        key = manifest_key(self.index)
+        return self._files.digest(key) if self._files.exists(key) else None
+
     def remove(self, name: str) -> None:
         """Undo a commit; after a kill on the way it counts as absent."""
         self._expect_unfinished(name)

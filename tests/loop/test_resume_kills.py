@@ -166,6 +166,7 @@ CHANGEABLE = {
     "cluster.address",
     "cluster.num_cpus",
     "cluster.start_timeout_s",
+    "logging.report",
     "logging.trackers",
     "logging.tracker_options",
     "drift.max_kl",  # unless beta is raised

@@ -1,0 +1,44 @@
+"""`online-dpo report`: a run as a page for browsers, also while the run goes on. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+from online_dpo.errors import RunDirectoryError, UserError
+from online_dpo.reports.page.report import run_page
+from online_dpo.reports.page.writing import REPORT, put_page
+from online_dpo.store.salvage import read_what_is_left
+
+
+def report(run_dir: Path, *, out: Path | None, open_it: bool) -> Path:
+    """Write a run's report.
+
+    Args:
+        run_dir: of the run; it may be under way, or damaged.
+        out: the file; None = in the run directory, where the run itself writes it.
+        open_it: show it in the browser.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunDirectoryError: there is no run, or its settings are damaged.
+        UserError: the file cannot be written.
+    """
+    target = run_dir / REPORT if out is None else out
+    if target.is_dir():
+        raise UserError(f"--out is {target}, which is a folder; give a file, such as {target / 'report.html'}")
+    if out is not None and not target.parent.is_dir():
+        raise UserError(f"--out is {out}, and there is no folder {out.parent}; make it first, or give another file")
+    store, damage = read_what_is_left(run_dir)
+    with store:
+        html = run_page(store, damage)
+    try:
+        put_page(target, html)
+    except (OSError, RunDirectoryError) as error:
+        why = error.__cause__ if isinstance(error, RunDirectoryError) and error.__cause__ is not None else error
+        raise UserError(f"{target} cannot be written ({why}); give another file with --out") from error
+    if open_it:
+        webbrowser.open(target.resolve().as_uri())
+    return target

@@ -1,0 +1,112 @@
+"""A run's page, put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from online_dpo.reports.judge_tables import (
+    COLUMNS,
+    LATENCY_COLUMNS,
+    judge_columns,
+    judge_rows,
+    latency_rows,
+    reasons_of,
+)
+from online_dpo.reports.page.headline import headline
+from online_dpo.reports.page.page_answers import collect_answers
+from online_dpo.reports.page.rendering import render
+from online_dpo.reports.page.run_charts import judge_charts, run_charts
+from online_dpo.reports.page.run_record import RunRecord, collect_record, reports_of
+from online_dpo.reports.page.sample_cache import SampleCache
+from online_dpo.reports.results import RoundResult
+from online_dpo.store.run_store import RunStore
+from online_dpo.version import __version__
+
+
+def run_page(store: RunStore, damage: str | None = None, cache: SampleCache | None = None, **values: Any) -> str:
+    """The report of a run as it stands, as HTML.
+
+    Args:
+        store: of the run, from `store.salvage.read_what_is_left`, or the run's own.
+        damage: what is wrong with its rounds.
+        cache: of samples; None = the one beneath the run directory, which is then only read.
+        values: further ones of `render`.
+    """
+    record = collect_record(store, damage)
+    answers = collect_answers(store, record, cache or SampleCache(store.path))
+    return render("report.html.jinja", data=answers, **page_values(record, answers), **values)
+
+
+def page_values(record: RunRecord, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template of a run is given."""
+    used = judge_columns(record.summaries)
+    return {
+        "record": record,
+        "progress": progress(record),
+        "headline": headline(record),
+        "charts": run_charts(record.results, record.initial),
+        "judge_charts": judge_charts(record.results),
+        "judge_header": [COLUMNS[i] for i in used],
+        "judge_rows": [[row[i] for i in used] for summary in record.summaries for row in judge_rows(summary)],
+        "latency_header": LATENCY_COLUMNS,
+        "latency_rows": [row for summary in record.summaries for row in latency_rows(summary)],
+        "reasons": [line for summary in record.summaries for line in reasons_of(summary)],
+        "spending": spending(record),
+        "packages": record.info.get("packages", {}),
+        "fingerprints": list(fingerprints(record)),
+        "round_header": ROUND_COLUMNS,
+        "round_rows": [round_row(record, result) for result in record.results],
+        "answers": answers,
+        "problems": [*record.problems, *answers["problems"]],
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "version": __version__,
+    }
+
+
+def progress(record: RunRecord) -> str:
+    """A sentence or two about how far the run is."""
+    num_finished = len(record.finished)
+    if record.is_complete:
+        return f"Finished: {num_finished} rounds."
+    if record.stopped is not None:
+        return f"Stopped after round {num_finished} of {record.num_rounds}."
+    of_all = "?" if record.num_rounds is None else record.num_rounds
+    return f"{num_finished} of {of_all} rounds are finished." + ("" if record.now is None else f" {record.now}")
+
+
+def spending(record: RunRecord) -> dict[str, dict[str, float]]:
+    """Judge -> what it counted in all finished rounds: calls, tokens, and what it counts itself."""
+    totals: dict[str, dict[str, float]] = {}
+    for result in record.results:
+        for judge, report in reports_of(result):
+            total = totals.setdefault(judge, {})
+            for counted, number in report.counters.items():
+                total[counted] = total.get(counted, 0) + number
+    return totals
+
+
+def fingerprints(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """What the run began with -> its digest, so that two runs can be compared."""
+    names = {"model_fingerprint": "base model", "adapter_digest": "initial adapter", "reference_digest": "reference"}
+    yield from ((name, str(record.info[key])) for key, name in names.items() if record.info.get(key))
+    yield from ((field, str(digest)) for field, digest in record.info.get("sources", {}).items())
+
+
+ROUND_COLUMNS = ("policy", "made at", "trained on", "steps", "against policies", "beta", "adapter, sha256")
+
+
+def round_row(record: RunRecord, result: RoundResult) -> tuple[str, ...]:
+    """One policy, by `ROUND_COLUMNS`."""
+    pairs, labels = result.pairs.num_pairs, (result.pairs.num_desirable or 0) + (result.pairs.num_undesirable or 0)
+    beta = result.learning.beta
+    return (
+        str(result.policy_version),
+        "" if result.time is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(result.time)),
+        f"{labels} labelled answers" if pairs is None else f"{pairs} pairs",
+        str(result.learning.num_steps or ""),
+        ", ".join(map(str, result.reference_versions)),
+        "" if beta is None else f"{beta:.3g}",
+        record.adapters.get(result.policy_version, "")[:16],
+    )
