@@ -126,11 +126,18 @@ def print_config(
 
 @app.command()
 def status(
-    run_dir: RunDir, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False
+    run_dir: RunDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Where the run stands, until it ends.")] = False,
 ) -> None:
     """Rounds, rewards, KL, drop counts and stage times; also while the run goes on."""
-    from online_dpo.commands.status import read_status, show_status
+    from online_dpo.commands.status import read_status, show_status, watch_status
 
+    if watch and as_json:
+        raise UserError("--watch and --json are both given; choose one of them")
+    if watch:
+        watch_status(run_dir)
+        return
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_status(read_status(run_dir), console, as_json=as_json)
 

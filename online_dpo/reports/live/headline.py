@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from online_dpo.text_files import printable
 from online_dpo.types import REWARD
 
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=oO@#"
@@ -65,5 +66,5 @@ def figure_cells(headline: Headline, *, width: int = 16, ascii_only: bool = Fals
     for name, values in headline.series().items():
         newest = next(value for value in reversed(values) if value is not None)
         line = sparkline(values, width=width, ascii_only=ascii_only)
-        cells.append(f"{name} {newest:.4g} {line}".rstrip())
+        cells.append(f"{printable(name)} {newest:.4g} {line}".rstrip())
     return cells

@@ -20,8 +20,8 @@ def panel(standing: Standing, *, width: int, ascii_only: bool = False) -> list[T
     """The lines, none of them wider than the terminal."""
     drawn = [
         *_progress(standing, width, ascii_only),
-        *(Text(line, style="cyan") for line in _filled(_rates(standing), width)),
-        *(Text(line) for line in _filled(figure_cells(standing.headline, ascii_only=ascii_only), width)),
+        *(Text(line, style="cyan") for line in filled(_rates(standing), width)),
+        *(Text(line) for line in filled(figure_cells(standing.headline, ascii_only=ascii_only), width)),
         *_kept("warning", standing.num_warnings, standing.warnings, "yellow"),
         *_kept("incident", standing.num_incidents, standing.incidents, "red"),
     ]
@@ -81,7 +81,7 @@ def _rates(standing: Standing) -> list[str]:
     return cells + [f"{name} {value}" for name, value in standing.newest.items() if name != "step"]
 
 
-def _filled(cells: Sequence[str], width: int) -> Iterator[str]:
+def filled(cells: Sequence[str], width: int) -> Iterator[str]:
     """As many cells on a line as it has room for."""
     line = ""
     for cell in cells:
