@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 STOPPED = 3
 """The exit code of a run that its own drift budget or alarm ended."""
+AWAITS_PEOPLE = 4
+"""The exit code of a run that asked people, does not wait for them, and goes on once they have answered."""
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -172,6 +174,20 @@ def view(
 
 
 @app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="2 to 12 runs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=_expect_usable)] = Path("compare.html"),
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML file about several runs: paired wins, curves on common axes, what differs in their configs."""
+    from online_dpo.commands.compare import compare as write
+
+    for run_dir in run_dirs:
+        _expect_usable(run_dir)
+    typer.echo(f"comparison: {write(run_dirs, out=out, open_it=open_it)}")
+
+
+@app.command()
 def export(
     run_dir: RunDir,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=_expect_usable)],
@@ -279,6 +295,14 @@ def _play(launch: Any, load: Callable[[], Any], *, quiet: bool, as_json: bool) -
             go_on = f"continue with: online-dpo resume {result.run_dir} KEY=VALUE"
             typer.echo(f"stopped: {result.stopped}\n{go_on}", err=True)
             raise typer.Exit(STOPPED)
+        if (awaited := result.awaited) is not None:
+            typer.echo(
+                f"people are asked {awaited.num_questions} questions, and {awaited.num_missing_votes} votes are missing\n"
+                f"open them with: online-dpo annotate {result.run_dir}\n"
+                f"continue with: online-dpo resume {result.run_dir}",
+                err=True,
+            )
+            raise typer.Exit(AWAITS_PEOPLE)
 
 
 def _way_on(run_dir: Path) -> str:
@@ -291,7 +315,7 @@ def _way_on(run_dir: Path) -> str:
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by drift budget or alarm, 130 interrupted, 1 any other."""
+    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by budget or alarm, 4 asks people, 130 Ctrl-C, 1 other."""
     answer_signals()
     try:
         code = app(standalone_mode=False)

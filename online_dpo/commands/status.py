@@ -15,11 +15,13 @@ from rich.text import Text
 
 from online_dpo.config.loading import load_config
 from online_dpo.errors import UserError
+from online_dpo.loop.people.leaving import awaited
 from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import INCIDENT
 from online_dpo.reports.data_set_lines import show_preferences
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.reports.metrics import check_metrics
+from online_dpo.reports.people import annotators_table, people_lines, read_people
 from online_dpo.reports.round_tables import (
     price_table,
     rounds_table,
@@ -56,6 +58,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         stopped = None if is_complete else why_stopped(config, store)
         first, second = store.unfinished_rounds()
         # A run whose run.rounds was lowered may have a round that was sampled ahead and is not played.
+        waits = awaited(store) is not None
         current = None if is_complete and not first.names() else _progress(first, records)
         ahead = _progress(second, records) if second.names() else None
         stage = stage_of(first)
@@ -87,6 +90,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         "is_running": is_running,
         "stage": stage,
         "left_s": left,
+        "people": None if (found := read_people(run_dir)) is None else {**found, "awaited": waits},
     }
 
 
@@ -125,6 +129,11 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
             say(f"warning: {warning}")
     for record in status["incidents"]:
         say(f"round {record['round'] + 1}: {record['what']}")
+    if (people := status["people"]) is not None:
+        if (table := annotators_table(people.get("annotators", ()))) is not None:
+            console.print(table)
+        for line in people_lines(people, status["run_dir"]):
+            say(line)
     if status["stopped"] is not None:
         say(f"stopped: {status['stopped']}")
     elif status["current"] is not None:

@@ -154,6 +154,14 @@ EVENTS = {
         when="an actor was lost, started again or is silent; a `note` tells the same",
         data={"actor": "its name", "what": "a sentence"},
     ),
+    "people_asked": EventKind(
+        when="the run waits for people, at first and whenever somebody has answered",
+        data={"num_questions": "that it waits for", "num_missing_votes": "votes that they still want, all together"},
+    ),
+    "run_left": EventKind(
+        when="the run ends because people have not answered and it is not to wait for them",
+        data={"num_questions": "as in `people_asked`", "num_missing_votes": ""},
+    ),
     "run_stopped": EventKind(when="the drift budget or the alarm ends the run", data={"reason": "a sentence"}),
     "run_done": EventKind(when="all rounds are finished"),
 }

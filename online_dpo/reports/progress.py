@@ -25,6 +25,7 @@ class Progress(Listener):
         # Lines of a log are not folded: what reads them may be a program.
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._num_rounds = 0
+        self._asks_people = False
         self._began = time.monotonic()
 
     def note(self, line: str) -> None:
@@ -53,6 +54,12 @@ class Progress(Listener):
                 f"policy {data['policy_version']} differs from the one before by less than the tolerance "
                 f"({data['probe_gap_previous']:.1e} nats per token): the probe could not have noticed a skipped push"
             )
+
+    def _on_people_asked(self, data: Mapping[str, Any]) -> None:
+        if not self._asks_people:
+            waits = f"{data['num_missing_votes']} votes on {data['num_questions']} questions are missing"
+            self.note(f"people are asked: {waits}; `online-dpo annotate` shows the questions")
+        self._asks_people = data["num_missing_votes"] > 0
 
     def _on_evaluated(self, data: Mapping[str, Any]) -> None:
         self.tell(f"policy {data['policy_version']} on {data['set']}: {describe_evaluation(data)}")

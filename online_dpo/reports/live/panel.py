@@ -13,7 +13,6 @@ from online_dpo.reports.live.timing import Work
 
 GAP = "   "
 MAX_BAR = 40
-_VERBS = {"sampled": "sampled", "judged": "judged", "steps": "steps"}
 
 
 def panel(standing: Standing, *, width: int, ascii_only: bool = False) -> list[Text]:
@@ -57,7 +56,7 @@ def _progress(standing: Standing, width: int, ascii_only: bool) -> Iterator[Text
 
 
 def _counts(works: dict[str, Work]) -> list[str]:
-    return [f"{work.done}/{work.total} {_VERBS[name]}" for name, work in works.items()]
+    return [f"{work.done}/{work.total} {name}" for name, work in works.items()]
 
 
 def _bar(name: str, share: float, ending: str, width: int, ascii_only: bool) -> Text:

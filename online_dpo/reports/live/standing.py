@@ -103,6 +103,15 @@ class Standing:
         if scores and data["judge"] == REWARD:
             self.newest["reward"] = f"{sum(scores) / len(scores):.3f}"
 
+    def _on_people_asked(self, event: Event, data: Mapping[str, Any]) -> None:
+        works, missing = self.timing.works, data["num_missing_votes"]
+        if "votes" not in works or missing > works["votes"].total - works["votes"].done:
+            works["votes"] = Work(missing, self.clock())  # now, or more are asked
+        works["votes"].done = works["votes"].total - missing
+
+    def _on_run_left(self, event: Event, data: Mapping[str, Any]) -> None:
+        self.stage = "left to people"
+
     def _on_paired(self, event: Event, data: Mapping[str, Any]) -> None:
         self.newest["labels" if "labels" in data else "pairs"] = str(data["num_items"])
 
