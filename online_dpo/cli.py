@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 STOPPED = 3
 """The exit code of a run that its own drift budget or alarm ended."""
+AWAITS_PEOPLE = 4
+"""The exit code of a run that asked people, does not wait for them, and goes on once they have answered."""
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -265,6 +267,14 @@ def _play(launch: Any, config: Any) -> None:
     if result.stopped is not None:
         typer.echo(f"stopped: {result.stopped}\ncontinue with: online-dpo resume {result.run_dir} KEY=VALUE", err=True)
         raise typer.Exit(STOPPED)
+    if (awaited := result.awaited) is not None:
+        typer.echo(
+            f"people are asked {awaited.num_questions} questions, and {awaited.num_missing_votes} votes are missing\n"
+            f"open them with: online-dpo annotate {result.run_dir}\n"
+            f"continue with: online-dpo resume {result.run_dir}",
+            err=True,
+        )
+        raise typer.Exit(AWAITS_PEOPLE)
 
 
 def _way_on(run_dir: Path) -> str:
@@ -277,7 +287,7 @@ def _way_on(run_dir: Path) -> str:
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by drift budget or alarm, 130 interrupted, 1 any other."""
+    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by budget or alarm, 4 asks people, 130 Ctrl-C, 1 other."""
     answer_signals()
     try:
         code = app(standalone_mode=False)

@@ -100,7 +100,10 @@ class AnnotationStore:
     # ---- questions, for the judge
 
     def add_questions(self, questions: Sequence[Question], now: float) -> int:
-        """Put questions into the queue; those that are in it stay as they are. Returns how many were new."""
+        """Put questions into the queue, or ask withdrawn ones again. Returns how many were new.
+
+        Those that are in it and not settled want as many votes as the rules say now.
+        """
         with self._database.writing() as db:
             return asking.add_questions(db, questions, settings.rules(db), now)
 
@@ -130,6 +133,22 @@ class AnnotationStore:
                 return None
             asking.use(db, ids, now)
             return voting.counted_votes(db, ids)
+
+    def withdraw_others(self, question_ids: Iterable[str], up_to_round: int, now: float) -> int:
+        """Ask nobody any more what the run does not wait for, such as questions of rounds that were taken off it.
+
+        Their votes stay, and `add_questions` asks them again.
+
+        Args:
+            question_ids: that the run waits for.
+            up_to_round: questions of later rounds are left alone.
+            now: the time.
+
+        Returns:
+            How many questions were withdrawn.
+        """
+        with self._database.writing() as db:
+            return asking.withdraw_others(db, question_ids, up_to_round, now)
 
     def close_questions(self, question_ids: Iterable[str], by: str, now: float) -> int:
         """Be content with the votes that questions have, such as stuck ones. Returns how many were unsettled."""

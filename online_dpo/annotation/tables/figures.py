@@ -39,7 +39,7 @@ def progress(
 
 
 _SCOPE = (
-    "q.answer IS NULL AND (:purpose IS NULL OR q.purpose = :purpose)"
+    "q.answer IS NULL AND q.withdrawn_at IS NULL AND (:purpose IS NULL OR q.purpose = :purpose)"
     " AND (:round_index IS NULL OR q.round_index = :round_index)"
 )
 
