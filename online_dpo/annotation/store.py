@@ -173,14 +173,7 @@ class AnnotationStore:
     def snapshot(self) -> Snapshot:
         """Everything that was asked and said, as of one moment."""
         with self._database.reading() as db:
-            rows = db.execute("SELECT *, wanted > counted AS is_unsettled FROM questions ORDER BY position").fetchall()
-            return Snapshot(
-                questions={row["question_id"]: leases.question_of(row) for row in rows},
-                unsettled=frozenset(row["question_id"] for row in rows if row["is_unsettled"]),
-                gold={row["question_id"]: row["answer"] for row in rows if row["answer"] is not None},
-                votes=tuple(voting.read_votes(db)),
-                rules=settings.rules(db),
-            )
+            return figures.snapshot(db)
 
     # ---- voting, for an annotator's page
 
