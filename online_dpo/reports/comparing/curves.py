@@ -54,6 +54,7 @@ def _joined(runs: Sequence[ComparedRun], charts: Sequence[Chart | None]) -> Iter
             title=title,
             kind="path" if chart.kind == "path" else "lines",
             series=series,
+            has_bands=len(series) <= MOST_BANDS,
             note=" ".join(note for note in notes if note),
         )
 
