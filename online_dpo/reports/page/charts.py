@@ -56,7 +56,7 @@ class Chart:
     x_name: str = "round"
     note: str = ""  # a sentence under the title
     level: float | None = None  # a value with a line of its own, such as a win rate of one half
-    has_bands: bool = True  # whether intervals are drawn, or only in the table
+    is_crowded: bool = False  # too many lines for bands and labels: intervals are in the table alone
     within: tuple[float, float] | None = None  # what the axis shows at least, such as all shares
 
 
@@ -182,7 +182,7 @@ def _extent(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
             for p in s.points:
                 totals[p.x] = totals.get(p.x, 0.0) + p.y
         return 0.0, max(totals.values()) or 1.0
-    shown = [(p.y, p.low, p.high) if chart.has_bands else (p.y,) for s in series for p in s.points]
+    shown = [(p.y, p.low, p.high) if not chart.is_crowded else (p.y,) for s in series for p in s.points]
     values = [value for point in shown for value in point if value is not None]
     values += [chart.level] if chart.level is not None else []
     low, high = min([*values, *(chart.within or ())]), max([*values, *(chart.within or ())])
@@ -226,10 +226,12 @@ def _lines(chart: Chart, series: Sequence[Series], x_scale: _Scale, y_scale: _Sc
                 name=s.name,
                 style=style,
                 line=_path(places),
-                band="" if len(with_interval) < 2 or chart.kind == "path" or not chart.has_bands else _path(band) + "Z",
+                band="" if len(with_interval) < 2 or chart.kind == "path" or chart.is_crowded else _path(band) + "Z",
                 marks=marked,
                 mark=mark_of(style),
-                labels=_place_labels(places, is_first=place == 0) if chart.kind == "path" else (),
+                labels=_place_labels(places, is_first=place == 0)
+                if chart.kind == "path" and not chart.is_crowded
+                else (),
                 bars=(),
             )
         )
