@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 36
-NUM_STYLES = 8
-"""Colours, dashes, marks and hatchings that the style sheet knows; a ninth series looks like the first."""
+NUM_STYLES = 12
+"""Colours and dashes that the style sheet knows; a thirteenth series looks like the first. There are 8 hatchings."""
 
 _MARKS = (
     "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0",
@@ -41,6 +41,7 @@ class Series:
 
     name: str
     points: Sequence[Point]  # in the order in which a line goes through them
+    style: int | None = None  # of its colour, dashes and mark; None = by its place in the chart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,7 @@ def draw(chart: Chart) -> Drawing | None:
     Args:
         chart: points whose value is not finite are left out.
     """
-    series = [Series(name=s.name, points=[p for p in s.points if _is_finite(p)]) for s in chart.series]
+    series = [replace(s, points=[p for p in s.points if _is_finite(p)]) for s in chart.series]
     series = [s for s in series if s.points]
     if not series:
         return None
@@ -134,6 +135,11 @@ class _Scale:
 
     def __call__(self, value: float) -> float:
         return round(self._start + self._length * (value - self._low) / self._span, 1)
+
+
+def mark_of(style: int) -> str:
+    """Path data of a line's marks."""
+    return _MARKS[style % len(_MARKS)]
 
 
 def number(value: float) -> str:
@@ -206,7 +212,8 @@ def _labels(values: Sequence[float]) -> list[str]:
 
 def _lines(chart: Chart, series: Sequence[Series], x_scale: _Scale, y_scale: _Scale) -> list[Stroke]:
     strokes = []
-    for style, s in enumerate(series):
+    for place, s in enumerate(series):
+        style = (place if s.style is None else s.style) % NUM_STYLES
         places = [(x_scale(p.x), y_scale(p.y)) for p in s.points]
         every = math.ceil(len(places) / _MOST_MARKS)
         marked = [place for i, place in enumerate(places) if i % every == 0 or i == len(places) - 1]
@@ -216,11 +223,11 @@ def _lines(chart: Chart, series: Sequence[Series], x_scale: _Scale, y_scale: _Sc
         strokes.append(
             Stroke(
                 name=s.name,
-                style=style % NUM_STYLES,
+                style=style,
                 line=_path(places),
                 band="" if len(with_interval) < 2 or chart.kind == "path" else _path(band) + "Z",
                 marks=marked,
-                mark=_MARKS[style % len(_MARKS)],
+                mark=mark_of(style),
                 label=(min(places[-1][0], WIDTH - RIGHT - 18.0), places[-1][1] - 8.0) if chart.kind == "path" else None,
                 bars=(),
             )
@@ -233,16 +240,15 @@ def _bars(series: Sequence[Series], xs: Sequence[float], x_scale: _Scale, y_scal
     width = round(min(slot * 0.72, 36.0), 1)
     floor = dict.fromkeys(xs, 0.0)
     strokes = []
-    for style, s in enumerate(series):
+    for place, s in enumerate(series):
+        style = (place if s.style is None else s.style) % NUM_STYLES
         bars = []
         for p in s.points:
             top, bottom = y_scale(floor[p.x] + p.y), y_scale(floor[p.x])
             floor[p.x] += p.y
             if bottom > top:
                 bars.append((round(x_scale(p.x) - width / 2, 1), top, width, round(bottom - top, 1)))
-        strokes.append(
-            Stroke(name=s.name, style=style % NUM_STYLES, line="", band="", marks=(), mark="", label=None, bars=bars)
-        )
+        strokes.append(Stroke(name=s.name, style=style, line="", band="", marks=(), mark="", label=None, bars=bars))
     return strokes
 
 
