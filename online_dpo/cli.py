@@ -162,6 +162,20 @@ def view(
 
 
 @app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="2 to 12 runs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=_expect_usable)] = Path("compare.html"),
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML file about several runs: paired wins, curves on common axes, what differs in their configs."""
+    from online_dpo.commands.compare import compare as write
+
+    for run_dir in run_dirs:
+        _expect_usable(run_dir)
+    typer.echo(f"comparison: {write(run_dirs, out=out, open_it=open_it)}")
+
+
+@app.command()
 def export(
     run_dir: RunDir,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=_expect_usable)],
