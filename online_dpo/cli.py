@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,10 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-STOPPED = 3
-"""The exit code of a run that its own drift budget or alarm ended."""
-AWAITS_PEOPLE = 4
-"""The exit code of a run that asked people, does not wait for them, and goes on once they have answered."""
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -74,18 +69,20 @@ def options(
 @app.command()
 def run(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Start a run, or continue the one in its run directory."""
+    from online_dpo.commands.playing import play
     from online_dpo.commands.run import run as launch
     from online_dpo.config.loading import load_config
 
-    _play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json)
+    play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
 def resume(run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Continue a run from what it committed last."""
+    from online_dpo.commands.playing import play
     from online_dpo.commands.run import continue_run, recorded_config
 
-    _play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json)
+    play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -276,42 +273,6 @@ def quickstart(quiet: Quiet = False, as_json: AsEvents = False) -> None:
 
     with display(quiet=quiet, as_json=as_json) as shown:
         play(shown)
-
-
-def _play(launch: Any, load: Callable[[], Any], *, quiet: bool, as_json: bool) -> None:
-    from online_dpo.commands.showing import display
-
-    with display(quiet=quiet, as_json=as_json) as shown:
-        config = load()
-        try:
-            result = launch(config, listeners=(shown.begin(config.run_dir),))
-        except KeyboardInterrupt:
-            shown.end()
-            typer.echo(f"\ninterrupted; {_way_on(config.run_dir)}", err=True)
-            raise
-        shown.end()
-        typer.echo(f"run directory: {result.run_dir}")
-        if result.stopped is not None:
-            go_on = f"continue with: online-dpo resume {result.run_dir} KEY=VALUE"
-            typer.echo(f"stopped: {result.stopped}\n{go_on}", err=True)
-            raise typer.Exit(STOPPED)
-        if (awaited := result.awaited) is not None:
-            typer.echo(
-                f"people are asked {awaited.num_questions} questions, and {awaited.num_missing_votes} votes are missing\n"
-                f"open them with: online-dpo annotate {result.run_dir}\n"
-                f"continue with: online-dpo resume {result.run_dir}",
-                err=True,
-            )
-            raise typer.Exit(AWAITS_PEOPLE)
-
-
-def _way_on(run_dir: Path) -> str:
-    """How a run goes on that ended before its end."""
-    from online_dpo.store.run_store import RunStore
-
-    if not RunStore.exists(run_dir):
-        return "nothing was done yet: start it again with the same command"
-    return f"what was committed is kept. Continue with: online-dpo resume {run_dir}"
 
 
 def main() -> NoReturn:

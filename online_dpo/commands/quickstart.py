@@ -12,6 +12,7 @@ from online_dpo.commands.run import run
 from online_dpo.commands.showing import Display
 from online_dpo.commands.status import read_status
 from online_dpo.config.loading import load_config
+from online_dpo.reports.page.writing import REPORT
 from online_dpo.reports.progress import describe_evaluation
 from online_dpo.reports.round_tables import rounds_table, seconds_table
 from online_dpo.store.run_store import RunStore
@@ -47,7 +48,8 @@ def show_outcome(run_dir: Path) -> None:
         console.print(f"\n{opening} ...", markup=False)
         console.print(f"  before: {before}", markup=False, soft_wrap=True)
         console.print(f"  after:  {after}", markup=False, soft_wrap=True)
-    console.print()
+    console.print(f"
+to look at in a browser: {run_dir / REPORT}", markup=False, soft_wrap=True)
 
 
 def before_and_after(run_dir: Path) -> list[tuple[str, str, str]]:

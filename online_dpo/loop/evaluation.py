@@ -104,9 +104,8 @@ def evaluation_work(
     total: Counter[str] = Counter()
     for name, prompts in sets.items():
         base = evaluation_base(name, is_initial=version == 0)
-        total.update(
-            Rollouts(store, prompts, config.generator.shard_prompts, base=base).work(_scoring_judges(config), 1)
-        )
+        rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
+        total.update(rollouts.work(_scoring_judges(config), 1))
     return dict(total)
 
 

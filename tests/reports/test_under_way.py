@@ -60,7 +60,7 @@ def test_the_stage_of_a_killed_run_and_who_works_on_it(tmp_path: Path) -> None:
         ("reference", "learning"),  # the kill comes with the next event, once its work is committed
         ("learning", "learning"),
         ("step", "learning"),
-        ("step", "learning"),
+        ("step", "evaluating"),
         ("evaluating", "evaluating"),
         ("evaluated", "evaluating"),
     ]
