@@ -48,8 +48,7 @@ def show_outcome(run_dir: Path) -> None:
         console.print(f"\n{opening} ...", markup=False)
         console.print(f"  before: {before}", markup=False, soft_wrap=True)
         console.print(f"  after:  {after}", markup=False, soft_wrap=True)
-    console.print(f"
-to look at in a browser: {run_dir / REPORT}", markup=False, soft_wrap=True)
+    console.print(f"\nto look at in a browser: {run_dir / REPORT}", markup=False, soft_wrap=True)
 
 
 def before_and_after(run_dir: Path) -> list[tuple[str, str, str]]:
