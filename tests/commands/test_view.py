@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,19 @@ def test_a_killed_and_resumed_run_gives_one_page_after_the_other(run: Run, tmp_p
     assert f'content="{live.state().page}"' in live.html()
     # A shard is told at once, and makes no new page: the reader's view changes where a round is finished.
     assert len({state.progress for state in states}) > len({state.page for state in states}) > 1
+
+
+def test_a_page_that_is_made_while_the_run_writes_finds_nothing_damaged(run: Run) -> None:
+    live = LivePage(run.path)
+    with ThreadPoolExecutor(1) as pool:
+        playing = pool.submit(run.go_on)
+        pages = []
+        while not playing.done():
+            pages.append(live.html())
+        playing.result()
+    assert len(set(map(without_clock, pages))) > 2
+    wrong = ("What could not be read", "The run cannot be read")
+    assert [page for page in pages if any(words in page for words in wrong)] == []
 
 
 def test_a_run_that_goes_away_and_comes_back_is_told(run: Run, visit: Visit, tmp_path: Path) -> None:

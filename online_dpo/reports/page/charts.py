@@ -56,6 +56,7 @@ class Chart:
     x_name: str = "round"
     note: str = ""  # a sentence under the title
     level: float | None = None  # a value with a line of its own, such as a win rate of one half
+    is_crowded: bool = False  # too many lines for bands and labels: intervals are in the table alone
     within: tuple[float, float] | None = None  # what the axis shows at least, such as all shares
 
 
@@ -182,7 +183,8 @@ def _extent(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
             for p in s.points:
                 totals[p.x] = totals.get(p.x, 0.0) + p.y
         return 0.0, max(totals.values()) or 1.0
-    values = [value for s in series for p in s.points for value in (p.y, p.low, p.high) if value is not None]
+    shown = [(p.y, p.low, p.high) if not chart.is_crowded else (p.y,) for s in series for p in s.points]
+    values = [value for point in shown for value in point if value is not None]
     values += [chart.level] if chart.level is not None else []
     low, high = min([*values, *(chart.within or ())]), max([*values, *(chart.within or ())])
     if low == high:
@@ -225,14 +227,20 @@ def _lines(chart: Chart, series: Sequence[Series], x_scale: _Scale, y_scale: _Sc
                 name=s.name,
                 style=style,
                 line=_path(places),
-                band="" if len(with_interval) < 2 or chart.kind == "path" else _path(band) + "Z",
+                band="" if len(with_interval) < 2 or chart.kind == "path" or chart.is_crowded else _path(band) + "Z",
                 marks=marked,
                 mark=mark_of(style),
-                label=(min(places[-1][0], WIDTH - RIGHT - 18.0), places[-1][1] - 8.0) if chart.kind == "path" else None,
+                label=_newest(places) if chart.kind == "path" and not chart.is_crowded else None,
                 bars=(),
             )
         )
     return strokes
+
+
+def _newest(places: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where the word stands that names a path's last point."""
+    x, y = places[-1]
+    return min(x, WIDTH - RIGHT - 18.0), y - 8.0
 
 
 def _bars(series: Sequence[Series], xs: Sequence[float], x_scale: _Scale, y_scale: _Scale) -> list[Stroke]:

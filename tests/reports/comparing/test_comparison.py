@@ -70,6 +70,7 @@ def test_wins_are_shares_of_the_common_prompts(three: list[Path]) -> None:
             gain = sum(scores[i][key] - scores[j][key] for key in common) / len(common)
             pairing = contest.pairings[i, j]
             assert pairing.num_common == len(common) == (10 if {i, j} == {0, 2} else 8)
+            assert (pairing.num_won, pairing.num_won + pairing.num_lost) == (won, len(common) - tied)
             assert pairing.wins.value == pytest.approx((won + tied / 2) / len(common))
             assert pairing.gain.value == pytest.approx(gain)
             assert pairing.wins.low <= pairing.wins.value <= pairing.wins.high
@@ -347,9 +348,25 @@ def contest_of(wins: dict[tuple[int, int], tuple[float, float, float]], judge: s
     """Made of the shares that the first of two runs wins, with their intervals."""
     pairings = {}
     for (i, j), share in wins.items():
-        pairings[i, j] = Pairing(num_common=40, wins=Estimate(*share), gain=Estimate(0.0, 0.0, 0.0))
+        won = round(40 * share[0])
+        gain = Estimate(0.0, 0.0, 0.0)
+        pairings[i, j] = Pairing(num_common=40, num_won=won, num_lost=40 - won, wins=Estimate(*share), gain=gain)
         pairings[j, i] = pairings[i, j].reversed()
     return Contest(set_name="heldout", judge=judge, pairings=pairings, notes=())
+
+
+def test_few_prompts_that_are_all_won_prove_nothing() -> None:
+    from scipy.stats import binomtest
+
+    def pairing(won: int, lost: int) -> Pairing:
+        share = won / (won + lost)
+        certain, gain = Estimate(share, share, share), Estimate(1.0, 1.0, 1.0)
+        return Pairing(num_common=won + lost + 3, num_won=won, num_lost=lost, wins=certain, gain=gain)
+
+    for won, lost in ((1, 0), (5, 0), (6, 0), (9, 1), (60, 40), (3, 8), (400, 350)):
+        assert pairing(won, lost).chance == pytest.approx(binomtest(won, won + lost).pvalue)
+    assert [pairing(n, 0).is_better for n in range(1, 9)] == [False] * 5 + [True] * 3
+    assert not pairing(0, 8).is_better and pairing(0, 8).reversed().is_better
 
 
 def test_the_sentence_at_the_top(three: list[Path]) -> None:
