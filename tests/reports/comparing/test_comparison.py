@@ -387,12 +387,12 @@ def test_the_sentence_at_the_top(three: list[Path]) -> None:
     )
     beats_both = contest_of({(0, 1): clear, (1, 2): (0.9, 0.8, 1.0), (0, 2): even})
     assert verdict(runs, [beats_both]) == (
-        "By judge gold on heldout, two is better than each other run: it wins at least 75\u00a0% [62, 88].",
+        "By judge gold on heldout, two is better than all others: it wins at least 75\u00a0% [62, 88].",
         "good",
     )
     # Whoever never met one of the others is not called better than each of them.
     assert verdict(runs, [contest_of({(0, 1): clear})]) == (
-        "By judge gold on heldout, no run is better than each other one by more than chance. two wins most: 75\u00a0% of "
+        "By judge gold on heldout, no run is better than all others by more than chance. two wins most: 75\u00a0% of "
         "the prompts it shares with another run, on average.",
         "open",
     )
