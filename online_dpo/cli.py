@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 STOPPED = 3
 """The exit code of a run that its own drift budget or alarm ended."""
+AWAITS_PEOPLE = 4
+"""The exit code of a run that asked people, does not wait for them, and goes on once they have answered."""
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -148,6 +150,32 @@ def report(
 
 
 @app.command()
+def view(
+    run_dir: RunDir,
+    port: Annotated[int, typer.Option("--port", help="0 = a free one.", min=0, max=65535)] = 8017,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Show the report in the browser, kept up to date while the run goes on; on this machine alone."""
+    from online_dpo.commands.view import view as serve
+
+    serve(run_dir, port=port, open_it=open_it, tell=typer.echo)
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="2 to 12 runs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=_expect_usable)] = Path("compare.html"),
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML file about several runs: paired wins, curves on common axes, what differs in their configs."""
+    from online_dpo.commands.compare import compare as write
+
+    for run_dir in run_dirs:
+        _expect_usable(run_dir)
+    typer.echo(f"comparison: {write(run_dirs, out=out, open_it=open_it)}")
+
+
+@app.command()
 def export(
     run_dir: RunDir,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=_expect_usable)],
@@ -253,6 +281,14 @@ def _play(launch: Any, config: Any) -> None:
     if result.stopped is not None:
         typer.echo(f"stopped: {result.stopped}\ncontinue with: online-dpo resume {result.run_dir} KEY=VALUE", err=True)
         raise typer.Exit(STOPPED)
+    if (awaited := result.awaited) is not None:
+        typer.echo(
+            f"people are asked {awaited.num_questions} questions, and {awaited.num_missing_votes} votes are missing\n"
+            f"open them with: online-dpo annotate {result.run_dir}\n"
+            f"continue with: online-dpo resume {result.run_dir}",
+            err=True,
+        )
+        raise typer.Exit(AWAITS_PEOPLE)
 
 
 def _way_on(run_dir: Path) -> str:
@@ -265,7 +301,7 @@ def _way_on(run_dir: Path) -> str:
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by drift budget or alarm, 130 interrupted, 1 any other."""
+    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by budget or alarm, 4 asks people, 130 Ctrl-C, 1 other."""
     answer_signals()
     try:
         code = app(standalone_mode=False)

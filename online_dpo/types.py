@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+from online_dpo.votes import CastVote
+
 FinishReason: TypeAlias = Literal["stop", "length"]
 Message: TypeAlias = dict[str, str]
 PromptContent: TypeAlias = str | list[Message]
@@ -318,6 +320,7 @@ class Judged:
     stopped: str | None = None  # why nothing is said about some of the prompts; None = something is about all
     # Judge -> seconds of each answered call. Never committed: seconds do not repeat.
     latencies_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    votes: tuple[CastVote, ...] = ()  # where people judge: all votes on the questions behind the verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

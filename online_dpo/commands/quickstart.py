@@ -12,6 +12,7 @@ from online_dpo import embedded
 from online_dpo.commands.run import run
 from online_dpo.commands.status import read_status
 from online_dpo.config.loading import load_config
+from online_dpo.reports.page.writing import REPORT
 from online_dpo.reports.progress import describe_evaluation
 from online_dpo.reports.round_tables import rounds_table, seconds_table
 from online_dpo.store.run_store import RunStore
@@ -41,6 +42,7 @@ def quickstart(progress: Any) -> None:
         console.print(f"  before: {before}", markup=False, soft_wrap=True)
         console.print(f"  after:  {after}", markup=False, soft_wrap=True)
     console.print(f"\nrun directory: {result.run_dir}   (online-dpo status {result.run_dir})", soft_wrap=True)
+    console.print(f"to look at in a browser: {result.run_dir / REPORT}", soft_wrap=True)
 
 
 def before_and_after(run_dir: Path) -> list[tuple[str, str, str]]:

@@ -10,11 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from online_dpo.config.loading import load_config
+from online_dpo.loop.people.leaving import awaited
 from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import INCIDENT
 from online_dpo.reports.data_set_lines import show_preferences
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.reports.metrics import check_metrics
+from online_dpo.reports.people import annotators_table, people_lines, read_people
 from online_dpo.reports.round_tables import (
     price_table,
     rounds_table,
@@ -45,6 +47,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         stopped = None if is_complete else why_stopped(config, store)
         first, second = store.unfinished_rounds()
         # A run whose run.rounds was lowered may have a round that was sampled ahead and is not played.
+        waits = awaited(store) is not None
         current = None if is_complete and not first.names() else _progress(first, records)
         ahead = _progress(second, records) if second.names() else None
     # A round whose summary is written but not committed would be done again.
@@ -61,6 +64,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         "current": current,
         "ahead": ahead,
         "stopped": stopped,
+        "people": None if (found := read_people(run_dir)) is None else {**found, "awaited": waits},
     }
 
 
@@ -94,6 +98,11 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
             console.print(f"warning: {warning}", soft_wrap=True)
     for record in status["incidents"]:
         console.print(f"round {record['round'] + 1}: {record['what']}", highlight=False, soft_wrap=True)
+    if (people := status["people"]) is not None:
+        if (table := annotators_table(people.get("annotators", ()))) is not None:
+            console.print(table)
+        for line in people_lines(people, status["run_dir"]):
+            console.print(line, highlight=False, soft_wrap=True)
     if status["stopped"] is not None:
         console.print(f"stopped: {status['stopped']}", soft_wrap=True)
     elif status["current"] is not None:

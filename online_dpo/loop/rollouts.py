@@ -63,24 +63,35 @@ class Rollouts:
 def judge_given(
     calls: Calls, rollouts: Rollouts, completions: Mapping[str, Sequence[Completion]], judge: str
 ) -> Generator[Event, None, Said]:
-    """Have completions judged that are there already.
-
-    Args:
-        calls: of the process; one of its judges is asked.
-        rollouts: the prompts; nothing of them is sampled.
-        completions: prompt id -> what the judge is shown of it, in this order.
-        judge: its name.
+    """Have completions judged that are there already; as `ask_given`, and wait for it.
 
     Returns (as the generator's value): `Said`.
 
     Raises:
-        JudgingStopped: as `Sampling.finish`.
+        JudgingStopped, AnswersMissing: as `Sampling.finish`.
     """
-    asking = Asking(calls, rollouts.commits, [judge])
-    for shard in rollouts.shards:
-        yield from asking.ask(shard, [c for prompt in shard.prompts for c in completions[prompt.prompt_id]])
+    asking = yield from ask_given(calls, rollouts, completions, [judge])
     yield from asking.finish()
     return asking.said(rollouts.shards)[judge]
+
+
+def ask_given(
+    calls: Calls, rollouts: Rollouts, completions: Mapping[str, Sequence[Completion]], judges: Sequence[str]
+) -> Generator[Event, None, Asking]:
+    """Ask judges about completions that are there already, and do not wait.
+
+    Args:
+        calls: of the process.
+        rollouts: the prompts; nothing of them is sampled.
+        completions: prompt id -> what the judges are shown of it, in this order.
+        judges: their names.
+
+    Returns (as the generator's value): what is under way.
+    """
+    asking = Asking(calls, rollouts.commits, judges)
+    for shard in rollouts.shards:
+        yield from asking.ask(shard, [c for prompt in shard.prompts for c in completions[prompt.prompt_id]])
+    return asking
 
 
 class Sampling:
@@ -137,6 +148,7 @@ class Sampling:
         Raises:
             JudgingStopped: a judge can or may go on no more. All that was said until then is committed, and a
                 continuation asks for the rest; what is being sampled meanwhile is not waited for.
+            AnswersMissing: people have not answered all that they are asked, and the run is not to wait for them.
         """
         yield from self._asking.finish()
         return Collected(completions=self._rollouts.completions(), said=self._asking.said(self._rollouts.shards))

@@ -140,6 +140,14 @@ EVENTS = {
         data={"policy_version": "of the round's policy", "...": "all that `RoundResult` has but `push` and `seconds`"},
     ),
     "round_committed": EventKind(when="the round is committed; `round_done` of the listeners comes next"),
+    "people_asked": EventKind(
+        when="the run waits for people, at first and whenever somebody has answered",
+        data={"num_questions": "that it waits for", "num_missing_votes": "votes that they still want, all together"},
+    ),
+    "run_left": EventKind(
+        when="the run ends because people have not answered and it is not to wait for them",
+        data={"num_questions": "as in `people_asked`", "num_missing_votes": ""},
+    ),
     "run_stopped": EventKind(when="the drift budget or the alarm ends the run", data={"reason": "a sentence"}),
     "run_done": EventKind(when="all rounds are finished"),
 }

@@ -88,6 +88,12 @@ class Progress(Listener):
         if scores and data["judge"] == REWARD:
             self._status["reward"] = f"{sum(scores) / len(scores):.3f}"
 
+    def _on_people_asked(self, data: Mapping[str, Any]) -> None:
+        waits = f"{data['num_missing_votes']} votes on {data['num_questions']} questions are missing"
+        if "people" not in self._status:
+            self.note(f"people are asked: {waits}; `online-dpo annotate` shows the questions")
+        self._status["people"] = waits
+
     def _on_paired(self, data: Mapping[str, Any]) -> None:
         name = "labels" if "labels" in data else "pairs"
         self._status[name] = str(data["num_items"])

@@ -107,6 +107,8 @@ class JudgeReport:
     """How many were repeated."""
     ensembles: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Config field of an ensemble -> Krippendorff's `alpha` and `alpha_scores` of its members."""
+    people: Mapping[str, Any] | None = None
+    """Of a human judge: votes, Krippendorff's `alpha`, and each annotator's speed and bias by pseudonym."""
     counters: Mapping[str, int | float] = field(default_factory=dict)
     """Calls, retries, tokens, and what the judge counts itself."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -316,6 +318,16 @@ class RoundResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """Answers of people that a run needs to go on, and does not wait for (`wait: false`)."""
+
+    num_questions: int
+    """Questions that it waits for."""
+    num_missing_votes: int
+    """Votes that these questions still want, all together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """Where a run lies, and what came of it."""
 
@@ -327,6 +339,8 @@ class RunResult:
     """Evaluation set -> the initial policy on it."""
     stopped: str | None = None
     """Why the drift budget or the alarm ended it before its last round; None if neither did."""
+    awaited: Awaited | None = None
+    """The answers of people that it ended for, and goes on with once they are in; None if it did not."""
     failed_listeners: tuple[str, ...] = ()
     """A sentence for each listener that raised an exception and was told nothing more."""
 

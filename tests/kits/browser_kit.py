@@ -50,6 +50,13 @@ WIDER_THAN_WINDOW = """() => {
         .filter(each => each.getBoundingClientRect().right > width + 1)
         .map(each => `${each.tagName.toLowerCase()}.${each.className} ends at ${each.getBoundingClientRect().right}`)
 }"""
+TO_THE_TOP = """() => {
+    const start = document.createElement("span")
+    start.tabIndex = -1
+    document.body.prepend(start)
+    start.focus()
+    start.remove()  // the next Tab goes on from where it was
+}"""
 FOCUSED = """() => {
     const it = document.activeElement
     if (!it || it === document.body || it === document.documentElement) return null
@@ -200,16 +207,16 @@ def screenshots(page: Page, folder: Path, name: str, *, full_page: bool = True) 
 
 
 def walk_by_keyboard(page: Page, *, most: int = 200) -> list[str]:
-    """Press Tab until the focus was everywhere; each stop must be in view and be marked as the focused one.
+    """Press Tab from the top until the focus was everywhere; each stop must be in view and look like the focused one.
 
     Args:
-        page: starts at its top.
+        page: is left with the focus behind its last stop.
         most: stops at which to give up.
 
     Returns:
         The stops in their order, such as "button Next" or "input Search".
     """
-    page.evaluate("() => document.activeElement?.blur()")
+    page.evaluate(TO_THE_TOP)
     stops: list[str] = []
     for _ in range(most):
         page.keyboard.press("Tab")

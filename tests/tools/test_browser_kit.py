@@ -106,6 +106,7 @@ def test_the_walk_names_every_stop_and_refuses_a_focus_that_nobody_sees(visit: V
     page.set_content(
         "<label>Search <input></label><p>text</p><button>Next</button><a href='#x' aria-label='To the top'>^</a>"
     )
+    page.focus("button")
     assert walk_by_keyboard(page) == ["input Search", "button Next", "a To the top"]
     page.set_content("<button>Seen</button><button style='outline: none'>Unmarked</button>")
     with pytest.raises(AssertionError, match="nothing shows that the focus is on 'button Unmarked'"):

@@ -107,7 +107,7 @@ def read_annotator(db: sqlite3.Connection, annotator: str) -> Annotator:
 
 def read_annotators(db: sqlite3.Connection) -> list[Annotator]:
     """Everybody who was ever invited, in the order of the invitations."""
-    rows = db.execute(f"SELECT *, {_STATUS} AS status FROM annotators AS p ORDER BY created_at, annotator")
+    rows = db.execute(f"SELECT *, {_STATUS} AS status FROM annotators AS p ORDER BY p.number")
     return [_annotator(row) for row in rows]
 
 

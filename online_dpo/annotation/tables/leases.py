@@ -125,7 +125,7 @@ def end_lease(db: sqlite3.Connection, row: sqlite3.Row, state: str) -> None:
 
 def _lease(db: sqlite3.Connection, position: int) -> bool:
     """Take one of a question's slots, if one is free."""
-    query = "UPDATE questions SET leased = leased + 1 WHERE position = ? AND free > 0 AND used_at IS NULL"
+    query = "UPDATE questions SET leased = leased + 1 WHERE position = ? AND free > 0"
     return db.execute(query, (position,)).rowcount == 1
 
 

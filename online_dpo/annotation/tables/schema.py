@@ -24,7 +24,7 @@ _STATEMENTS = (
         counted INTEGER NOT NULL DEFAULT 0 CHECK (counted >= 0),
         leased INTEGER NOT NULL DEFAULT 0 CHECK (leased >= 0),
         free INTEGER GENERATED ALWAYS AS (wanted - counted - leased) VIRTUAL,
-        used_at REAL, added_at REAL NOT NULL,
+        used_at REAL, withdrawn_at REAL, added_at REAL NOT NULL,
         prompt TEXT NOT NULL, first_text TEXT NOT NULL, second_text TEXT NOT NULL,
         CHECK (counted + leased <= wanted)
     )""",
@@ -33,26 +33,27 @@ _STATEMENTS = (
     """CREATE INDEX questions_scope ON questions (purpose, round_index, wanted, counted, leased, used_at)""",
     """CREATE INDEX questions_gold ON questions (position) WHERE answer IS NOT NULL""",
     """CREATE TABLE annotators (
-        annotator TEXT PRIMARY KEY,
+        number INTEGER PRIMARY KEY,
+        annotator TEXT NOT NULL UNIQUE,
         name TEXT NOT NULL, role TEXT NOT NULL, created_at REAL NOT NULL,
         excluded TEXT, excluded_at REAL, checks_since REAL NOT NULL DEFAULT 0, revoked_at REAL,
         frontier INTEGER NOT NULL DEFAULT 0
-    ) WITHOUT ROWID""",
+    )""",
     """CREATE TABLE invitations (
         token_hash TEXT PRIMARY KEY,
-        annotator TEXT NOT NULL REFERENCES annotators,
+        annotator TEXT NOT NULL REFERENCES annotators (annotator),
         created_at REAL NOT NULL, expires_at REAL NOT NULL, revoked_at REAL
     ) WITHOUT ROWID""",
     """CREATE TABLE sessions (
         token_hash TEXT PRIMARY KEY,
-        annotator TEXT NOT NULL REFERENCES annotators,
+        annotator TEXT NOT NULL REFERENCES annotators (annotator),
         created_at REAL NOT NULL, expires_at REAL NOT NULL, revoked_at REAL
     ) WITHOUT ROWID""",
     """CREATE TABLE assignments (
         number INTEGER PRIMARY KEY,
         assignment_id TEXT NOT NULL UNIQUE,
         question INTEGER NOT NULL REFERENCES questions,
-        annotator TEXT NOT NULL REFERENCES annotators,
+        annotator TEXT NOT NULL REFERENCES annotators (annotator),
         kind TEXT NOT NULL CHECK (kind IN ('question', 'gold', 'repeat')),
         swapped INTEGER NOT NULL, repeat_of TEXT, seconds_before REAL NOT NULL DEFAULT 0,
         granted_at REAL NOT NULL, expires_at REAL NOT NULL,
@@ -68,7 +69,7 @@ _STATEMENTS = (
         number INTEGER PRIMARY KEY,
         vote_id TEXT NOT NULL UNIQUE REFERENCES assignments (assignment_id),
         question INTEGER NOT NULL REFERENCES questions,
-        annotator TEXT NOT NULL REFERENCES annotators,
+        annotator TEXT NOT NULL REFERENCES annotators (annotator),
         kind TEXT NOT NULL, repeat_of TEXT,
         outcome TEXT NOT NULL CHECK (outcome IN ('first', 'second', 'tie', 'both_bad', 'skip')),
         ratings TEXT NOT NULL, comment TEXT NOT NULL, swapped INTEGER NOT NULL,

@@ -44,6 +44,7 @@ def page_values(record: RunRecord, answers: Mapping[str, Any]) -> dict[str, Any]
     used = judge_columns(record.summaries)
     return {
         "record": record,
+        "progress": progress(record),
         "headline": headline(record),
         "charts": run_charts(record.results, record.initial),
         "judge_charts": judge_charts(record.results),
@@ -62,6 +63,17 @@ def page_values(record: RunRecord, answers: Mapping[str, Any]) -> dict[str, Any]
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "version": __version__,
     }
+
+
+def progress(record: RunRecord) -> str:
+    """A sentence or two about how far the run is."""
+    num_finished = len(record.finished)
+    if record.is_complete:
+        return f"Finished: {num_finished} rounds."
+    if record.stopped is not None:
+        return f"Stopped after round {num_finished} of {record.num_rounds}."
+    of_all = "?" if record.num_rounds is None else record.num_rounds
+    return f"{num_finished} of {of_all} rounds are finished." + ("" if record.now is None else f" {record.now}")
 
 
 def spending(record: RunRecord) -> dict[str, dict[str, float]]:

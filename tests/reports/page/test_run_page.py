@@ -36,7 +36,7 @@ def test_the_figures_are_those_of_the_run(run: Run, page: Page) -> None:
     assert gain is not None and last.kl_initial is not None
     assert "After round 2 of 2, " in page.text
     assert f"gold {gain.value:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]" in page.text
-    assert f"KL to the initial policy {number(last.kl_initial)} nats" in page.text
+    assert f"KL to the initial policy {last.kl_initial:.3g} nats" in page.text
     rewards = [initial["heldout"], *(r.evaluation["heldout"] for r in results)]
     shown = column(page.tables["chart-reward"], "heldout")
     assert [cell.split(" ")[0] for cell in shown] == [number(e.judges["reward"].mean or 0.0) for e in rewards]
