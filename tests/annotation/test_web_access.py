@@ -137,19 +137,10 @@ def test_signing_out_ends_the_session(site: Pages) -> None:
     assert stolen.post("/api/next").status_code == 401
 
 
-PATHS = [
-    "/static/../app.py",
-    "/static/%2e%2e/app.py",
-    "/static/..%2fapp.py",
-    "/static//etc/passwd",
-    "/static/%00",
-    "/static/",
-    "/openapi.json",
-    "/docs",
-    "/annotation.sqlite",
-    "/../annotation/annotation.sqlite",
-    "/favicon.ico",
-]
+PATHS = (
+    *("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd", "/static/%00"),
+    *("/static/", "/openapi.json", "/docs", "/annotation.sqlite", "/../annotation/annotation.sqlite", "/favicon.ico"),
+)
 
 
 @pytest.mark.parametrize("path", PATHS)

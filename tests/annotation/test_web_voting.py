@@ -15,24 +15,10 @@ from annotation_web_kit import Pages, pages
 from online_dpo.annotation.records import Question
 from online_dpo.annotation.store import FILE
 
-HIDDEN = [
-    "repeat",
-    "kind",
-    "swapped",
-    "purpose",
-    "round",
-    "prompt_id",
-    "question_id",
-    "policy",
-    "score",
-    "annotator-",
-    "first_text",
-    "second_text",
-    "judge-of-mark",
-    "prompt-mark",
-    "secret",
-    "4711",
-]
+HIDDEN = (
+    *("repeat", "kind", "swapped", "purpose", "round", "prompt_id", "question_id", "policy", "score", "annotator-"),
+    *("first_text", "second_text", "judge-of-mark", "prompt-mark", "secret", "4711"),
+)
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from io import BytesIO
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from online_dpo.annotation.agreement import Share, krippendorff_alpha, position_bias, share_of
+from online_dpo.annotation.export import Format, make_export
 from online_dpo.annotation.records import AnnotatorFigures, Invitation, Role, Vote
 from online_dpo.annotation.web.rendering import visible
 from online_dpo.annotation.web.site import AdministratorVisit, Answer, Body
@@ -150,6 +153,17 @@ def close(body: Questions, visit: AdministratorVisit) -> Reply:
     visit.check(body)
     closed = visit.site.store.close_questions(body.question_ids, visit.person.annotator, visit.site.clock())
     return {"num_closed": closed}
+
+
+@router.get("/export")
+def export(visit: AdministratorVisit, form: Format) -> Response:
+    """Preferences and votes, by pseudonym, as a ZIP archive."""
+    made, packed = make_export(visit.site.store.snapshot(), form), BytesIO()
+    with ZipFile(packed, "w", ZIP_DEFLATED) as archive:
+        for name, content in made.files.items():
+            archive.writestr(name, content)
+    headers = {"Content-Disposition": f'attachment; filename="annotation-{form}.zip"'}
+    return Response(packed.getvalue(), media_type="application/zip", headers=headers)
 
 
 def _link(invitation: Invitation) -> Reply:

@@ -96,10 +96,11 @@ class Guard:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
             return False
-        return name in self._hosts or _is_address(name)
+        return name in self._hosts or is_address(name)
 
 
-def _is_address(name: str) -> bool:
+def is_address(name: str) -> bool:
+    """Whether this is the IP address of a machine, and not its name."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from online_dpo.annotation.store import AnnotationStore
 from online_dpo.annotation.web.app import build
+from online_dpo.annotation.web.guard import is_address
 from online_dpo.annotation.web.site import Site
 from online_dpo.errors import UserError
 from online_dpo.text_files import shown
@@ -41,20 +42,29 @@ class Address:
         """What links begin with, without a slash at the end."""
         if self.url is not None:
             return self.url.rstrip("/")
-        host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        return replace(self, host=name).own
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host in LOOPBACK
 
+    @property
+    def own(self) -> str:
+        """What a proxy, or somebody on this machine, asks."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
     def check(self) -> None:
-        """Refuse a public address that no link could begin with.
+        """Refuse a public address that no link could begin with, and a proxy that is no address.
 
         Raises:
-            UserError: `url` is none, or has a path.
+            UserError: one of these.
         """
+        if self.proxy is not None and not is_address(self.proxy):
+            raise UserError(
+                f"--trust-proxy is {shown(self.proxy)}; give the address from which the proxy asks, such as 127.0.0.1"
+            )
         if self.url is None:
             return
         parts = urlsplit(self.url)
