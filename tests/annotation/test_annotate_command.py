@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
@@ -18,6 +20,7 @@ from annotation_web_kit import Client
 from cli_kit import PROGRAM, called, refused, write_inputs, write_run
 
 from online_dpo.annotation.store import FILE, AnnotationStore
+from online_dpo.annotation.web.voting import choice_of
 
 RUN = Path("runs/demo")
 HUMAN = {"type": "human", "annotators": 2, "quality": {"min_seconds": 0.0, "repeat_share": 0.0}}
@@ -99,7 +102,10 @@ def test_mistakes_are_a_sentence_each(folder: Path) -> None:
         called("annotate", RUN, "--invite", "Ada", cwd=folder)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"--port is {port}, which another program uses" in refused("annotate", RUN, "--port", port, cwd=folder)
+        assert (
+            f"--port is {port}, which another program uses"
+            in called("annotate", RUN, "--port", port, cwd=folder).refusal
+        )
     for words, options in {
         "holds no run": ["runs/nowhere"],
         "has no human judge": ["runs/without"],
@@ -111,7 +117,48 @@ def test_mistakes_are_a_sentence_each(folder: Path) -> None:
         "--days is 0": [RUN, "--invite", "Ada", "--days", 0],
         "1 to 200 characters": [RUN, "--invite", " "],
     }.items():
-        assert words in refused("annotate", *options, cwd=folder)
+        assert words in called("annotate", *options, cwd=folder).refusal
+
+
+def test_whatever_the_page_was_told_is_there_after_the_server_was_killed(folder: Path) -> None:
+    people, rounds = 6, 2
+    with AnnotationStore.open(folder / RUN / FILE) as store:
+        store.add_questions([ask(100 + i) for i in range(400)], time.time())
+        tokens = [
+            store.invite(f"Person {i}", expires_at=time.time() + 1000, now=time.time()).token for i in range(people)
+        ]
+    told: dict[str, str] = {}
+    sent: dict[str, str] = {}
+    for number in range(rounds):
+        with server(folder) as (process, lines):
+            base, _ = administrator_link(lines)
+            clients = [sign_in(f"{base}/join#{token}") for token in tokens]
+            voters = [Thread(target=_vote_until_the_end, args=(client, told, sent)) for client in clients]
+            for voter in voters:
+                voter.start()
+            time.sleep(0.6 + 0.37 * number)
+            process.kill()
+            for voter in voters:
+                voter.join()
+        check_file(folder / RUN / FILE)  # nothing is doubled
+        with AnnotationStore.open(folder / RUN / FILE) as store:
+            kept = {vote.vote_id: choice_of(vote) for vote in store.votes()}
+        assert len(told) > 20 * (number + 1)
+        assert told.items() <= kept.items(), "what the page said is saved is there"
+        assert {name: kept[name] for name in sent if name in kept}.items() <= sent.items(), "and as it was sent"
+
+
+def _vote_until_the_end(client: Client, told: dict[str, str], sent: dict[str, str]) -> None:
+    try:
+        asked = client.next()
+        while asked.get("state") == "question":
+            assignment, choice = asked["question"]["assignment"], random.choice(["left", "right", "tie", "both_bad"])
+            sent[assignment] = choice
+            asked = client.vote(choice, assignment).json()
+            if asked.get("saved"):
+                told[assignment] = choice
+    except (httpx.TransportError, ValueError):
+        pass  # the server is gone, or was while it answered
 
 
 def test_a_network_is_warned_of_and_a_proxy_is_believed_only_where_it_is_named(folder: Path) -> None:

@@ -120,9 +120,9 @@ def only_server(folder: Path) -> Iterator[Callable[[str], None]]:
                 f"{folder} is in use: another `online-dpo annotate` serves it{known and f' at {shown(known)}'}; "
                 f"open that, or end it first"
             ) from error
-        file.truncate(0)
 
         def note(public: str) -> None:
+            file.truncate(0)
             file.write(public)
             file.flush()
 
