@@ -33,3 +33,7 @@ RunDir = Annotated[
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.", callback=expect_usable)
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors, warnings and the last line only.")]
+AsEvents = Annotated[
+    bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
+]
