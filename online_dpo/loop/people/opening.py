@@ -46,6 +46,9 @@ def rules_of(section: HumanJudge) -> Rules:
         min_checks=quality.min_checks,
         criteria=tuple(section.criteria),
         instructions=section.instructions or INSTRUCTIONS,
+        consensus=section.consensus,
+        min_agreement=section.min_agreement,
+        disagreement=section.disagreement,
         seed=section.seed,
     )
 

@@ -54,6 +54,7 @@ def _joined(runs: Sequence[ComparedRun], charts: Sequence[Chart | None]) -> Iter
             title=title,
             kind="path" if chart.kind == "path" else "lines",
             series=series,
+            is_crowded=len(series) > MOST_BANDS,
             note=" ".join(note for note in notes if note),
         )
 
@@ -61,10 +62,10 @@ def _joined(runs: Sequence[ComparedRun], charts: Sequence[Chart | None]) -> Iter
 def _note(chart: Chart, series: Sequence[Series]) -> str:
     if chart.kind == "bars":
         return ""
-    if len(series) <= MOST_BANDS:
-        return chart.note
     has_intervals = any(point.low is not None for each in series for point in each.points)
-    return "Intervals are in the table." if has_intervals else ""
+    if not has_intervals:
+        return ""
+    return chart.note if len(series) <= MOST_BANDS else "Intervals are in the table."
 
 
 def _lines(chart: Chart) -> Mapping[str, Sequence[Point]]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from online_dpo.reports.comparing.curves import MOST_BANDS, final_table, joined_charts
+from online_dpo.reports.comparing.curves import final_table, joined_charts
 from online_dpo.reports.comparing.runs import ComparedRun
 from online_dpo.reports.comparing.settings import config_rows, origin_rows
 from online_dpo.reports.comparing.side_by_side import answers_side_by_side
@@ -47,7 +47,6 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
         final_header=header,
         final_rows=rows,
         charts=charts,
-        has_bands=len(runs) <= MOST_BANDS,
         more_charts=more_charts,
         config_rows=config_rows(runs),
         origin_rows=origin_rows(runs),
@@ -68,20 +67,19 @@ def verdict(runs: Sequence[ComparedRun], found: Sequence[Contest]) -> tuple[str,
         )
     if len(runs) == 2:
         return _of_two(runs, contest)
-    shares = {
-        run.place: [pairing.wins for (i, _), pairing in contest.pairings.items() if i == run.place] for run in runs
-    }
-    everywhere = [
-        place for place, wins in shares.items() if len(wins) == len(runs) - 1 and min(w.low for w in wins) > 0.5
-    ]
-    if everywhere:
-        label, wins = runs[everywhere[0]].label, shares[everywhere[0]]
-        least = min(wins, key=lambda estimate: estimate.value)
-        return f"By {contest.title}, {label} is better than each other run: it wins at least {share(least)}.", "good"
-    most = max((place for place in shares if shares[place]), key=lambda place: _mean(shares[place]))
+    met = [(run, [pairing for (i, _), pairing in contest.pairings.items() if i == run.place]) for run in runs]
+    for run, pairings in met:
+        if len(pairings) == len(runs) - 1 and all(pairing.is_better for pairing in pairings):
+            least = min((pairing.wins for pairing in pairings), key=lambda wins: wins.value)
+            better = f"{run.label} is better than all others"
+            return f"By {contest.title}, {better}: it wins at least {share(least)}.", "good"
+    most, average = max(
+        ((run.label, sum(p.wins.value for p in pairings) / len(pairings)) for run, pairings in met if pairings),
+        key=lambda each: each[1],
+    )
     return (
-        f"By {contest.title}, no run is better than each other one by more than chance. {runs[most].label} wins most: "
-        f"{100 * _mean(shares[most]):.0f} % of the prompts it shares with another run, on average.",
+        f"By {contest.title}, no run is better than all others by more than chance. {most} wins most: "
+        f"{100 * average:.0f}\u00a0% of the prompts it shares with another run, on average.",
         "open",
     )
 
@@ -91,7 +89,7 @@ def _of_two(runs: Sequence[ComparedRun], contest: Contest) -> tuple[str, Tone]:
     better, worse = (runs[0], runs[1]) if pairing.wins.value >= 0.5 else (runs[1], runs[0])
     wins = contest.pairings[better.place, worse.place].wins
     prompts = f"{pairing.num_common} common prompt{'s' if pairing.num_common > 1 else ''}"
-    if wins.low > 0.5:
+    if contest.pairings[better.place, worse.place].is_better:
         return (
             f"By {contest.title}, {better.label} is better than {worse.label}: it wins {share(wins)} of their "
             f"{prompts}.",
@@ -106,7 +104,7 @@ def _of_two(runs: Sequence[ComparedRun], contest: Contest) -> tuple[str, Tone]:
 
 def share(estimate: Estimate) -> str:
     """A share with its interval, in per cent."""
-    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    return f"{100 * estimate.value:.0f}\u00a0% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def _table(runs: Sequence[ComparedRun], contest: Contest) -> list[tuple[str, list[Pairing | None]]]:
@@ -122,7 +120,3 @@ def _lengths(runs: Sequence[ComparedRun]) -> str:
     if len(set(known.values())) < 2:
         return ""
     return f"The policies compared are of different rounds: {', '.join(f'{k} {v}' for k, v in known.items())}."
-
-
-def _mean(wins: Sequence[Estimate]) -> float:
-    return sum(estimate.value for estimate in wins) / len(wins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,20 +13,42 @@ from online_dpo.reports.results import Estimate
 from online_dpo.statistics.samples import paired_bootstrap, win_rate
 from online_dpo.types import REWARD, derive_seed
 
+LAST_BITS = ("threads", "batch_size", "batch_tokens")
+"""Fields of a judge that change no more of its scores than the rounding."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
     """One run against another, by one judge on one evaluation set."""
 
     num_common: int  # prompts that both answered and the judge scored in both
+    num_won: int  # of them, on which the first run scores higher
+    num_lost: int
     wins: Estimate  # share of them on which the first run scores higher, equal scores being half a win
     gain: Estimate  # mean of the first run's score less the second's
+
+    @property
+    def chance(self) -> float:
+        """How likely wins and losses are at least so unequal where neither run is better: the exact sign test.
+
+        Two-sided; ties are left out (Conover, Practical Nonparametric Statistics, 1999, section 3.4). A bootstrap over
+        a few prompts that are all won knows of nothing but wins, and is certain of them.
+        """
+        n, most = self.num_won + self.num_lost, max(self.num_won, self.num_lost)
+        return min(1.0, 2.0 * sum(math.comb(n, k) for k in range(most, n + 1)) / 2.0**n)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the first run is better by more than chance: by the interval and by the sign test."""
+        return self.wins.low > 0.5 and self.chance < 0.05
 
     def reversed(self) -> Pairing:
         """The second run against the first."""
         wins, gain = self.wins, self.gain
         return Pairing(
             num_common=self.num_common,
+            num_won=self.num_lost,
+            num_lost=self.num_won,
             wins=Estimate(1.0 - wins.value, 1.0 - wins.high, 1.0 - wins.low),
             gain=Estimate(0.0 - gain.value, 0.0 - gain.high, 0.0 - gain.low),  # no negative zeros
         )
@@ -56,7 +79,7 @@ def contests(runs: Sequence[ComparedRun]) -> list[Contest]:
 
 
 def _contest(runs: Sequence[ComparedRun], name: str, judge: str) -> Contest | None:
-    having = [run for run in runs if name in run.evaluated and judge in run.evaluated[name].scores]
+    having = [run for run in runs if name in run.evaluated and run.evaluated[name].scores.get(judge)]
     if len(having) < 2:
         return None
     pairings: dict[tuple[int, int], Pairing] = {}
@@ -76,7 +99,8 @@ def _contest(runs: Sequence[ComparedRun], name: str, judge: str) -> Contest | No
                 number = 0 if pairing is None else pairing.num_common
                 have = f"{said} have {number} prompt{'' if number == 1 else 's'} in common"
                 notes.append(f"{have}: {why}." if why else f"{have}.")
-    absent = [run.label for run in runs if run not in having]
+    places = {run.place for run in having}
+    absent = [run.label for run in runs if run.place not in places]
     if absent:
         notes.append(f"Without scores: {', '.join(absent)}.")
     return Contest(set_name=name, judge=judge, pairings=pairings, notes=notes)
@@ -89,7 +113,14 @@ def pair(first: Evaluated, second: Evaluated, name: str, judge: str) -> Pairing 
     wins, gain = win_rate(other, mine, seed=seed), paired_bootstrap(other, mine, seed=seed)
     if wins is None or gain is None:
         return None
-    return Pairing(num_common=len(mine.keys() & other.keys()), wins=Estimate(*wins), gain=Estimate(*gain))
+    common = mine.keys() & other.keys()
+    return Pairing(
+        num_common=len(common),
+        num_won=sum(mine[key] > other[key] for key in common),
+        num_lost=sum(mine[key] < other[key] for key in common),
+        wins=Estimate(*wins),
+        gain=Estimate(*gain),
+    )
 
 
 def differing_judge(first: ComparedRun, second: ComparedRun, judge: str) -> str:
@@ -103,6 +134,7 @@ def differing_judge(first: ComparedRun, second: ComparedRun, judge: str) -> str:
         for run in (first, second)
     ]
     fields = [key for key in differing_fields(configs[0], configs[1]) if key == field or key.startswith(f"{field}.")]
+    fields = [key for key in fields if key.rpartition(".")[2] not in LAST_BITS]
     # The same file with the same function is the same judge, wherever the file lies.
     fields = [key for key in fields if not _is_same_code(key, configs, digests)]
     fields += [f"the content of {key}" for key in digests[0] if digests[0][key] != digests[1].get(key, digests[0][key])]

@@ -106,7 +106,8 @@ def _quality(rounds: Rounds, initial: Initial) -> Iterator[Chart]:
     )  # fmt: skip
     yield Chart(
         key="frontier", title="Gain against KL", unit="gain over the initial policy", kind="path",
-        x_name="KL to the initial policy", note="Each mark is a policy; up and to the left is better.",
+        x_name="KL to the initial policy",
+        note="Each mark is a policy, from the initial one on; up and to the left is better.",
         series=[Series(name=f"{judge} on {name}", points=_frontier(rounds, name, judge)) for name, judge in judged],
     )  # fmt: skip
     preferences = {name: None for r in rounds for name in r.evaluation_pairs}

@@ -70,6 +70,7 @@ def test_wins_are_shares_of_the_common_prompts(three: list[Path]) -> None:
             gain = sum(scores[i][key] - scores[j][key] for key in common) / len(common)
             pairing = contest.pairings[i, j]
             assert pairing.num_common == len(common) == (10 if {i, j} == {0, 2} else 8)
+            assert (pairing.num_won, pairing.num_won + pairing.num_lost) == (won, len(common) - tied)
             assert pairing.wins.value == pytest.approx((won + tied / 2) / len(common))
             assert pairing.gain.value == pytest.approx(gain)
             assert pairing.wins.low <= pairing.wins.value <= pairing.wins.high
@@ -79,8 +80,8 @@ def test_wins_are_shares_of_the_common_prompts(three: list[Path]) -> None:
     assert [contest.judge for contest in contests(runs)] == ["gold", "reward"]
     page, wins = page_of(*three), contests(runs)[0].pairings[0, 1]
     shown = page.tables["Paired wins by judge gold on heldout"]
-    assert shown[0] == ["run", "against one", "against two", "against three"]
-    assert shown[1][2].startswith(f"{100 * wins.wins.value:.0f} % [{100 * wins.wins.low:.0f}, ")
+    assert shown[0] == ["run", "against\none", "against\ntwo", "against\nthree"]
+    assert shown[1][2].startswith(f"{100 * wins.wins.value:.0f}\u00a0% [{100 * wins.wins.low:.0f}, ")
     assert f"{wins.gain.value:+.3g} [" in shown[1][2] and "8 prompts" in shown[1][2]
     assert "one and two have 8 prompts in common: 2 prompts are only in the set of one." in page.text
 
@@ -202,7 +203,11 @@ def test_scores_of_judges_that_are_not_the_same_do_not_compare(tmp_path: Path) -
         gold = {"type": "python", "target": "none:none", **gold}
         return make_run(tmp_path, name, evaluation={"sets": sets, "judges": {"gold": gold}}).path
 
-    paths = [judged("one"), judged("busy", concurrency=3, timeout_s=5.0), judged("other", target="a/code.py:score")]
+    paths = [
+        judged("one"),
+        judged("busy", concurrency=3, timeout_s=5.0, threads=2),
+        judged("other", target="a/code.py:score"),
+    ]
     contest = contests(read_runs(paths))[0]
     assert set(contest.pairings) == {(0, 1), (1, 0)}  # how often it is asked at once is not what it says
     said = "are not paired: their judges are not the same, they differ in evaluation.judges.gold.target."
@@ -347,31 +352,47 @@ def contest_of(wins: dict[tuple[int, int], tuple[float, float, float]], judge: s
     """Made of the shares that the first of two runs wins, with their intervals."""
     pairings = {}
     for (i, j), share in wins.items():
-        pairings[i, j] = Pairing(num_common=40, wins=Estimate(*share), gain=Estimate(0.0, 0.0, 0.0))
+        won = round(40 * share[0])
+        gain = Estimate(0.0, 0.0, 0.0)
+        pairings[i, j] = Pairing(num_common=40, num_won=won, num_lost=40 - won, wins=Estimate(*share), gain=gain)
         pairings[j, i] = pairings[i, j].reversed()
     return Contest(set_name="heldout", judge=judge, pairings=pairings, notes=())
+
+
+def test_few_prompts_that_are_all_won_prove_nothing() -> None:
+    from scipy.stats import binomtest
+
+    def pairing(won: int, lost: int) -> Pairing:
+        share = won / (won + lost)
+        certain, gain = Estimate(share, share, share), Estimate(1.0, 1.0, 1.0)
+        return Pairing(num_common=won + lost + 3, num_won=won, num_lost=lost, wins=certain, gain=gain)
+
+    for won, lost in ((1, 0), (5, 0), (6, 0), (9, 1), (60, 40), (3, 8), (400, 350)):
+        assert pairing(won, lost).chance == pytest.approx(binomtest(won, won + lost).pvalue)
+    assert [pairing(n, 0).is_better for n in range(1, 9)] == [False] * 5 + [True] * 3
+    assert not pairing(0, 8).is_better and pairing(0, 8).reversed().is_better
 
 
 def test_the_sentence_at_the_top(three: list[Path]) -> None:
     runs = read_runs(three)
     clear, even = (0.25, 0.125, 0.375), (0.55, 0.4, 0.7)
     assert verdict(runs[:2], [contest_of({(0, 1): clear})]) == (
-        "By judge gold on heldout, two is better than one: it wins 75 % [62, 88] of their 40 common prompts.",
+        "By judge gold on heldout, two is better than one: it wins 75\u00a0% [62, 88] of their 40 common prompts.",
         "good",
     )
     assert verdict(runs[:2], [contest_of({}), contest_of({(0, 1): even}, "reward")]) == (
-        "By the training judge on heldout, neither one nor two is better by more than chance: one wins 55 % [40, 70] "
-        "of their 40 common prompts.",
+        "By the training judge on heldout, neither one nor two is better by more than chance: one wins "
+        "55\u00a0% [40, 70] of their 40 common prompts.",
         "open",
     )
     beats_both = contest_of({(0, 1): clear, (1, 2): (0.9, 0.8, 1.0), (0, 2): even})
     assert verdict(runs, [beats_both]) == (
-        "By judge gold on heldout, two is better than each other run: it wins at least 75 % [62, 88].",
+        "By judge gold on heldout, two is better than all others: it wins at least 75\u00a0% [62, 88].",
         "good",
     )
     # Whoever never met one of the others is not called better than each of them.
     assert verdict(runs, [contest_of({(0, 1): clear})]) == (
-        "By judge gold on heldout, no run is better than each other one by more than chance. two wins most: 75 % of "
+        "By judge gold on heldout, no run is better than all others by more than chance. two wins most: 75\u00a0% of "
         "the prompts it shares with another run, on average.",
         "open",
     )
