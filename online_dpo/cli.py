@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,10 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-STOPPED = 3
-"""The exit code of a run that its own drift budget or alarm ended."""
-AWAITS_PEOPLE = 4
-"""The exit code of a run that asked people, does not wait for them, and goes on once they have answered."""
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -49,6 +45,10 @@ RunDir = Annotated[
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.", callback=_expect_usable)
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors, warnings and the last line only.")]
+AsEvents = Annotated[
+    bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -67,20 +67,22 @@ def options(
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None) -> None:
+def run(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Start a run, or continue the one in its run directory."""
+    from online_dpo.commands.playing import play
     from online_dpo.commands.run import run as launch
     from online_dpo.config.loading import load_config
 
-    _play(launch, load_config(config, overrides or ()))
+    play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
-def resume(run_dir: RunDir, overrides: Overrides = None) -> None:
+def resume(run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Continue a run from what it committed last."""
+    from online_dpo.commands.playing import play
     from online_dpo.commands.run import continue_run, recorded_config
 
-    _play(continue_run, recorded_config(run_dir, overrides or ()))
+    play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -123,11 +125,18 @@ def print_config(
 
 @app.command()
 def status(
-    run_dir: RunDir, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False
+    run_dir: RunDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Where the run stands, until it ends.")] = False,
 ) -> None:
     """Rounds, rewards, KL, drop counts and stage times; also while the run goes on."""
-    from online_dpo.commands.status import read_status, show_status
+    from online_dpo.commands.status import read_status, show_status, watch_status
 
+    if watch and as_json:
+        raise UserError("--watch and --json are both given; choose one of them")
+    if watch:
+        watch_status(run_dir)
+        return
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_status(read_status(run_dir), console, as_json=as_json)
 
@@ -257,47 +266,13 @@ def judges() -> None:
 
 
 @app.command()
-def quickstart() -> None:
+def quickstart(quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """A few rounds on the embedded models: film reviews become friendlier, in about three minutes on two cores."""
     from online_dpo.commands.quickstart import quickstart as play
+    from online_dpo.commands.showing import display
 
-    play(_listener())
-
-
-def _listener() -> Any:
-    from online_dpo.reports.progress import Progress
-
-    return Progress()
-
-
-def _play(launch: Any, config: Any) -> None:
-    with _listener() as progress:
-        try:
-            result = launch(config, listeners=(progress,))
-        except KeyboardInterrupt:
-            typer.echo(f"\ninterrupted; {_way_on(config.run_dir)}", err=True)
-            raise
-    typer.echo(f"run directory: {result.run_dir}")
-    if result.stopped is not None:
-        typer.echo(f"stopped: {result.stopped}\ncontinue with: online-dpo resume {result.run_dir} KEY=VALUE", err=True)
-        raise typer.Exit(STOPPED)
-    if (awaited := result.awaited) is not None:
-        typer.echo(
-            f"people are asked {awaited.num_questions} questions, and {awaited.num_missing_votes} votes are missing\n"
-            f"open them with: online-dpo annotate {result.run_dir}\n"
-            f"continue with: online-dpo resume {result.run_dir}",
-            err=True,
-        )
-        raise typer.Exit(AWAITS_PEOPLE)
-
-
-def _way_on(run_dir: Path) -> str:
-    """How a run goes on that ended before its end."""
-    from online_dpo.store.run_store import RunStore
-
-    if not RunStore.exists(run_dir):
-        return "nothing was done yet: start it again with the same command"
-    return f"what was committed is kept. Continue with: online-dpo resume {run_dir}"
+    with display(quiet=quiet, as_json=as_json) as shown:
+        play(shown)
 
 
 def main() -> NoReturn:

@@ -237,7 +237,7 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
         for listener in listeners:
             listener.note(line)
 
-    incidents = Incidents(store, tell)
+    incidents = Incidents(store, listeners)
     stages.report = incidents.add
     config = materials.config
     made, plain = make_trackers(config.logging), config.model_dump(mode="json")

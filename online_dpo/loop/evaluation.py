@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,6 +95,18 @@ def evaluate(
             data={"set": name, "policy_version": policy.version, **shown},
         )
     return summaries
+
+
+def evaluation_work(
+    config: RunConfig, store: RoundStore, sets: Mapping[str, Sequence[Prompt]], version: int
+) -> dict[str, int]:
+    """What there is to do for a policy's evaluation, and what is left of it; as `Rollouts.work`, of all sets."""
+    total: Counter[str] = Counter()
+    for name, prompts in sets.items():
+        base = evaluation_base(name, is_initial=version == 0)
+        rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
+        total.update(rollouts.work(_scoring_judges(config), 1))
+    return dict(total)
 
 
 def _ask_people(

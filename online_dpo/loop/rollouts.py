@@ -16,7 +16,7 @@ from online_dpo.loop.stages import Event, Task
 from online_dpo.loop.verdicts import Asking, Said
 from online_dpo.loop.weight_sync import Policy, Pusher, check_versions
 from online_dpo.store.round_store import RoundStore
-from online_dpo.store.shards import ShardCommits
+from online_dpo.store.shards import Asked, ShardCommits
 from online_dpo.types import Completion, Prompt, Row, Sampled, SamplingPlan, Shard, TokenLogpRows
 
 
@@ -54,6 +54,21 @@ class Rollouts:
     def missing(self) -> list[Shard]:
         """Shards that are not sampled yet."""
         return [shard for shard in self.shards if not self.commits.has_completions(shard.index)]
+
+    def work(self, judges: Sequence[str], num_samples: int) -> dict[str, int]:
+        """What is to be done in all, and what is left: for the event that announces it.
+
+        Args:
+            judges: that are asked about every prompt.
+            num_samples: completions of a prompt.
+        """
+        has = self.commits.has_verdicts
+        unjudged = [s for judge in judges for s in self.shards if not has(s.index, Asked(judge=judge))]
+        return {
+            "num_completions": num_samples * len(self.prompts),
+            "num_to_sample": num_samples * sum(len(shard.prompts) for shard in self.missing),
+            "num_to_judge": sum(len(shard.prompts) for shard in unjudged),
+        }
 
     def completions(self) -> tuple[Completion, ...]:
         """Of all shards, once all are sampled; read back from the store."""

@@ -22,7 +22,7 @@ from online_dpo.loop.calls import Calls
 from online_dpo.loop.compared_policies import initial_answers
 from online_dpo.loop.control import advance, findings, measure
 from online_dpo.loop.draws import DrawnPrompts, draw_items, sampled_version, samples
-from online_dpo.loop.evaluation import committed_evaluation, evaluate
+from online_dpo.loop.evaluation import committed_evaluation, evaluate, evaluation_work
 from online_dpo.loop.items import commit_items, committed_sources, name_of_items
 from online_dpo.loop.pair_evaluation import evaluate_pairs
 from online_dpo.loop.people.asking import People
@@ -88,7 +88,9 @@ def run_rounds(job: Job, stages: Stages, store: RunStore, people: People | None 
     restore_learner(stages, store, position.round_index)
     rounds = Rounds(job, stages, store, initial, people)
     num_rounds = job.config.run.rounds
-    yield Event(kind="run_started", round_index=position.round_index, data={"num_rounds": num_rounds})
+    is_evaluated = bool(job.evaluation_sets or job.evaluation_pairs)
+    data = {"num_rounds": num_rounds, "evaluated_every": job.config.evaluation.every if is_evaluated else None}
+    yield Event(kind="run_started", round_index=position.round_index, data=data)
     rounds.prune()  # what a kill kept a former process from
     forget_leaving(store)
     while position.round_index < num_rounds:
@@ -239,7 +241,9 @@ class Rounds:
         sets = self.job.evaluation_sets
         if not sets:
             return {}
-        yield Event(kind="stage", round_index=store.index, data={"stage": "evaluating"})
+        work = evaluation_work(self.config, store, sets, policy.version)
+        data = {"stage": "evaluating", "policy_version": policy.version, **work}
+        yield Event(kind="stage", round_index=store.index, data=data)
         summaries = yield from evaluate(
             self.config,
             self.calls,
@@ -258,7 +262,8 @@ class Rounds:
         sets = self.job.evaluation_pairs
         if not sets:
             return {}
-        yield Event(kind="stage", round_index=store.index, data={"stage": "evaluating"})
+        data = {"stage": "evaluating", "policy_version": policy.version}
+        yield Event(kind="stage", round_index=store.index, data=data)
         return (yield from evaluate_pairs(self.config, self.stages, self.store, store.index, policy.version, sets=sets))
 
     def is_evaluated(self, index: int) -> bool:

@@ -51,9 +51,11 @@ class RoundSampler:
         """The prompts that the round samples, and what of their rollouts is committed."""
         assert self.prompts is not None
         drawn = draw_prompts(self.config, self.prompts, store, cursor)
-        data = {"stage": "sampling", "num_prompts": len(drawn.prompts)}
+        rollouts = Rollouts(store, drawn.prompts, self.config.generator.shard_prompts)
+        work = rollouts.work([REWARD], self.config.sampling.num_samples)
+        data = {"stage": "sampling", "num_prompts": len(drawn.prompts), **work}
         yield Event(kind=kind, round_index=store.index, data=data)
-        return drawn, Rollouts(store, drawn.prompts, self.config.generator.shard_prompts)
+        return drawn, rollouts
 
     def policy(self, position: Position) -> Policy:
         """The policy that samples a round whose turn has come."""

@@ -107,7 +107,7 @@ class Trackers(Listener):
             self._num_steps += 1
         elif event.kind == "evaluated" and event.data["policy_version"] == 0:
             self._send_initial(read_initial([{"kind": event.kind, **event.data}]))
-        elif event.kind in ("run_done", "run_stopped"):
+        elif event.kind in ("run_done", "run_stopped", "run_left"):
             self._ended = event.kind.removeprefix("run_")
         for fed in self._fed:
             self._warn(fed.worker.problems())

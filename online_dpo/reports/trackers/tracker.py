@@ -82,6 +82,6 @@ class Tracker:
         """Send what is left: this process does no more.
 
         Args:
-            summary: `ended` (`done`, `stopped`, `interrupted` or `failed`), `num_rounds`, and the newest round's
-                figures.
+            summary: `ended` (`done`, `stopped`, `left` to people, `interrupted` or `failed`), `num_rounds`, and the
+                newest round's figures.
         """
