@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -56,4 +57,10 @@ def write_page(out: Path, html: str, *, open_it: bool) -> None:
         why = error.__cause__ if isinstance(error, RunDirectoryError) and error.__cause__ is not None else error
         raise UserError(f"{out} cannot be written ({why}); give another file with --out") from error
     if open_it:
-        webbrowser.open(out.resolve().as_uri())
+        show_in_browser(out.resolve().as_uri())
+
+
+def show_in_browser(address: str) -> None:
+    """Open a page; a line says so where no browser can be started, as on a machine without a screen."""
+    if not webbrowser.open(address):
+        print(f"no browser could be started here; open {address} in one", file=sys.stderr)

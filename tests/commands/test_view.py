@@ -201,6 +201,23 @@ def test_a_taken_port_and_a_missing_run_are_sentences(run: Run, tmp_path: Path) 
     assert "runs/none" in called("view", "runs/none", cwd=tmp_path).refusal
 
 
+def test_what_cannot_be_opened_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)  # gives None: no browser was started
+    monkeypatch.setattr("online_dpo.commands.view.serve", lambda live, listener: listener.close())
+    other = tmp_path / "other"
+    shutil.copytree(run.path, other)
+    for arguments in (
+        ["view", run.path, "--port", 0],
+        ["report", run.path, "--out", "a.html"],
+        ["compare", run.path, other, "--out", "b.html"],
+    ):
+        done = called(*arguments, "--open", cwd=tmp_path)
+        assert (done.code, done.err) == (0, f"no browser could be started here; open {opened[-1]} in one\n")
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", opened[0])
+    assert opened[1:] == [(tmp_path / name).as_uri() for name in ("a.html", "b.html")]
+
+
 def test_the_command_line_imports_no_server(tmp_path: Path) -> None:
     code = "import sys, online_dpo.cli; print({'fastapi', 'uvicorn', 'jinja2', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _TOKEN = re.compile(r"\x1b\[(?P<number>[?\d;]*)(?P<verb>[A-Za-z])|(?P<other>[\s\S])")
+_UNFINISHED = re.compile(r"\x1b(\[[?\d;]*)?\Z")
 
 
 class Screen:
@@ -15,9 +16,13 @@ class Screen:
         self.row = self.column = 0
         self.is_cursor_shown = True
         self.has_colours = False
+        self._rest = ""  # of what it was fed: the beginning of an escape sequence
 
     def feed(self, text: str) -> None:
-        for token in _TOKEN.finditer(text):
+        text = self._rest + text
+        whole = _UNFINISHED.sub("", text)
+        self._rest = text[len(whole) :]
+        for token in _TOKEN.finditer(whole):
             if token["verb"]:
                 self._move(token["verb"], token["number"])
             elif token["other"] == "\r":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import pty
@@ -95,13 +96,13 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "60", "LINES": "20"}
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        screen = Screen()
+        screen, decoder = Screen(), codecs.getincrementaldecoder("utf-8")()
         while True:
             try:
                 data = os.read(ours, 65536)
             except OSError:
                 break
-            screen.feed(data.decode())
+            screen.feed(decoder.decode(data))
     os.close(ours)
     assert process.returncode == 0 and screen.is_cursor_shown
     assert screen.shown[-1].startswith("reward ") and "KL" in screen.shown[-1]

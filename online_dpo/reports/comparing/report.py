@@ -71,15 +71,15 @@ def verdict(runs: Sequence[ComparedRun], found: Sequence[Contest]) -> tuple[str,
     for run, pairings in met:
         if len(pairings) == len(runs) - 1 and all(pairing.is_better for pairing in pairings):
             least = min((pairing.wins for pairing in pairings), key=lambda wins: wins.value)
-            better = f"{run.label} is better than each other run"
+            better = f"{run.label} is better than all others"
             return f"By {contest.title}, {better}: it wins at least {share(least)}.", "good"
     most, average = max(
         ((run.label, sum(p.wins.value for p in pairings) / len(pairings)) for run, pairings in met if pairings),
         key=lambda each: each[1],
     )
     return (
-        f"By {contest.title}, no run is better than each other one by more than chance. {most} wins most: "
-        f"{100 * average:.0f} % of the prompts it shares with another run, on average.",
+        f"By {contest.title}, no run is better than all others by more than chance. {most} wins most: "
+        f"{100 * average:.0f}\u00a0% of the prompts it shares with another run, on average.",
         "open",
     )
 
@@ -104,7 +104,7 @@ def _of_two(runs: Sequence[ComparedRun], contest: Contest) -> tuple[str, Tone]:
 
 def share(estimate: Estimate) -> str:
     """A share with its interval, in per cent."""
-    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    return f"{100 * estimate.value:.0f}\u00a0% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def _table(runs: Sequence[ComparedRun], contest: Contest) -> list[tuple[str, list[Pairing | None]]]:

@@ -13,6 +13,9 @@ from online_dpo.reports.results import Estimate
 from online_dpo.statistics.samples import paired_bootstrap, win_rate
 from online_dpo.types import REWARD, derive_seed
 
+LAST_BITS = ("threads", "batch_size", "batch_tokens")
+"""Fields of a judge that change no more of its scores than the rounding."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
@@ -131,6 +134,7 @@ def differing_judge(first: ComparedRun, second: ComparedRun, judge: str) -> str:
         for run in (first, second)
     ]
     fields = [key for key in differing_fields(configs[0], configs[1]) if key == field or key.startswith(f"{field}.")]
+    fields = [key for key in fields if key.rpartition(".")[2] not in LAST_BITS]
     # The same file with the same function is the same judge, wherever the file lies.
     fields = [key for key in fields if not _is_same_code(key, configs, digests)]
     fields += [f"the content of {key}" for key in digests[0] if digests[0][key] != digests[1].get(key, digests[0][key])]

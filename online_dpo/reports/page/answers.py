@@ -1,6 +1,6 @@
 """The answers of a round as a page shows them: every prompt with its completions, verdicts and pairs, as JSON values.
 
-A card is one prompt. Its keys are short because a page holds thousands of them; `docs/report.md` has no need of them:
+A card is one prompt. Its keys are short because a page holds thousands of them:
 
     id prompt, o = what became of it, na = completions sampled, nv = verdicts
     a: answers   i sample, t text, x characters left out, n tokens, f finish reason, v policy version, g log-prob,
@@ -8,6 +8,7 @@ A card is one prompt. Its keys are short because a page holds thousands of them;
     p: pairs     c chosen, r rejected (samples), m margin, b probability, w weight, cr/rr log-ratios, su surprise
     l: labels    i sample, d desirable, r log-ratio
     s: verdicts  j judge, a first, b second, s score, p probability, k kind of an abstention, y why, u uncertainty
+    w: votes     j judge, n pseudonym of a person, a first, b second, o what for, k status, t seconds, y comment
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from online_dpo.pairing.pairs import by_prompt, penalty_of
 from online_dpo.pairing.selection import select
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.shards import Asked, ShardCommits
-from online_dpo.types import REWARD, Completion, Labelled, Pair, Prompt, Verdict, group_by_prompt
+from online_dpo.types import REWARD, Completion, Judged, Labelled, Pair, Prompt, Verdict, group_by_prompt
+from online_dpo.votes import CastVote
 
 MAX_CHARACTERS = 6_000
 """Longer texts are cut on a page, and the page says by how much."""
@@ -46,6 +48,7 @@ class RoundAnswers:
     completions: Mapping[str, Sequence[Completion]] = field(default_factory=dict)  # of each prompt
     shards: Mapping[str, int] = field(default_factory=dict)  # prompt -> its shard
     said: Mapping[str, Mapping[str, Sequence[Verdict]]] = field(default_factory=dict)  # judge -> prompt -> verdicts
+    votes: Sequence[tuple[str, CastVote]] = ()  # judge, and what a person said where people are the judge
     items: Mapping[str, Sequence[Pair | Labelled]] = field(default_factory=dict)  # of each prompt
     problems: list[str] = field(default_factory=list)
 
@@ -61,16 +64,14 @@ def read_answers(part: RoundStore) -> RoundAnswers:
         completions += found
         shards |= dict.fromkeys((completion.prompt_id for completion in found), index)
     said: dict[str, dict[str, list[Verdict]]] = {}
+    votes: list[tuple[str, CastVote]] = []
     for judge in (REWARD, ANNOTATOR):
         asked = Asked(judge=judge)
-        verdicts = [
-            verdict
-            for index in _shards(part, f"{asked.verdicts}/")
-            if (judged := _read(problems, commits.verdicts, index, asked)) is not None
-            for verdict in judged.verdicts
-        ]
-        if verdicts:
-            said[judge] = by_prompt(verdicts)
+        found = [_read(problems, commits.verdicts, index, asked) for index in _shards(part, f"{asked.verdicts}/")]
+        judgements: list[Judged] = [judged for judged in found if judged is not None]
+        if judgements:
+            said[judge] = by_prompt(verdict for judged in judgements for verdict in judged.verdicts)
+            votes += [(judge, vote) for judged in judgements for vote in judged.votes]
     items: dict[str, list[Pair | Labelled]] = {}
     for name, kind in (("pairs", Pair), ("labelled", Labelled)):
         for item in (_read(problems, part.get_records, name, kind) or []) if part.has(name) else []:
@@ -85,6 +86,7 @@ def read_answers(part: RoundStore) -> RoundAnswers:
         completions=group_by_prompt(completions),
         shards=shards,
         said=said,
+        votes=votes,
         items=items,
         problems=problems,
     )
@@ -105,6 +107,7 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
     about_shown = [(j, v) for j, v in said if v.first in indices and (v.second is None or v.second in indices)]
     # What was said about the pairs stands first.
     about_shown.sort(key=lambda entry: {entry[1].first, entry[1].second} - {None} > chosen.keys())
+    votes = [(judge, vote) for judge, vote in answers.votes if vote.prompt_id == prompt_id]
     shard = answers.shards.get(prompt_id)
     return {
         "id": prompt_id,
@@ -116,6 +119,7 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
         **({"p": [_pair(pair) for pair in pairs]} if pairs else {}),
         **({"l": [_label(item) for item in labels]} if labels else {}),
         "s": [_verdict(judge, verdict) for judge, verdict in about_shown[:MAX_VERDICTS]],
+        **({"w": [_vote(judge, vote) for judge, vote in votes[:MAX_VERDICTS]]} if votes else {}),
     }
 
 
@@ -239,6 +243,19 @@ def _verdict(judge: str, verdict: Verdict) -> dict[str, Any]:
         "u": _rounded(verdict.uncertainty),
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _vote(judge: str, vote: CastVote) -> dict[str, Any]:
+    return {
+        "j": judge,
+        "n": vote.annotator,
+        "a": vote.first,
+        "b": vote.second,
+        "o": vote.outcome,
+        "k": vote.status,
+        "t": _rounded(vote.seconds),
+        "y": cut(vote.comment)[0],
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -80,8 +80,8 @@ def test_wins_are_shares_of_the_common_prompts(three: list[Path]) -> None:
     assert [contest.judge for contest in contests(runs)] == ["gold", "reward"]
     page, wins = page_of(*three), contests(runs)[0].pairings[0, 1]
     shown = page.tables["Paired wins by judge gold on heldout"]
-    assert shown[0] == ["run", "against one", "against two", "against three"]
-    assert shown[1][2].startswith(f"{100 * wins.wins.value:.0f} % [{100 * wins.wins.low:.0f}, ")
+    assert shown[0] == ["run", "against\none", "against\ntwo", "against\nthree"]
+    assert shown[1][2].startswith(f"{100 * wins.wins.value:.0f}\u00a0% [{100 * wins.wins.low:.0f}, ")
     assert f"{wins.gain.value:+.3g} [" in shown[1][2] and "8 prompts" in shown[1][2]
     assert "one and two have 8 prompts in common: 2 prompts are only in the set of one." in page.text
 
@@ -203,7 +203,11 @@ def test_scores_of_judges_that_are_not_the_same_do_not_compare(tmp_path: Path) -
         gold = {"type": "python", "target": "none:none", **gold}
         return make_run(tmp_path, name, evaluation={"sets": sets, "judges": {"gold": gold}}).path
 
-    paths = [judged("one"), judged("busy", concurrency=3, timeout_s=5.0), judged("other", target="a/code.py:score")]
+    paths = [
+        judged("one"),
+        judged("busy", concurrency=3, timeout_s=5.0, threads=2),
+        judged("other", target="a/code.py:score"),
+    ]
     contest = contests(read_runs(paths))[0]
     assert set(contest.pairings) == {(0, 1), (1, 0)}  # how often it is asked at once is not what it says
     said = "are not paired: their judges are not the same, they differ in evaluation.judges.gold.target."
@@ -373,22 +377,22 @@ def test_the_sentence_at_the_top(three: list[Path]) -> None:
     runs = read_runs(three)
     clear, even = (0.25, 0.125, 0.375), (0.55, 0.4, 0.7)
     assert verdict(runs[:2], [contest_of({(0, 1): clear})]) == (
-        "By judge gold on heldout, two is better than one: it wins 75 % [62, 88] of their 40 common prompts.",
+        "By judge gold on heldout, two is better than one: it wins 75\u00a0% [62, 88] of their 40 common prompts.",
         "good",
     )
     assert verdict(runs[:2], [contest_of({}), contest_of({(0, 1): even}, "reward")]) == (
-        "By the training judge on heldout, neither one nor two is better by more than chance: one wins 55 % [40, 70] "
-        "of their 40 common prompts.",
+        "By the training judge on heldout, neither one nor two is better by more than chance: one wins "
+        "55\u00a0% [40, 70] of their 40 common prompts.",
         "open",
     )
     beats_both = contest_of({(0, 1): clear, (1, 2): (0.9, 0.8, 1.0), (0, 2): even})
     assert verdict(runs, [beats_both]) == (
-        "By judge gold on heldout, two is better than each other run: it wins at least 75 % [62, 88].",
+        "By judge gold on heldout, two is better than all others: it wins at least 75\u00a0% [62, 88].",
         "good",
     )
     # Whoever never met one of the others is not called better than each of them.
     assert verdict(runs, [contest_of({(0, 1): clear})]) == (
-        "By judge gold on heldout, no run is better than each other one by more than chance. two wins most: 75 % of "
+        "By judge gold on heldout, no run is better than all others by more than chance. two wins most: 75\u00a0% of "
         "the prompts it shares with another run, on average.",
         "open",
     )

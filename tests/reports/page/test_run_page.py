@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from loop_runs import Kill, Run
 from page_kit import GOLD, Page, column, page_of, played
+from people_kit import HUMAN, answer
 
 from online_dpo.reports.page.charts import number
 from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import Asked, ShardCommits
 from online_dpo.types import Completion, Labelled, Pair
 
 
@@ -177,3 +179,15 @@ def test_a_run_without_evaluation_says_what_cannot_be_told(tmp_path: Path) -> No
     run.go_on()
     page = page_of(run.path)
     assert "cannot be told: the run has no evaluation set" in page.text and "Reward of the last round" in page.text
+
+
+def test_what_people_said_stands_with_the_answers(tmp_path: Path) -> None:
+    run = Run.of(tmp_path, judge=HUMAN, run__rounds=1)
+    while run.go_on().events[-1].kind != "run_done":
+        assert answer(run.path), "somebody was asked"
+    with RunStore.read(run.path) as store:
+        commits = ShardCommits(store.round(0))
+        votes = [vote for shard in range(2) for vote in commits.verdicts(shard, Asked()).votes]
+    cards = page_of(run.path).data["rounds"][0]["cards"]
+    shown = [(card["id"], w["n"], w["a"], w["b"], w["o"]) for card in cards for w in card["w"]]
+    assert Counter(shown) == Counter((v.prompt_id, v.annotator, v.first, v.second, v.outcome) for v in votes) != {}

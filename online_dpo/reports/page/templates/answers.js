@@ -47,7 +47,8 @@ function cutNote(answer) {
     longest: (a, b) => Math.max(...lengths(b)) - Math.max(...lengths(a)),
     uncertain: (a, b) => doubt(a) - doubt(b),
   };
-  const haystack = (card) => [card.id, plain(card.prompt), ...card.a.map((a) => a.t), ...card.s.map((v) => v.y || "")]
+  const haystack = (card) => [card.id, plain(card.prompt), ...card.a.map((a) => a.t), ...card.s.map((v) => v.y || ""),
+    ...(card.w || []).map((v) => v.y)]
     .join("\n").toLocaleLowerCase();
 
   const score = (card, index) => {
@@ -83,6 +84,12 @@ function cutNote(answer) {
       : v.k === "failed" ? "the call failed" : "no opinion";
     return make("li", "", make("b", "", v.j), ` on ${about}: ${said}`,
       v.u === undefined ? null : `, spread ${figure(v.u)}`, v.y ? make("div", "why", v.y) : null);
+  };
+
+  const vote = (v) => {
+    const said = { first: `answer ${v.a} is better`, second: `answer ${v.b} is better`, tie: "a tie", both_bad: "both are bad", skip: "skipped" };
+    return make("li", "", make("b", "", v.n), ` (${v.j}) on answers ${v.a} and ${v.b}: ${said[v.o] || v.o}, after ${figure(v.t)} s`,
+      v.k === "counted" ? null : `, not counted (${v.k})`, v.y ? make("div", "why", v.y) : null);
   };
 
   const lineage = (card, answer) => {
@@ -127,6 +134,7 @@ function cutNote(answer) {
         : others.map((answer) => side(card, answer, "", "Not used", answer.t)),
       card.s.length ? folded(`What the judge said (${card.s.length}${card.nv > card.s.length ? ` of ${card.nv}` : ""})`,
         () => make("ul", "said", card.s.map(verdict))) : null,
+      card.w ? folded(`What people said (${card.w.length})`, () => make("ul", "said", card.w.map(vote))) : null,
       folded("Lineage", () => make("ul", "said", card.a.map((answer) => lineage(card, answer)))));
     article.id = link(card).slice(1);
     article.tabIndex = -1;

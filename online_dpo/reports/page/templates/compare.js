@@ -62,7 +62,8 @@
     else if (order) found.sort((a, b) => spread(b, order.slice(1)) - spread(a, order.slice(1)));
     const with_set = Object.keys(set.versions).length;
     count.textContent = `${found.length} of the ${set.rows.length} prompts on this page. `
-      + (with_set > 2 ? `At least two runs answered ${set.num_prompts} prompts of the set, all ${with_set} runs that have it ${set.num_all}`
+      + (set.num_all === set.num_prompts && with_set > 2 ? `All ${with_set} runs that have the set answered ${set.num_prompts} of its prompts`
+        : with_set > 2 ? `At least two runs answered ${set.num_prompts} prompts of the set, all ${with_set} runs that have it ${set.num_all}`
         : `Both runs that have the set answered ${set.num_prompts} of its prompts`)
       + (set.rows.length < set.num_prompts ? "; those here were drawn by a hash." : ".");
     cards.replaceChildren();
