@@ -11,9 +11,9 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from online_dpo.commands.parameters import AsEvents, Config, Overrides, Quiet, RunDir, expect_usable
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
-from online_dpo.text_files import shown, unusable_path
 from online_dpo.version import __version__
 
 app = typer.Typer(
@@ -21,34 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-def _complete(incomplete: str) -> list[str]:
-    from online_dpo.commands.completion import complete_override
-
-    return complete_override(incomplete)
-
-
-def _expect_usable(path: Path | None) -> Path | None:
-    if path is not None and (why := unusable_path(path)) is not None:
-        raise UserError(f"{shown(path)} {why}; give another path")
-    return path
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="e.g. run.rounds=3 learner.lr=1e-4", autocompletion=_complete),
-]
-RunDir = Annotated[
-    Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, such as runs/reviews.", callback=_expect_usable)
-]
-Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.", callback=_expect_usable)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Errors, warnings and the last line only.")]
-AsEvents = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -146,9 +118,7 @@ def report(
     run_dir: RunDir,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=_expect_usable
-        ),
+        typer.Option("--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=expect_usable),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
@@ -173,21 +143,21 @@ def view(
 @app.command()
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="2 to 12 runs.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=_expect_usable)] = Path("compare.html"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=expect_usable)] = Path("compare.html"),
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write one HTML file about several runs: paired wins, curves on common axes, what differs in their configs."""
     from online_dpo.commands.compare import compare as write
 
     for run_dir in run_dirs:
-        _expect_usable(run_dir)
+        expect_usable(run_dir)
     typer.echo(f"comparison: {write(run_dirs, out=out, open_it=open_it)}")
 
 
 @app.command()
 def export(
     run_dir: RunDir,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=_expect_usable)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=expect_usable)],
     round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
 ) -> None:
@@ -232,7 +202,7 @@ def verify(
 def judge(
     config: Config,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=_expect_usable)
+        Path, typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=expect_usable)
     ],
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option("--judge", help="One of evaluation.judges.")] = None,
@@ -263,6 +233,30 @@ def judges() -> None:
 
     for line in installed_judges():
         typer.echo(line)
+
+
+@app.command()
+def annotate(
+    run_dir: RunDir,
+    port: Annotated[int, typer.Option("--port", help="Where to listen; 0 takes a free port.")] = 8765,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at; 0.0.0.0 = all of them.")] = "127.0.0.1",
+    url: Annotated[str | None, typer.Option("--url", help="What people open, if a proxy is before it.")] = None,
+    proxy: Annotated[
+        str | None, typer.Option("--trust-proxy", metavar="ADDRESS", help="Believe forwarded headers of this proxy.")
+    ] = None,
+    invite: Annotated[str | None, typer.Option("--invite", metavar="NAME", help="Only print a link for NAME.")] = None,
+    days: Annotated[float, typer.Option("--days", help="How long the link of --invite is valid.")] = 7.0,
+) -> None:
+    """Ask people: serve the pages on which they compare answers of a run with a human judge."""
+    from online_dpo.annotation.web.serving import Address
+    from online_dpo.commands.annotate import annotate as ask
+    from online_dpo.commands.annotate import invite as link_for
+
+    address = Address(host=host, port=port, url=url, proxy=proxy)
+    if invite is None:
+        ask(run_dir, address, typer.echo)
+    else:
+        typer.echo(link_for(run_dir, invite, address=address, days=days))
 
 
 @app.command()
