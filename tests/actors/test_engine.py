@@ -370,7 +370,6 @@ def test_five_people_in_browsers_teach_the_policy_what_they_want(world: World, v
             for index, base in ((0, "evaluation-initial/heldout/"), (1, "evaluation/heldout/"))
         )
         gain = paired_bootstrap(before, after, seed=0)
-        print("GAIN", gain, right)
         assert gain is not None and gain[1] > 0.0, gain
 
 
@@ -386,7 +385,7 @@ def people_config(folder: Path, like: RunConfig) -> RunConfig:
     return load_config(
         {
             **values,
-            "run": {**values["run"], "dir": str(folder), "name": "people", "seed": 3},
+            "run": {**values["run"], "dir": str(folder), "name": "people", "seed": 7},
             "prompts": {**values["prompts"], "source": str(folder / "train.jsonl"), "per_round": 30},
             "sampling": {**values["sampling"], "num_samples": 2},
             "judge": judge,
