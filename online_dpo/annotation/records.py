@@ -80,8 +80,8 @@ class Rules:
     repeat_share: float = 0.05  # of the assignments: an own earlier question with its sides swapped
     repeat_distance: int = 10  # as many other votes lie between a question and its repeat, at least
     min_seconds: float = 1.0  # a vote given faster does not count
-    min_accuracy: float = 0.6  # the bar on gold questions
-    min_consistency: float = 0.6  # the bar on repeats
+    min_accuracy: float = 0.7  # the bar on gold questions
+    min_consistency: float = 0.5  # the bar on repeats
     min_checks: int = 8  # nobody is excluded on fewer answers than these
     criteria: tuple[str, ...] = ()  # what the two answers may be compared on besides the outcome
     instructions: str = ""

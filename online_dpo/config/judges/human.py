@@ -22,9 +22,9 @@ class QualitySection(Section):
     """The share of gold questions among those that a person gets."""
     repeat_share: float = changeable(0.05, ge=0.0, le=0.5)
     """The share of questions that a person answered before, with the sides swapped, among those that they get."""
-    min_accuracy: float = changeable(0.6, ge=0.0, le=1.0)
+    min_accuracy: float = changeable(0.7, ge=0.0, le=1.0)
     """The smallest share of gold questions that a person must answer rightly."""
-    min_consistency: float = changeable(0.6, ge=0.0, le=1.0)
+    min_consistency: float = changeable(0.5, ge=0.0, le=1.0)
     """The smallest share of repeated questions that a person must answer as before."""
     min_seconds: float = changeable(1.0, ge=0.0)
     """A vote that is given in fewer seconds does not count: nobody reads two answers so fast."""

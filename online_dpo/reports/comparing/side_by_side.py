@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from online_dpo.reports.comparing.runs import ComparedRun
-from online_dpo.reports.page.answers import content_of
-from online_dpo.reports.page.held_out import answer_of
-from online_dpo.reports.page.sampling import num_bytes
+from online_dpo.reports.page.answers.cards import content_of
+from online_dpo.reports.page.answers.held_out import answer_of
+from online_dpo.reports.page.answers.sampling import num_bytes
 
 MAX_PROMPTS, MAX_BYTES = 60, 3_000_000
 """Of an evaluation set, and of all sets together."""

@@ -14,12 +14,12 @@ from online_dpo.reports.judge_tables import (
     latency_rows,
     reasons_of,
 )
+from online_dpo.reports.page.answers.cache import SampleCache
+from online_dpo.reports.page.answers.collecting import collect_answers
 from online_dpo.reports.page.headline import headline
-from online_dpo.reports.page.page_answers import collect_answers
 from online_dpo.reports.page.rendering import render
 from online_dpo.reports.page.run_charts import judge_charts, run_charts
 from online_dpo.reports.page.run_record import RunRecord, collect_record, reports_of
-from online_dpo.reports.page.sample_cache import SampleCache
 from online_dpo.reports.results import RoundResult
 from online_dpo.store.run_store import RunStore
 from online_dpo.version import __version__

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from online_dpo.errors import CorruptionError
-from online_dpo.reports.page.answers import content_of, cut
+from online_dpo.reports.page.answers.cards import content_of, cut
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.shards import ShardCommits, evaluation_base
 from online_dpo.types import Completion, Prompt

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.reports.page.sampling import sample_round
+from online_dpo.reports.page.answers.sampling import sample_round
 from online_dpo.store.files import Files
 from online_dpo.store.round_store import RoundStore
 
