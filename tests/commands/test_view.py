@@ -84,7 +84,7 @@ def test_a_page_follows_its_run_and_keeps_its_readers_place(
     process, address = served
     visitor = visit()
     page = visitor.page
-    page.goto(address)
+    page.goto(f"{address}#curves")  # to which a reload alone would go back
     assert page.inner_text("#progress") == "0 of 3 rounds are finished."
     assert page.locator("#chart-reward").count() == 0
 
