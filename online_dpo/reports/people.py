@@ -84,36 +84,46 @@ def people_lines(people: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
             yield f"{found['annotator']} is excluded: {found['reason']}"
 
 
+ANNOTATOR_COLUMNS = (
+    "annotator",
+    "status",
+    "votes",
+    "counted",
+    "seconds",
+    "first shown\nwins",
+    "gold\nright",
+    "repeats\nsame",
+)
+
+
 def annotators_table(annotators: Sequence[Mapping[str, Any]]) -> Table | None:
     """A row for each person who has voted; None without any."""
-    rows = [found for found in annotators if found["num_votes"]]
+    rows = list(annotator_rows(annotators))
     if not rows:
         return None
     table = titled("people")
-    for name in (
-        "annotator",
-        "status",
-        "votes",
-        "counted",
-        "seconds",
-        "first shown\nwins",
-        "gold\nright",
-        "repeats\nsame",
-    ):
+    for name in ANNOTATOR_COLUMNS:
         table.add_column(name, justify="left" if name in ("annotator", "status") else "right", no_wrap=True)
-    for found in rows:
-        seconds = found["median_seconds"]
-        table.add_row(
-            found["annotator"],
-            found["status"],
-            str(found["num_votes"]),
-            str(found["num_counted"]),
-            "" if seconds is None else f"{seconds:.1f}",
-            percent(found["first_shown_wins"]),
-            percent(found["accuracy"]),
-            percent(found["consistency"]),
-        )
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def annotator_rows(annotators: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A row of `ANNOTATOR_COLUMNS` for each person who has voted, of all rounds together."""
+    for found in annotators:
+        if found["num_votes"]:
+            seconds = found["median_seconds"]
+            yield (
+                found["annotator"],
+                found["status"],
+                str(found["num_votes"]),
+                str(found["num_counted"]),
+                "" if seconds is None else f"{seconds:.1f}",
+                percent(found["first_shown_wins"]),
+                percent(found["accuracy"]),
+                percent(found["consistency"]),
+            )
 
 
 def _share(number: int, total: int) -> float | None:

@@ -35,7 +35,7 @@ def judge_charts(rounds: Rounds) -> list[Chart]:
             {
                 "asked in both orders": lambda j: j.order_consistency,
                 "asked again": lambda j: j.repeat_agreement,
-                "alpha of the members": _alpha,
+                "alpha of members or people": _alpha,
             },
         ),
         "bias": (
@@ -67,7 +67,9 @@ def _of_report(name: str, read: Callable[[JudgeReport], float | None]) -> Callab
 
 
 def _alpha(report: JudgeReport) -> float | None:
-    """Of the first ensemble that has one."""
+    """Of people, or else of the first ensemble that has one."""
+    if report.people is not None:
+        return report.people.get("alpha")
     alphas = (found.get("alpha", found.get("alpha_scores")) for found in report.ensembles.values())
     return next((alpha for alpha in alphas if alpha is not None), None)
 

@@ -292,6 +292,25 @@ def shown(visit: Visit, tmp_path: Path) -> Callable[..., Any]:
     return show
 
 
+def test_several_sets_and_judges(shown: Callable[..., Any], tmp_path: Path) -> None:
+    """A set that only one of the runs has is in no contest; every figure names its set."""
+    source = str(tmp_path / "heldout.jsonl")
+    sets = {"heldout": {"source": source, "count": 4}, "again": {"source": source, "count": 6}}
+    both = make_run(tmp_path, "both", evaluation={"sets": sets, "judges": {**GOLD, "other": GOLD["gold"]}}).path
+    second = {"sets": {**sets, "alone": {"source": source, "count": 3}}, "judges": GOLD}
+    paths = [both, make_run(tmp_path, "more", run__seed=1, evaluation=second).path]
+    found = [
+        (contest.judge, contest.set_name, contest.pairings[0, 1].num_common) for contest in contests(read_runs(paths))
+    ]
+    assert found == [("gold", "heldout", 4), ("gold", "again", 6), ("reward", "heldout", 4), ("reward", "again", 6)]
+    table = page_of(*paths).tables["Newest figures"]
+    assert column(table, "policy on alone") == ["-", "2"] and column(table, "other\nmean on again")[1] == "-"
+    page = shown(paths)
+    page.select_option("#compared-controls [name=set]", label="again (6 common prompts)")
+    page.wait_for_function("() => document.querySelectorAll('#compared-cards .card').length === 6")
+    assert "Both runs that have the set answered 6 of its prompts." in page.inner_text("#compared-count")
+
+
 def test_in_a_browser(three: list[Path], shown: Callable[..., Any], tmp_path: Path) -> None:
     page = shown(three)
     assert "10 of the 10 prompts on this page." in page.inner_text("#compared-count")

@@ -126,13 +126,14 @@ def test_damage_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     shard = run.path / "rounds/00000/completions/shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
     page = page_of(run.path)
+    assert "round 1, shard 1 is left out: rounds/00000/" in page.text and str(run.path) not in page.text
     assert "rounds/00000/completions/shard-00001.parquet does not match the sha256" in page.text
     cards = {card["id"]: card for card in page.data["rounds"][0]["cards"]}
     assert any(card["a"] for card in cards.values()) and len(page.data["rounds"][1]["cards"]) == 4
     (run.path / "rounds/00000/manifest.json").unlink()
     page = page_of(run.path)
     assert "rounds/00000/manifest.json is missing" in page.text
-    assert "there is no trace of round 1, and later ones are there" in page.text
+    assert "round 1 has no manifest, though later ones are there" in page.text
     assert [shown["round"] for shown in page.data["rounds"]] == [1]
     metrics = run.path / "metrics.jsonl"
     metrics.write_bytes(b"{broken\n" + metrics.read_bytes())
@@ -188,6 +189,11 @@ def test_what_people_said_stands_with_the_answers(tmp_path: Path) -> None:
     with RunStore.read(run.path) as store:
         commits = ShardCommits(store.round(0))
         votes = [vote for shard in range(2) for vote in commits.verdicts(shard, Asked()).votes]
-    cards = page_of(run.path).data["rounds"][0]["cards"]
+    page = page_of(run.path)
+    cards = page.data["rounds"][0]["cards"]
+    [annotator] = {vote.annotator for vote in votes}
+    assert column(page.tables["Each person in each round"], "annotator") == [annotator]
+    assert column(page.tables["Each person in all rounds"], "votes") == [str(len(votes))]
+    assert "people: 12 of 12 questions are settled" in page.text
     shown = [(card["id"], w["n"], w["a"], w["b"], w["o"]) for card in cards for w in card["w"]]
     assert Counter(shown) == Counter((v.prompt_id, v.annotator, v.first, v.second, v.outcome) for v in votes) != {}

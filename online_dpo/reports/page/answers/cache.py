@@ -11,7 +11,7 @@ from online_dpo.reports.page.answers.sampling import sample_round
 from online_dpo.store.files import Files
 from online_dpo.store.round_store import RoundStore
 
-FORMAT = 2
+FORMAT = 3
 """Of a kept sample; another one is made anew."""
 FOLDER = "report"
 """In the run directory: the page that is written after each round, and what it is made of. Nothing else reads it."""

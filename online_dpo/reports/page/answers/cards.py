@@ -88,7 +88,7 @@ def read_answers(part: RoundStore) -> RoundAnswers:
         said=said,
         votes=votes,
         items=items,
-        problems=problems,
+        problems=[f"round {part.index + 1}, {problem}" for problem in problems],
     )
 
 
@@ -270,5 +270,6 @@ def _read(problems: list[str], read: Callable[..., Any], *arguments: Any) -> Any
     try:
         return read(*arguments)
     except CorruptionError as error:
-        problems.append(str(error))
+        what = next((str(argument) for argument in arguments if isinstance(argument, str)), f"shard {arguments[0]}")
+        problems.append(f"{what} is left out: {error}")
         return None

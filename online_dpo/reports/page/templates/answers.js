@@ -124,14 +124,14 @@ function cutNote(answer) {
         make("span", `chip ${/^(paired|labelled|from a data set)$/.test(card.o) ? "good" : "open"}`, spoken(card.o)), anchor),
       content(card.prompt, card.id),
       (card.p || []).map((pair) => pairOf(card, pair)),
-      (card.l || []).map((label) => {
+      card.l ? make("div", "sides", card.l.map((label) => {
         const answer = card.a.find((a) => a.i === label.i);
         return answer ? side(card, answer, label.d ? "chosen" : "rejected", label.d ? "Desirable" : "Undesirable", answer.t, label.r) : null;
-      }),
+      })) : null,
       others.length && (paired.size || labelled.size)
         ? folded(`${others.length} other answer${others.length > 1 ? "s" : ""}` + (card.na > card.a.length ? ` of ${card.na} sampled` : ""),
           () => others.map((answer) => side(card, answer, "", "Not used", answer.t)))
-        : others.map((answer) => side(card, answer, "", "Not used", answer.t)),
+        : others.length ? make("div", "sides", others.map((answer) => side(card, answer, "", "Not used", answer.t))) : null,
       card.s.length ? folded(`What the judge said (${card.s.length}${card.nv > card.s.length ? ` of ${card.nv}` : ""})`,
         () => make("ul", "said", card.s.map(verdict))) : null,
       card.w ? folded(`What people said (${card.w.length})`, () => make("ul", "said", card.w.map(vote))) : null,
