@@ -96,6 +96,8 @@ def people(run_dir: Path, rights: dict[str, float | None], visit: Visit) -> Iter
         for person in found:
             person.sign_in()
         yield found
+        for person in found:
+            person.page.goto("about:blank")  # a page that waits would ask the server after its end
 
 
 def answer_all(run_dir: Path, everybody: Sequence[Person]) -> dict[str, str]:
