@@ -14,9 +14,10 @@ from typing import Any
 from online_dpo.errors import JudgingStopped
 from online_dpo.loop.calls import Call, Calls
 from online_dpo.loop.stages import Event
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.statistics.judges import report
 from online_dpo.store.shards import Asked, ShardCommits, add_agreement, sum_counters
-from online_dpo.types import Completion, Judged, MemberAgreement, Shard, Verdict, derive_seed
+from online_dpo.types import Completion, Judged, Shard, Verdict, derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
