@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get --quiet -o Acquire::Retries=3
 HARDWARE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 # Where this variable is set, every process would compile torch, transformers, vLLM and Ray anew: 20 to 60 s each.
 export PYTHONDONTWRITEBYTECODE :=
@@ -41,8 +41,8 @@ lint: $(STAMP)
 
 # For the tests of pages; `make test` leaves them out without it. Debian's package, unless a browser is there or named.
 install-browser:
-	test -n "$(ONLINE_DPO_CHROMIUM)" || command -v chromium || { $(SUDO) apt-get update --quiet && \
-	  $(SUDO) apt-get install --quiet --yes --no-install-recommends chromium fonts-liberation; }
+	test -n "$(ONLINE_DPO_CHROMIUM)" || command -v chromium || { $(APT) update; \
+	  $(APT) install --yes --no-install-recommends chromium fonts-liberation; }
 
 # Builds the site into docs/_build/html. A warning, such as a link that leads nowhere, is an error.
 docs: $(DOCS_STAMP)

@@ -6,14 +6,14 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from online_dpo.commands.parameters import AsEvents, Config, Overrides, Quiet, RunDir, expect_usable
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
-from online_dpo.text_files import shown, unusable_path
 from online_dpo.version import __version__
 
 app = typer.Typer(
@@ -21,32 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-STOPPED = 3
-"""The exit code of a run that its own drift budget or alarm ended."""
-
-
-def _complete(incomplete: str) -> list[str]:
-    from online_dpo.commands.completion import complete_override
-
-    return complete_override(incomplete)
-
-
-def _expect_usable(path: Path | None) -> Path | None:
-    if path is not None and (why := unusable_path(path)) is not None:
-        raise UserError(f"{shown(path)} {why}; give another path")
-    return path
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="e.g. run.rounds=3 learner.lr=1e-4", autocompletion=_complete),
-]
-RunDir = Annotated[
-    Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, such as runs/reviews.", callback=_expect_usable)
-]
-Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.", callback=_expect_usable)
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -65,20 +39,22 @@ def options(
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None) -> None:
+def run(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Start a run, or continue the one in its run directory."""
+    from online_dpo.commands.playing import play
     from online_dpo.commands.run import run as launch
     from online_dpo.config.loading import load_config
 
-    _play(launch, load_config(config, overrides or ()))
+    play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
-def resume(run_dir: RunDir, overrides: Overrides = None) -> None:
+def resume(run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Continue a run from what it committed last."""
+    from online_dpo.commands.playing import play
     from online_dpo.commands.run import continue_run, recorded_config
 
-    _play(continue_run, recorded_config(run_dir, overrides or ()))
+    play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -121,11 +97,18 @@ def print_config(
 
 @app.command()
 def status(
-    run_dir: RunDir, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False
+    run_dir: RunDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Where the run stands, until it ends.")] = False,
 ) -> None:
     """Rounds, rewards, KL, drop counts and stage times; also while the run goes on."""
-    from online_dpo.commands.status import read_status, show_status
+    from online_dpo.commands.status import read_status, show_status, watch_status
 
+    if watch and as_json:
+        raise UserError("--watch and --json are both given; choose one of them")
+    if watch:
+        watch_status(run_dir)
+        return
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_status(read_status(run_dir), console, as_json=as_json)
 
@@ -135,9 +118,7 @@ def report(
     run_dir: RunDir,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=_expect_usable
-        ),
+        typer.Option("--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=expect_usable),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
@@ -160,9 +141,23 @@ def view(
 
 
 @app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="2 to 12 runs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=expect_usable)] = Path("compare.html"),
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML file about several runs: paired wins, curves on common axes, what differs in their configs."""
+    from online_dpo.commands.compare import compare as write
+
+    for run_dir in run_dirs:
+        expect_usable(run_dir)
+    typer.echo(f"comparison: {write(run_dirs, out=out, open_it=open_it)}")
+
+
+@app.command()
 def export(
     run_dir: RunDir,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=_expect_usable)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=expect_usable)],
     round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
 ) -> None:
@@ -207,7 +202,7 @@ def verify(
 def judge(
     config: Config,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=_expect_usable)
+        Path, typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=expect_usable)
     ],
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option("--judge", help="One of evaluation.judges.")] = None,
@@ -241,43 +236,41 @@ def judges() -> None:
 
 
 @app.command()
-def quickstart() -> None:
+def annotate(
+    run_dir: RunDir,
+    port: Annotated[int, typer.Option("--port", help="Where to listen; 0 takes a free port.")] = 8765,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at; 0.0.0.0 = all of them.")] = "127.0.0.1",
+    url: Annotated[str | None, typer.Option("--url", help="What people open, if a proxy is before it.")] = None,
+    proxy: Annotated[
+        str | None, typer.Option("--trust-proxy", metavar="ADDRESS", help="Believe forwarded headers of this proxy.")
+    ] = None,
+    invite: Annotated[str | None, typer.Option("--invite", metavar="NAME", help="Only print a link for NAME.")] = None,
+    days: Annotated[float, typer.Option("--days", help="How long the link of --invite is valid.")] = 7.0,
+) -> None:
+    """Ask people: serve the pages on which they compare answers of a run with a human judge."""
+    from online_dpo.annotation.web.serving import Address
+    from online_dpo.commands.annotate import annotate as ask
+    from online_dpo.commands.annotate import invite as link_for
+
+    address = Address(host=host, port=port, url=url, proxy=proxy)
+    if invite is None:
+        ask(run_dir, address, typer.echo)
+    else:
+        typer.echo(link_for(run_dir, invite, address=address, days=days))
+
+
+@app.command()
+def quickstart(quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """A few rounds on the embedded models: film reviews become friendlier, in about three minutes on two cores."""
     from online_dpo.commands.quickstart import quickstart as play
+    from online_dpo.commands.showing import display
 
-    play(_listener())
-
-
-def _listener() -> Any:
-    from online_dpo.reports.progress import Progress
-
-    return Progress()
-
-
-def _play(launch: Any, config: Any) -> None:
-    with _listener() as progress:
-        try:
-            result = launch(config, listeners=(progress,))
-        except KeyboardInterrupt:
-            typer.echo(f"\ninterrupted; {_way_on(config.run_dir)}", err=True)
-            raise
-    typer.echo(f"run directory: {result.run_dir}")
-    if result.stopped is not None:
-        typer.echo(f"stopped: {result.stopped}\ncontinue with: online-dpo resume {result.run_dir} KEY=VALUE", err=True)
-        raise typer.Exit(STOPPED)
-
-
-def _way_on(run_dir: Path) -> str:
-    """How a run goes on that ended before its end."""
-    from online_dpo.store.run_store import RunStore
-
-    if not RunStore.exists(run_dir):
-        return "nothing was done yet: start it again with the same command"
-    return f"what was committed is kept. Continue with: online-dpo resume {run_dir}"
+    with display(quiet=quiet, as_json=as_json) as shown:
+        play(shown)
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by drift budget or alarm, 130 interrupted, 1 any other."""
+    """Exit codes: 0 done, 2 the user's mistake, 3 stopped by budget or alarm, 4 asks people, 130 Ctrl-C, 1 other."""
     answer_signals()
     try:
         code = app(standalone_mode=False)

@@ -35,6 +35,10 @@ class JudgingStopped(UserError):
     """A judge may or can go on no more: its budget is spent, or its endpoint refuses it. What it said is committed."""
 
 
+class AnswersMissing(OnlineDPOError):
+    """People have not answered yet, and the run is not to wait for them: it ends, and nothing went wrong."""
+
+
 class LowCoverageError(UserError):
     """A round's judge covers too few of its prompts. What it said is committed, and failed calls can be repeated."""
 

@@ -5,11 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 INTERRUPTED = 130
 """The exit code of a command that was interrupted."""
+
+SHOW_CURSOR = b"\x1b[?25h"
+
+_is_shown = False
+
+
+@contextmanager
+def display_shown() -> Iterator[None]:
+    """A display has the terminal in here: a word of ours would tear it, and the command says that it is interrupted."""
+    global _is_shown
+    _is_shown = True
+    try:
+        yield
+    finally:
+        _is_shown = False
 
 
 def answer_signals() -> None:
@@ -24,8 +41,12 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     An exception inside an import does not always arrive: extension modules turn it into errors of their own, and the
     import system's callbacks print it and go on.
     """
-    os.write(2, b"\ninterrupted\n")
-    if _is_importing(frame) and not _has_actors():
+    leaves = _is_importing(frame) and not _has_actors()
+    if _is_shown and leaves and os.isatty(1):
+        os.write(1, SHOW_CURSOR)
+    if leaves or not _is_shown:
+        os.write(2, b"\ninterrupted\n")
+    if leaves:
         os._exit(INTERRUPTED)
     raise KeyboardInterrupt
 

@@ -54,10 +54,15 @@ def unusable_path(path: str | Path) -> str | None:
     return None
 
 
+def printable(text: object) -> str:
+    """Text on one line, in which nothing moves a cursor, changes a colour or the direction of writing."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def shown(text: object) -> str:
     """A value in a message: on one line, and not longer than a glance."""
-    line = " ".join(str(text).split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    line = printable(text)
     return line if len(line) <= 100 else f"{line[:60]}...{line[-30:]}"
 
 

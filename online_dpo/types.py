@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from online_dpo.member_agreement import MemberAgreement
+from online_dpo.votes import CastVote
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Message: TypeAlias = dict[str, str]
@@ -314,6 +315,7 @@ class Judged:
     stopped: str | None = None  # why nothing is said about some of the prompts; None = something is about all
     # Judge -> seconds of each answered call. Never committed: seconds do not repeat.
     latencies_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    votes: tuple[CastVote, ...] = ()  # where people judge: all votes on the questions behind the verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,8 @@ LONG = (
     "commands/test_bad_input.py",
     "loop/test_coverage.py",
     "store/test_store_crashes.py",
+    "reports/comparing/test_comparison.py",
+    "commands/test_view.py",
 )
 """Files of more than about ten seconds, the longest first: two processes that share the work then end together."""
 

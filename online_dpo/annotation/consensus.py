@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from online_dpo.annotation.dawid_skene import estimate
-from online_dpo.annotation.records import LABELS, Vote
-
-Method: TypeAlias = Literal["majority", "dawid_skene"]
-Disagreement: TypeAlias = Literal["abstain", "soft"]
+from online_dpo.annotation.records import LABELS, Disagreement, Method, Vote
 
 _PHRASES = {"first": "for the first", "second": "for the second", "tie": "for a tie", "both_bad": "for both bad"}
 

@@ -40,6 +40,8 @@ GOLD = "gold"
 """The purpose of gold questions, which is no judge's name."""
 
 AssignmentKind: TypeAlias = Literal["question", "gold", "repeat"]
+Method: TypeAlias = Literal["majority", "dawid_skene"]
+Disagreement: TypeAlias = Literal["abstain", "soft"]
 Role: TypeAlias = Literal["annotator", "administrator"]
 AnnotatorStatus: TypeAlias = Literal["active", "excluded", "revoked"]
 
@@ -78,11 +80,14 @@ class Rules:
     repeat_share: float = 0.05  # of the assignments: an own earlier question with its sides swapped
     repeat_distance: int = 10  # as many other votes lie between a question and its repeat, at least
     min_seconds: float = 1.0  # a vote given faster does not count
-    min_accuracy: float = 0.6  # the bar on gold questions
-    min_consistency: float = 0.6  # the bar on repeats
+    min_accuracy: float = 0.7  # the bar on gold questions
+    min_consistency: float = 0.5  # the bar on repeats
     min_checks: int = 8  # nobody is excluded on fewer answers than these
     criteria: tuple[str, ...] = ()  # what the two answers may be compared on besides the outcome
     instructions: str = ""
+    consensus: Method = "majority"  # of the export; the loop has it from the config of each judge
+    min_agreement: float = 0.5
+    disagreement: Disagreement = "abstain"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,7 +113,8 @@ class Question:
 
     def __post_init__(self) -> None:
         parts = (
-            self.purpose, self.round_index, self.prompt_id, self.first, self.second, self.first_text, self.second_text
+            self.purpose, self.round_index, self.prompt_id, json.dumps(self.prompt, sort_keys=True),
+            self.first, self.second, self.first_text, self.second_text,
         )  # fmt: skip
         object.__setattr__(self, "question_id", _digest("question", *parts))
 
@@ -248,6 +254,25 @@ class Progress:
     @property
     def is_settled(self) -> bool:
         return self.num_missing == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that was asked and said, at one moment."""
+
+    questions: Mapping[str, Question]  # by id, in the order of the queue, gold questions included
+    unsettled: frozenset[str]  # questions that want more votes
+    gold: Mapping[str, Outcome]  # gold question -> its answer
+    votes: tuple[Vote, ...]  # in any status, oldest first
+    rules: Rules
+
+    def counted(self) -> dict[str, list[Vote]]:
+        """The counted votes of each question, those without any included, gold questions not."""
+        found: dict[str, list[Vote]] = {name: [] for name in self.questions if name not in self.gold}
+        for vote in self.votes:
+            if vote.status == "counted":
+                found[vote.question_id].append(vote)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

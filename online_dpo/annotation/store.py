@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from online_dpo.annotation.records import (
     Annotator,
@@ -24,9 +22,10 @@ from online_dpo.annotation.records import (
     Question,
     Role,
     Rules,
+    Snapshot,
     Vote,
 )
-from online_dpo.annotation.tables import accounts, asking, events, figures, leases, queue, voting
+from online_dpo.annotation.tables import accounts, asking, events, figures, leases, queue, settings, voting
 from online_dpo.annotation.tables.database import AnnotationStoreError, Database
 
 FILE = Path("annotation") / "annotation.sqlite"
@@ -58,9 +57,9 @@ class AnnotationStore:
         database = Database(path)
         database.create()
         with database.writing() as db:
-            known, text = _setting(db, "rules"), json.dumps(asdict(rules), sort_keys=True)
+            known, text = settings.read(db, "rules"), json.dumps(asdict(rules), sort_keys=True)
             if known != text:
-                _set(db, "rules", text)
+                settings.write(db, "rules", text)
                 events.record(db, now, events.RUN, "rules changed" if known else "created", asdict(rules))
         return cls(database)
 
@@ -96,14 +95,17 @@ class AnnotationStore:
     def rules(self) -> Rules:
         """How people are asked at the moment."""
         with self._database.reading() as db:
-            return _rules(db)
+            return settings.rules(db)
 
     # ---- questions, for the judge
 
     def add_questions(self, questions: Sequence[Question], now: float) -> int:
-        """Put questions into the queue; those that are in it stay as they are. Returns how many were new."""
+        """Put questions into the queue, or ask withdrawn ones again. Returns how many were new.
+
+        Those that are in it and not settled want as many votes as the rules say now.
+        """
         with self._database.writing() as db:
-            return asking.add_questions(db, questions, _rules(db), now)
+            return asking.add_questions(db, questions, settings.rules(db), now)
 
     def add_gold(self, questions: Sequence[GoldQuestion], now: float) -> int:
         """Add hidden questions; known ones stay as they are. Returns how many were new."""
@@ -132,6 +134,22 @@ class AnnotationStore:
             asking.use(db, ids, now)
             return voting.counted_votes(db, ids)
 
+    def withdraw_others(self, question_ids: Iterable[str], up_to_round: int, now: float) -> int:
+        """Ask nobody any more what the run does not wait for, such as questions of rounds that were taken off it.
+
+        Their votes stay, and `add_questions` asks them again.
+
+        Args:
+            question_ids: that the run waits for.
+            up_to_round: questions of later rounds are left alone.
+            now: the time.
+
+        Returns:
+            How many questions were withdrawn.
+        """
+        with self._database.writing() as db:
+            return asking.withdraw_others(db, question_ids, up_to_round, now)
+
     def close_questions(self, question_ids: Iterable[str], by: str, now: float) -> int:
         """Be content with the votes that questions have, such as stuck ones. Returns how many were unsettled."""
         with self._database.writing() as db:
@@ -152,6 +170,11 @@ class AnnotationStore:
         with self._database.reading() as db:
             return dict(db.execute("SELECT question_id, answer FROM questions WHERE answer IS NOT NULL").fetchall())
 
+    def snapshot(self) -> Snapshot:
+        """Everything that was asked and said, as of one moment."""
+        with self._database.reading() as db:
+            return figures.snapshot(db)
+
     # ---- voting, for an annotator's page
 
     def next_assignment(self, annotator: str, now: float) -> Assignment | None:
@@ -166,9 +189,9 @@ class AnnotationStore:
         """
         with self._database.writing() as db:
             accounts.require_active(db, annotator)
-            if _setting(db, "paused"):
+            if settings.read(db, "paused"):
                 raise Paused("the annotation is paused: come back later")
-            return queue.next_assignment(db, annotator, _rules(db), now)
+            return queue.next_assignment(db, annotator, settings.rules(db), now)
 
     def renew(self, assignment_id: str, annotator: str, now: float) -> float:
         """Keep an assignment; the page asks for it as long as it is looked at. Returns when the lease runs out.
@@ -178,7 +201,7 @@ class AnnotationStore:
         """
         with self._database.writing() as db:
             accounts.require_active(db, annotator)
-            return leases.renew(db, assignment_id, annotator, _rules(db), now)
+            return leases.renew(db, assignment_id, annotator, settings.rules(db), now)
 
     def release(self, assignment_id: str, annotator: str) -> None:
         """Give a question back, such as when the page is closed; nothing happens where it is not held."""
@@ -218,7 +241,7 @@ class AnnotationStore:
         with self._database.writing() as db:
             accounts.require_active(db, annotator)
             return voting.vote(
-                db, assignment_id, annotator, choice, _rules(db), now,
+                db, assignment_id, annotator, choice, settings.rules(db), now,
                 ratings=ratings or {}, comment=comment, seconds=seconds,
             )  # fmt: skip
 
@@ -231,7 +254,7 @@ class AnnotationStore:
         """
         with self._database.writing() as db:
             accounts.require_active(db, annotator)
-            return voting.undo(db, annotator, _rules(db), now)
+            return voting.undo(db, annotator, settings.rules(db), now)
 
     def outlook(self, annotator: str) -> Outlook:
         """How much the annotator has done, and about how much is left."""
@@ -245,7 +268,7 @@ class AnnotationStore:
     ) -> Invitation:
         """Make a person with a link. The token is shown once: only its hash is kept."""
         with self._database.writing() as db:
-            return accounts.invite(db, name, role, expires_at, _rules(db).seed, by, now)
+            return accounts.invite(db, name, role, expires_at, settings.rules(db).seed, by, now)
 
     def invite_again(self, annotator: str, *, expires_at: float, by: str, now: float) -> Invitation:
         """A new link for a person; older links and sessions of theirs end."""
@@ -306,7 +329,9 @@ class AnnotationStore:
     def progress(self, now: float, *, purpose: str | None = None, round_index: int | None = None) -> Progress:
         """Where the questions of a judge and a round stand; None = all of them. Gold questions are none of these."""
         with self._database.reading() as db:
-            return figures.progress(db, bool(_setting(db, "paused")), now, purpose=purpose, round_index=round_index)
+            return figures.progress(
+                db, bool(settings.read(db, "paused")), now, purpose=purpose, round_index=round_index
+            )
 
     def annotators(self) -> list[AnnotatorFigures]:
         """How everybody works who was ever invited, in the order of the invitations."""
@@ -320,21 +345,6 @@ class AnnotationStore:
 
     def _set_paused(self, value: str, by: str, now: float) -> None:
         with self._database.writing() as db:
-            if _setting(db, "paused") != value:
-                _set(db, "paused", value)
+            if settings.read(db, "paused") != value:
+                settings.write(db, "paused", value)
                 events.record(db, now, by, "paused" if value else "unpaused")
-
-
-def _setting(db: sqlite3.Connection, name: str) -> str:
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
-    return row["value"] if row else ""
-
-
-def _set(db: sqlite3.Connection, name: str, value: str) -> None:
-    db.execute("INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
-
-
-def _rules(db: sqlite3.Connection) -> Rules:
-    found: dict[str, Any] = json.loads(_setting(db, "rules"))
-    known = {name: found[name] for name in (f.name for f in fields(Rules)) if name in found}
-    return Rules(**{**known, "criteria": tuple(found["criteria"])})

@@ -12,6 +12,7 @@ from judges.spec import JudgeSpec
 from online_dpo.commands.fitting import check_lengths, check_machine
 from online_dpo.commands.learning_rates import settle_lr
 from online_dpo.commands.model_checks import NamedModel, check_models, inspect_judge_models, own_models
+from online_dpo.config.human_checks import human_judges
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
@@ -23,6 +24,7 @@ from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
 from online_dpo.data.prompts import Cursor, PromptSource, validate_source
 from online_dpo.errors import JudgeError, ModelError
 from online_dpo.loop.draws import check_one_form, first_written
+from online_dpo.loop.people.opening import check_gold
 from online_dpo.loop.rounds import Job
 from online_dpo.loop.weight_sync import NUM_PROBE_ROWS, probe_rows
 from online_dpo.models.adapters import read_adapter
@@ -99,13 +101,16 @@ def judge_sections(config: RunConfig) -> dict[str, JudgeSection]:
 
 
 def judge_specs(config: RunConfig) -> dict[str, JudgeSpec]:
-    """Judge's name -> what it is made of.
+    """Judge's name -> what it is made of; people, whom nobody hosts, are left out.
 
     Raises:
         JudgeError: targets name nothing; a line for each such judge.
     """
     specs, problems = {}, []
+    people = human_judges(config)
     for field, section in judge_sections(config).items():
+        if field in people:
+            continue
         try:
             specs[judge_name(field)] = make_spec(section, field=field, base_dir=Path.cwd())
         except JudgeError as error:
@@ -151,6 +156,7 @@ def peek_sources(config: RunConfig) -> None:
         validate_source(section, field=f"evaluation.sets.{name}")
     for field, pairs in pair_sections(config).items():
         peek_preferences(pairs, field=field)
+    check_gold(config)
 
 
 def pair_sections(config: RunConfig) -> dict[str, PairColumns]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.loading import load_judges
 from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError
@@ -46,6 +47,11 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
     from judges.registry import make_spec
 
     section, field = _section(config, overrides, options.judge)
+    if isinstance(section, HumanJudge):
+        raise ConfigError(
+            f"{field}.type is human, and people are asked in a run alone: start one with `online-dpo run {config}`, "
+            f"and open its questions with `online-dpo annotate`"
+        )
     rows = read_rows(file, gold=options.gold, limit=options.limit)
     spec = make_spec(section, field=field, base_dir=Path.cwd())
     host = JudgeHost(spec, threads=section.threads if isinstance(section.threads, int) else None)

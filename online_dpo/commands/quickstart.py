@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from online_dpo import embedded
 from online_dpo.commands.run import run
+from online_dpo.commands.showing import Display
 from online_dpo.commands.status import read_status
 from online_dpo.config.loading import load_config
+from online_dpo.reports.page.writing import REPORT
 from online_dpo.reports.progress import describe_evaluation
 from online_dpo.reports.round_tables import rounds_table, seconds_table
 from online_dpo.store.run_store import RunStore
@@ -21,13 +22,20 @@ CONFIG = Path(embedded.__file__).parent / "quickstart.yaml"
 NUM_SHOWN = 2
 
 
-def quickstart(progress: Any) -> None:
+def quickstart(shown: Display) -> None:
     """Run it in a run directory of its own and print the rounds, two prompts before and after, and where it all is."""
     config = load_config(CONFIG, [f"run.name={_free_name(Path('runs'))}"])
-    with progress:
-        result = run(config, listeners=(progress,))
+    result = run(config, listeners=(shown.begin(config.run_dir),))
+    shown.end()
+    if not shown.is_quiet:
+        show_outcome(result.run_dir)
+    print(f"run directory: {result.run_dir}   (online-dpo status {result.run_dir})")
+
+
+def show_outcome(run_dir: Path) -> None:
+    """The rounds, and two prompts before and after."""
     console = Console(width=140, highlight=False)
-    status = read_status(result.run_dir)
+    status = read_status(run_dir)
     console.print()
     console.print(rounds_table(status))
     console.print(seconds_table(status))
@@ -36,11 +44,11 @@ def quickstart(progress: Any) -> None:
         f"\nheld-out openings after {len(status['rounds'])} rounds: {describe_evaluation(final)}", soft_wrap=True
     )
     console.print("reward and gold are log-odds of a kind review; brackets: paired-bootstrap 95 % interval of the gain")
-    for opening, before, after in before_and_after(result.run_dir):
+    for opening, before, after in before_and_after(run_dir):
         console.print(f"\n{opening} ...", markup=False)
         console.print(f"  before: {before}", markup=False, soft_wrap=True)
         console.print(f"  after:  {after}", markup=False, soft_wrap=True)
-    console.print(f"\nrun directory: {result.run_dir}   (online-dpo status {result.run_dir})", soft_wrap=True)
+    console.print(f"\nto look at in a browser: {run_dir / REPORT}", markup=False, soft_wrap=True)
 
 
 def before_and_after(run_dir: Path) -> list[tuple[str, str, str]]:

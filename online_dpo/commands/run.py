@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
 from online_dpo.errors import ActorError, ConfigError, RunDirectoryError
+from online_dpo.loop.people.leaving import still_missing
+from online_dpo.loop.people.opening import judges_of, open_store, people_of
 from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import Event
 from online_dpo.reports.incidents import Incidents
@@ -23,7 +26,7 @@ from online_dpo.reports.listening import Guarded, Listener
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
 from online_dpo.reports.page.writing import ReportWriter
 from online_dpo.reports.result_reading import read_initial, read_rounds
-from online_dpo.reports.results import RunResult
+from online_dpo.reports.results import Awaited, RunResult
 from online_dpo.reports.trackers.feeding import Trackers
 from online_dpo.reports.trackers.registry import make_trackers
 from online_dpo.store.run_store import RunStore
@@ -76,17 +79,31 @@ def _continue(config: RunConfig, guard: Guarded) -> RunResult:
             guard.note(line)
         is_finished = len(store.finished_rounds()) >= config.run.rounds
         stopped = None if is_finished else why_stopped(config, store)
-        materials = None if is_finished or stopped else load_inputs(inputs)
+        awaited = None if is_finished or stopped else _awaited(inputs.config, store)
+        materials = None if is_finished or stopped or awaited else load_inputs(inputs)
         if portable_yaml(inputs.config) != store.config_yaml:
             store.amend(config_yaml=portable_yaml(inputs.config))
         if materials is not None:
             return _play(materials, store, stack, guard)
         if config.run.keep_optimizer == "last":
             store.prune_optimizer()  # what a kill right after the last round left
-        if stopped is not None:
-            return _result(store, guard, stopped)
+        if stopped is not None or awaited is not None:
+            return _result(store, guard, Ending(stopped=stopped, awaited=awaited))
         guard.note(f"all {config.run.rounds} rounds of {config.run_dir} are finished already")
         return _result(store, guard)
+
+
+def _awaited(config: RunConfig, store: RunStore) -> Awaited | None:
+    """The answers that keep a run from going on which left to let people answer, and is not to wait for them now.
+
+    Seen before anything slow is loaded: it may be asked often.
+    """
+    judges = judges_of(config)
+    if not judges or all(section.wait for section in judges.values()):
+        return None
+    with open_store(judges, config, store.path) as annotation:
+        found = still_missing(store, annotation)
+    return None if found is None else Awaited(**found)
 
 
 def _make_room(config: RunConfig) -> str | None:
@@ -201,11 +218,16 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     return _result(store, guard, play(materials, stages, store, listeners))
 
 
-def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> str | None:
-    """Run the loop and tell everyone. Where the learner is lost, begin the loop anew with what is committed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Why a run ended before its last round, though nothing went wrong; both None = it did not."""
 
-    Returns:
-        Why the run was stopped before its last round by its drift budget or alarm; None if it was not.
+    stopped: str | None = None  # by its drift budget or alarm
+    awaited: Awaited | None = None  # answers of people
+
+
+def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> Ending:
+    """Run the loop and tell everyone. Where the learner is lost, begin the loop anew with what is committed.
 
     Raises:
         ActorError: an actor was lost too often; the message says what happened and how to go on.
@@ -215,7 +237,7 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
         for listener in listeners:
             listener.note(line)
 
-    incidents = Incidents(store, tell)
+    incidents = Incidents(store, listeners)
     stages.report = incidents.add
     config = materials.config
     made, plain = make_trackers(config.logging), config.model_dump(mode="json")
@@ -230,25 +252,26 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
                     raise ActorError(f"{last}\n{incidents.summary()}") from None
 
 
-def _play_from_committed(
-    materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]
-) -> str | None:
+def _play_from_committed(materials: Materials, stages: Any, store: RunStore, listeners: Sequence[Listener]) -> Ending:
     from online_dpo.loop.rounds import run_rounds
 
     # The metrics hear first: a commit covers what they wrote.
-    writer = MetricsWriter(store)
-    events: Iterator[Event] = run_rounds(materials.job, stages, store)
-    stopped = None
-    for event in events:
-        writer.hear(event)
-        for listener in listeners:
-            listener.hear(event)
-        if event.kind == "round_committed":
-            result = next(r for r in read_rounds(store.metrics()) if r.round == event.round_index)
+    writer, ending = MetricsWriter(store), Ending()
+    with people_of(materials.config, store.path) as people:
+        events: Iterator[Event] = run_rounds(materials.job, stages, store, people)
+        for event in events:
+            writer.hear(event)
             for listener in listeners:
-                listener.round_done(result)
-        stopped = event.data["reason"] if event.kind == "run_stopped" else stopped
-    return stopped
+                listener.hear(event)
+            if event.kind == "round_committed":
+                result = next(r for r in read_rounds(store.metrics()) if r.round == event.round_index)
+                for listener in listeners:
+                    listener.round_done(result)
+            elif event.kind == "run_stopped":
+                ending = Ending(stopped=event.data["reason"])
+            elif event.kind == "run_left":
+                ending = Ending(awaited=Awaited(**event.data))
+    return ending
 
 
 def portable_yaml(config: RunConfig) -> str:
@@ -260,13 +283,15 @@ def _place(config: RunConfig) -> dict[str, str]:
     return {"name": config.run.name, "dir": config.run.dir}
 
 
-def _result(store: RunStore, guard: Guarded, stopped: str | None = None) -> RunResult:
+def _result(store: RunStore, guard: Guarded, ending: Ending | None = None) -> RunResult:
+    ending = ending or Ending()
     records = list(store.metrics())
     return RunResult(
         run_dir=store.path,
         rounds=read_rounds(records),
         initial=read_initial(records),
-        stopped=stopped,
+        stopped=ending.stopped,
+        awaited=ending.awaited,
         failed_listeners=tuple(guard.failed),
     )
 

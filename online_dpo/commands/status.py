@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
 from online_dpo.config.loading import load_config
+from online_dpo.errors import UserError
+from online_dpo.loop.people.leaving import awaited
 from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import INCIDENT
 from online_dpo.reports.data_set_lines import show_preferences
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.reports.metrics import check_metrics
+from online_dpo.reports.people import annotators_table, people_lines, read_people
 from online_dpo.reports.round_tables import (
     price_table,
     rounds_table,
@@ -23,9 +30,15 @@ from online_dpo.reports.round_tables import (
     training_table,
     wins_table,
 )
+from online_dpo.reports.under_way import overview, stage_of, time_left
 from online_dpo.reports.yields import read_yield, yield_table
+from online_dpo.store.files import is_in_use
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
+from online_dpo.text_files import printable
+
+WATCH_S = 2.0
+"""Seconds from one look to the next."""
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -45,10 +58,23 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         stopped = None if is_complete else why_stopped(config, store)
         first, second = store.unfinished_rounds()
         # A run whose run.rounds was lowered may have a round that was sampled ahead and is not played.
+        waits = awaited(store) is not None
         current = None if is_complete and not first.names() else _progress(first, records)
         ahead = _progress(second, records) if second.names() else None
+        stage = stage_of(first)
+    is_running = not is_complete and stopped is None and is_in_use(run_dir)
     # A round whose summary is written but not committed would be done again.
     rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]
+    left = None
+    if is_running:
+        evaluation, now = config.evaluation, time.time()
+        left = time_left(
+            rounds,
+            num_rounds=config.run.rounds,
+            evaluated_every=evaluation.every if evaluation.sets or evaluation.pairs else None,
+            since=rounds[-1].get("time", now) if rounds else now,
+            now=now,
+        )
     return {
         "run_dir": str(run_dir),
         "num_rounds": config.run.rounds,
@@ -61,6 +87,10 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         "current": current,
         "ahead": ahead,
         "stopped": stopped,
+        "is_running": is_running,
+        "stage": stage,
+        "left_s": left,
+        "people": None if (found := read_people(run_dir)) is None else {**found, "awaited": waits},
     }
 
 
@@ -69,7 +99,12 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
     if as_json:
         console.print_json(json.dumps(status))
         return
-    console.print(f"{status['run_dir']}: {status['num_finished']} of {status['num_rounds']} rounds finished")
+
+    def say(line: str) -> None:
+        console.print(Text(printable(line)), soft_wrap=True)
+
+    for line in overview(status, width=console.width, ascii_only=console.options.ascii_only):
+        console.print(Text(line), soft_wrap=True)
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
         if status["initial"]:
@@ -86,16 +121,21 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
         console.print(seconds_table(status))
     for record in status["preferences"]:
         shown = show_preferences(record)
-        console.print(f"policy {record['policy_version']} on {record['set']}: {shown}", highlight=False, soft_wrap=True)
+        say(f"policy {record['policy_version']} on {record['set']}: {shown}")
     for record in status["rounds"]:
         for line in reasons_of(record):
-            console.print(line, highlight=False, soft_wrap=True)
+            say(line)
         for warning in record["warnings"]:
-            console.print(f"warning: {warning}", soft_wrap=True)
+            say(f"warning: {warning}")
     for record in status["incidents"]:
-        console.print(f"round {record['round'] + 1}: {record['what']}", highlight=False, soft_wrap=True)
+        say(f"round {record['round'] + 1}: {record['what']}")
+    if (people := status["people"]) is not None:
+        if (table := annotators_table(people.get("annotators", ()))) is not None:
+            console.print(table)
+        for line in people_lines(people, status["run_dir"]):
+            say(line)
     if status["stopped"] is not None:
-        console.print(f"stopped: {status['stopped']}", soft_wrap=True)
+        say(f"stopped: {status['stopped']}")
     elif status["current"] is not None:
         now = status["current"]
         console.print(
@@ -108,6 +148,27 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
                 f"round {ahead['round'] + 1} is sampled ahead: {ahead['num_shards_sampled']} shards sampled, "
                 f"{ahead['num_shards_judged']} judged"
             )
+
+
+def watch_status(run_dir: Path) -> None:
+    """Show where a run stands, again and again, until it ends or nothing works on it.
+
+    Raises:
+        UserError: there is no terminal.
+        RunDirectoryError: as `read_status`.
+    """
+    console = Console()
+    if not (sys.stdout.isatty() and console.is_interactive):
+        raise UserError("--watch needs a terminal; without it, `online-dpo status` prints where the run stands now")
+    status = read_status(run_dir)
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            lines = overview(status, width=console.width, ascii_only=console.options.ascii_only)
+            live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)), refresh=True)
+            if not status["is_running"]:
+                return
+            time.sleep(WATCH_S)
+            status = read_status(run_dir)
 
 
 def _progress(part: RoundStore, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from online_dpo.commands.fitting import check_lengths, check_machine
 from online_dpo.commands.inputs import judge_models, judge_sections, judge_specs, pair_sections, peek_sources, prepare
 from online_dpo.commands.model_checks import check_weights
 from online_dpo.config.control import PathReference
+from online_dpo.config.human_checks import human_judges
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import describe_draw
 from online_dpo.errors import JudgeError, ModelError
+from online_dpo.loop.people.opening import gold_questions
 from online_dpo.models.adapters import read_adapter
 from online_dpo.models.given_reference import inspect_reference
 from online_dpo.models.inspection import inspect_model
@@ -99,6 +101,9 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
             yield f"judge {name}: keeps its contract on two canned completions"
     if problems:
         raise JudgeError("\n".join(problems))
+    for field, section in human_judges(config).items():
+        gold = len(gold_questions(section, field))
+        yield f"{field}: people, who are not asked by this; {gold} gold questions"
     yield "not checked: no engine was started, so its memory is not known, and judges saw canned answers alone"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
+from online_dpo.commands.report import show_in_browser
 from online_dpo.reports.page.live import LivePage
 from online_dpo.reports.page.serving import HOST, listen, serve
 from online_dpo.store.salvage import read_what_is_left
@@ -30,5 +30,5 @@ def view(run_dir: Path, *, port: int, open_it: bool, tell: Callable[[str], None]
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
     tell(f"report of {run_dir}: {address} (Ctrl-C ends it)")
     if open_it:
-        webbrowser.open(address)  # the socket listens already
+        show_in_browser(address)  # the socket listens already
     serve(LivePage(run_dir), listener)

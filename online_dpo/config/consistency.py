@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from online_dpo.config.control import FixedReference
+from online_dpo.config.human_checks import check_human_judges
+from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import EnsembleJudge, OuterJudge, ProcessJudge
 from online_dpo.config.objective.beta import AdaptiveBeta
@@ -27,6 +29,7 @@ def check_consistency(config: Any) -> None:
     _check_measured(config)
     _check_beta(config)
     _check_layout(config)
+    check_human_judges(config)
 
 
 def _check_pairs(config: Any) -> None:
@@ -154,6 +157,8 @@ def _check_pairing(config: Any) -> None:
 
 def _only_compares(section: Any) -> bool:
     """Whether a judge is known from its section to score nothing."""
+    if isinstance(section, HumanJudge):
+        return True
     if isinstance(section, LlmJudge):
         return section.form == "pairwise"
     if isinstance(section, EnsembleJudge) and section.aggregate == "majority":

@@ -14,7 +14,7 @@ from online_dpo.errors import ConfigError
 
 def changes(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any, bool]]:
     """`(field, old value, new value, may change on resume)` of every difference."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     found = []
     for key in sorted({**before, **after}):
         if before.get(key, (None, False))[0] != after.get(key, (None, False))[0]:
@@ -56,18 +56,18 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     return allowed
 
 
-def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
+def leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
     """`(dotted field, (value, changeable))` of every leaf."""
     for name, info in type(model).model_fields.items():
         value, key = getattr(model, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{key}.")
+            yield from leaves(value, f"{key}.")
         elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
             for entry, item in value.items():
-                yield from _leaves(item, f"{key}.{entry}.")
+                yield from leaves(item, f"{key}.{entry}.")
         elif isinstance(value, list) and any(isinstance(v, BaseModel) for v in value):
             for entry, item in enumerate(value):
-                yield from _leaves(item, f"{key}.{entry}.")
+                yield from leaves(item, f"{key}.{entry}.")
         else:
             extra = info.json_schema_extra
             yield key, (value, isinstance(extra, dict) and bool(extra.get("changeable")))

@@ -1,7 +1,8 @@
 """The calls under way: whoever waits for one of them serves the others meanwhile, whoever made them.
 
 So a round's shards are judged while later ones are sampled, and with `overlap: 1` the next round's shards are committed
-and judged while the learner works on this one.
+and judged while the learner works on this one. People are asked like other judges, and waited for when nothing else is
+under way: then all is asked, and who is reliable shows best.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from online_dpo.loop.people.asking import AskedPeople, People
 from online_dpo.loop.stages import Event, Stages, Task
 
 
@@ -27,10 +29,11 @@ class Calls:
 
     Attributes:
         stages: who is called.
+        people: the human judges; None where there are none.
     """
 
-    def __init__(self, stages: Stages) -> None:
-        self.stages = stages
+    def __init__(self, stages: Stages, people: People | None = None) -> None:
+        self.stages, self.people = stages, people
         self._running: dict[Task, Call] = {}
 
     def add(self, task: Task, call: Call) -> None:
@@ -49,8 +52,18 @@ class Calls:
 
         while any(call.owner is owner and not is_left(call) for call in self._running.values()):
             tasks = [task for task, call in self._running.items() if not is_left(call)]
-            task, result = self.stages.first_done(tasks)
-            yield from self._running.pop(task).then(result)
+            hosted = [task for task in tasks if not isinstance(task, AskedPeople)]
+            if hosted:
+                done: list[tuple[Task, Any]] = [self.stages.first_done(hosted)]
+            else:
+                done = yield from self._answers_of_people(owner)
+            for task, result in done:
+                yield from self._running.pop(task).then(result)
+
+    def _answers_of_people(self, owner: object) -> Generator[Event, None, list[tuple[Task, Any]]]:
+        assert self.people is not None
+        asked = [task for task, call in self._running.items() if call.owner is owner and isinstance(task, AskedPeople)]
+        return list((yield from self.people.answers(asked)))
 
     def learner(self, method: str, *args: Any) -> Generator[Event, None, Any]:
         """Make a call of the learner and wait for it; what else is under way goes on meanwhile.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.run import RunConfig
+from online_dpo.loop import compared_policies
 from online_dpo.loop.calls import Calls
+from online_dpo.loop.compared_policies import human_evaluation_judges
 from online_dpo.loop.rollouts import Collected, Rollouts, Sampling, rows_of
 from online_dpo.loop.stages import Event, LearnerStage
-from online_dpo.loop.verdicts import asked_again, report_on
+from online_dpo.loop.verdicts import Asking, asked_again, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.statistics.samples import (
     describe_completions,
@@ -23,7 +28,17 @@ from online_dpo.statistics.samples import (
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import evaluation_base
-from online_dpo.types import REWARD, Prompt, SamplingPlan, WeightsRef, derive_seed
+from online_dpo.types import REWARD, Completion, Prompt, SamplingPlan, WeightsRef, derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledSet:
+    """An evaluation set that is sampled, and what people are asked about it."""
+
+    collected: Collected
+    rollouts: Rollouts
+    people: Asking | None = None
+    answers: Sequence[Completion] = ()  # both that people compare, of every prompt
 
 
 def evaluate(
@@ -36,6 +51,7 @@ def evaluate(
     sets: Mapping[str, Sequence[Prompt]],
     references: Mapping[str, Sequence[WeightsRef]],
     baseline: Mapping[str, Any] | None,
+    initial_answers: Callable[[str], Sequence[Completion]] = lambda name: (),
 ) -> Generator[Event, None, dict[str, Any]]:
     """Sample each set once per prompt at temperature 1, top_p 1; judge, and measure KL on exactly those samples.
 
@@ -49,35 +65,28 @@ def evaluate(
         references: name -> policies whose mean log-prob KL is measured against: `reference` (what the policy was
             trained with; no policies where the objective needs none) and `initial`.
         baseline: what this function returned for the initial policy; scores gain over it, paired by prompt.
+        initial_answers: the initial policy's to a set, with which people compare the policy's.
 
     Returns (as the generator's value):
         set name -> figures, committed as `summary` beside the set's samples.
     """
     summaries: dict[str, Any] = {}
+    sampled = yield from _ask_people(config, calls, store, pusher, policy, sets, initial_answers)
     for name, prompts in sets.items():
         base = evaluation_base(name, is_initial=policy.version == 0)
         commit = f"{base}summary"
         if policy.version == 0 and not store.has(f"{base}prompts"):
             store.put_records(f"{base}prompts", prompts)  # once; people read them beside the answers
         if not store.has(commit):
-            rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
-            if rollouts.missing:
-                yield from pusher.push(policy, store.index)
-            sampling = Sampling(
-                calls,
-                rollouts,
-                pusher,
-                policy,
-                evaluation_plan(config, name, policy.version),
-                judges=[*([] if config.judge is None else [REWARD]), *config.evaluation.judges],
-                again=_asked_again(config, prompts, policy.version),
-            )
-            yield from sampling.begin()
-            collected = yield from sampling.finish()
-            divergences = _divergences(calls.stages.learner, prompts, collected, references)
+            if name not in sampled:
+                sampled[name] = yield from _sample(config, calls, store, pusher, policy, name, prompts)
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
+            compared = yield from _comparisons(sampled[name], seed)
+            collected = sampled[name].collected
+            divergences = _divergences(calls.stages.learner, prompts, collected, references)
             before = None if baseline is None else baseline[name]["scores"]
-            store.put_json(commit, {**_describe(collected, before, seed), **divergences})
+            described = _describe(collected, before, seed)
+            store.put_json(commit, {**described, "judges": {**described["judges"], **compared}, **divergences})
         summaries[name] = store.get_json(commit)
         shown = {key: value for key, value in summaries[name].items() if key != "scores"}
         yield Event(
@@ -86,6 +95,78 @@ def evaluate(
             data={"set": name, "policy_version": policy.version, **shown},
         )
     return summaries
+
+
+def evaluation_work(
+    config: RunConfig, store: RoundStore, sets: Mapping[str, Sequence[Prompt]], version: int
+) -> dict[str, int]:
+    """What there is to do for a policy's evaluation, and what is left of it; as `Rollouts.work`, of all sets."""
+    total: Counter[str] = Counter()
+    for name, prompts in sets.items():
+        base = evaluation_base(name, is_initial=version == 0)
+        rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
+        total.update(rollouts.work(_scoring_judges(config), 1))
+    return dict(total)
+
+
+def _ask_people(
+    config: RunConfig,
+    calls: Calls,
+    store: RoundStore,
+    pusher: Pusher,
+    policy: Policy,
+    sets: Mapping[str, Sequence[Prompt]],
+    initial_answers: Callable[[str], Sequence[Completion]],
+) -> Generator[Event, None, dict[str, SampledSet]]:
+    """Sample every set that is not evaluated, and ask people about all at once: a run that does not wait leaves once.
+
+    Returns (as the generator's value): set name -> what is under way; nothing where people are not asked.
+    """
+    sampled: dict[str, SampledSet] = {}
+    people = human_evaluation_judges(config) if policy.version > 0 else []
+    for name, prompts in sets.items() if people else ():
+        if not store.has(f"{evaluation_base(name, is_initial=False)}summary"):
+            found = yield from _sample(config, calls, store, pusher, policy, name, prompts)
+            answers = [*found.collected.completions, *initial_answers(name)]
+            asking = yield from compared_policies.ask_people(calls, found.rollouts, answers, people)
+            sampled[name] = replace(found, people=asking, answers=answers)
+    return sampled
+
+
+def _sample(
+    config: RunConfig,
+    calls: Calls,
+    store: RoundStore,
+    pusher: Pusher,
+    policy: Policy,
+    name: str,
+    prompts: Sequence[Prompt],
+) -> Generator[Event, None, SampledSet]:
+    """Sample a set, and have it judged by all who score."""
+    base = evaluation_base(name, is_initial=policy.version == 0)
+    rollouts = Rollouts(store, prompts, config.generator.shard_prompts, base=base)
+    if rollouts.missing:
+        yield from pusher.push(policy, store.index)
+    plan = evaluation_plan(config, name, policy.version)
+    again = _asked_again(config, prompts, policy.version)
+    sampling = Sampling(calls, rollouts, pusher, policy, plan, judges=_scoring_judges(config), again=again)
+    yield from sampling.begin()
+    collected = yield from sampling.finish()
+    return SampledSet(collected=collected, rollouts=rollouts)
+
+
+def _scoring_judges(config: RunConfig) -> list[str]:
+    """The training judge and the evaluation's, without people: they compare."""
+    named = {**({} if config.judge is None else {REWARD: config.judge}), **config.evaluation.judges}
+    return [name for name, section in named.items() if not isinstance(section, HumanJudge)]
+
+
+def _comparisons(sampled: SampledSet, seed: int) -> Generator[Event, None, dict[str, Any]]:
+    """What people say about a set that they were asked about; nothing about any other."""
+    if sampled.people is None:
+        return {}
+    yield from sampled.people.finish()
+    return compared_policies.describe(sampled.answers, sampled.people.said(sampled.rollouts.shards), seed)
 
 
 def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
@@ -110,7 +191,8 @@ def evaluation_plan(config: RunConfig, name: str, version: int) -> SamplingPlan:
 def _asked_again(config: RunConfig, prompts: Sequence[Prompt], version: int) -> dict[str, frozenset[str]]:
     """Evaluation judge -> prompts that it is asked about a second time."""
     ids, share = [prompt.prompt_id for prompt in prompts], config.verdicts.repeated
-    return {judge: asked_again(share, ids, config.run.seed, version, judge) for judge in config.evaluation.judges}
+    judges = [judge for judge in _scoring_judges(config) if judge != REWARD]
+    return {judge: asked_again(share, ids, config.run.seed, version, judge) for judge in judges}
 
 
 def _divergences(

@@ -16,7 +16,7 @@ from online_dpo.loop.stages import Event, Task
 from online_dpo.loop.verdicts import Asking, Said
 from online_dpo.loop.weight_sync import Policy, Pusher, check_versions
 from online_dpo.store.round_store import RoundStore
-from online_dpo.store.shards import ShardCommits
+from online_dpo.store.shards import Asked, ShardCommits
 from online_dpo.types import Completion, Prompt, Row, Sampled, SamplingPlan, Shard, TokenLogpRows
 
 
@@ -55,6 +55,21 @@ class Rollouts:
         """Shards that are not sampled yet."""
         return [shard for shard in self.shards if not self.commits.has_completions(shard.index)]
 
+    def work(self, judges: Sequence[str], num_samples: int) -> dict[str, int]:
+        """What is to be done in all, and what is left: for the event that announces it.
+
+        Args:
+            judges: that are asked about every prompt.
+            num_samples: completions of a prompt.
+        """
+        has = self.commits.has_verdicts
+        unjudged = [s for judge in judges for s in self.shards if not has(s.index, Asked(judge=judge))]
+        return {
+            "num_completions": num_samples * len(self.prompts),
+            "num_to_sample": num_samples * sum(len(shard.prompts) for shard in self.missing),
+            "num_to_judge": sum(len(shard.prompts) for shard in unjudged),
+        }
+
     def completions(self) -> tuple[Completion, ...]:
         """Of all shards, once all are sampled; read back from the store."""
         return tuple(c for shard in self.shards for c in self.commits.completions(shard.index))
@@ -63,24 +78,35 @@ class Rollouts:
 def judge_given(
     calls: Calls, rollouts: Rollouts, completions: Mapping[str, Sequence[Completion]], judge: str
 ) -> Generator[Event, None, Said]:
-    """Have completions judged that are there already.
-
-    Args:
-        calls: of the process; one of its judges is asked.
-        rollouts: the prompts; nothing of them is sampled.
-        completions: prompt id -> what the judge is shown of it, in this order.
-        judge: its name.
+    """Have completions judged that are there already; as `ask_given`, and wait for it.
 
     Returns (as the generator's value): `Said`.
 
     Raises:
-        JudgingStopped: as `Sampling.finish`.
+        JudgingStopped, AnswersMissing: as `Sampling.finish`.
     """
-    asking = Asking(calls, rollouts.commits, [judge])
-    for shard in rollouts.shards:
-        yield from asking.ask(shard, [c for prompt in shard.prompts for c in completions[prompt.prompt_id]])
+    asking = yield from ask_given(calls, rollouts, completions, [judge])
     yield from asking.finish()
     return asking.said(rollouts.shards)[judge]
+
+
+def ask_given(
+    calls: Calls, rollouts: Rollouts, completions: Mapping[str, Sequence[Completion]], judges: Sequence[str]
+) -> Generator[Event, None, Asking]:
+    """Ask judges about completions that are there already, and do not wait.
+
+    Args:
+        calls: of the process.
+        rollouts: the prompts; nothing of them is sampled.
+        completions: prompt id -> what the judges are shown of it, in this order.
+        judges: their names.
+
+    Returns (as the generator's value): what is under way.
+    """
+    asking = Asking(calls, rollouts.commits, judges)
+    for shard in rollouts.shards:
+        yield from asking.ask(shard, [c for prompt in shard.prompts for c in completions[prompt.prompt_id]])
+    return asking
 
 
 class Sampling:
@@ -137,6 +163,7 @@ class Sampling:
         Raises:
             JudgingStopped: a judge can or may go on no more. All that was said until then is committed, and a
                 continuation asks for the rest; what is being sampled meanwhile is not waited for.
+            AnswersMissing: people have not answered all that they are asked, and the run is not to wait for them.
         """
         yield from self._asking.finish()
         return Collected(completions=self._rollouts.completions(), said=self._asking.said(self._rollouts.shards))

@@ -16,13 +16,17 @@ from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor
 from online_dpo.data.preferences import PairDraw, PairSource
 from online_dpo.data.prompts import PromptSource
+from online_dpo.errors import AnswersMissing
 from online_dpo.loop.annotation import annotate
 from online_dpo.loop.calls import Calls
+from online_dpo.loop.compared_policies import initial_answers
 from online_dpo.loop.control import advance, findings, measure
 from online_dpo.loop.draws import DrawnPrompts, draw_items, sampled_version, samples
-from online_dpo.loop.evaluation import committed_evaluation, evaluate
+from online_dpo.loop.evaluation import committed_evaluation, evaluate, evaluation_work
 from online_dpo.loop.items import commit_items, committed_sources, name_of_items
 from online_dpo.loop.pair_evaluation import evaluate_pairs
+from online_dpo.loop.people.asking import People
+from online_dpo.loop.people.leaving import forget_leaving, leave
 from online_dpo.loop.positions import Position, restore_position, why_stopped
 from online_dpo.loop.references import Reference, commit_reference, next_reference, policy_of
 from online_dpo.loop.rollouts import Collected
@@ -63,8 +67,16 @@ class Gathered:
     pairs_cursor: Cursor
 
 
-def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
+def run_rounds(job: Job, stages: Stages, store: RunStore, people: People | None = None) -> Iterator[Event]:
     """Play every round that is not finished yet.
+
+    Where people have not answered and the run is not to wait for them, it ends with the event `run_left`.
+
+    Args:
+        job: what the run works on.
+        stages: everything outside this process.
+        store: of the run.
+        people: the human judges.
 
     Raises:
         WeightMismatchError: a generator does not hold the learner's weights.
@@ -74,15 +86,24 @@ def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
     initial = stages.learner.initial_adapter()
     position = restore_position(job.config, store, initial)
     restore_learner(stages, store, position.round_index)
-    rounds = Rounds(job, stages, store, initial)
+    rounds = Rounds(job, stages, store, initial, people)
     num_rounds = job.config.run.rounds
-    yield Event(kind="run_started", round_index=position.round_index, data={"num_rounds": num_rounds})
+    is_evaluated = bool(job.evaluation_sets or job.evaluation_pairs)
+    data = {"num_rounds": num_rounds, "evaluated_every": job.config.evaluation.every if is_evaluated else None}
+    yield Event(kind="run_started", round_index=position.round_index, data=data)
     rounds.prune()  # what a kill kept a former process from
+    forget_leaving(store)
     while position.round_index < num_rounds:
         if (reason := why_stopped(job.config, store)) is not None:
             yield Event(kind="run_stopped", round_index=position.round_index, data={"reason": reason})
             return
-        position = yield from rounds.play(position)
+        try:
+            position = yield from rounds.play(position)
+        except AnswersMissing:
+            assert people is not None
+            data = leave(people, store.round(position.round_index))
+            yield Event(kind="run_left", round_index=position.round_index, data=data)
+            return
         rounds.prune()
     yield Event(kind="run_done", round_index=num_rounds)
 
@@ -90,10 +111,12 @@ def run_rounds(job: Job, stages: Stages, store: RunStore) -> Iterator[Event]:
 class Rounds:
     """The parts of a round, in the order in which they are played. Holds nothing that is not in the store."""
 
-    def __init__(self, job: Job, stages: Stages, store: RunStore, initial: Adapter | None) -> None:
+    def __init__(
+        self, job: Job, stages: Stages, store: RunStore, initial: Adapter | None, people: People | None = None
+    ) -> None:
         self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
         in_turns = job.config.layout == "colocated"
-        self.calls = Calls(stages)
+        self.calls = Calls(stages, people)
         self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
         self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher)
 
@@ -218,7 +241,9 @@ class Rounds:
         sets = self.job.evaluation_sets
         if not sets:
             return {}
-        yield Event(kind="stage", round_index=store.index, data={"stage": "evaluating"})
+        work = evaluation_work(self.config, store, sets, policy.version)
+        data = {"stage": "evaluating", "policy_version": policy.version, **work}
+        yield Event(kind="stage", round_index=store.index, data=data)
         summaries = yield from evaluate(
             self.config,
             self.calls,
@@ -228,6 +253,7 @@ class Rounds:
             sets=sets,
             references={"reference": reference.members, "initial": (self.initial,)},
             baseline=self.initial_evaluation() if policy.version > 0 else None,
+            initial_answers=lambda name: initial_answers(self.store, self.config, name, sets[name]),
         )
         return {name: _without_scores(summary) for name, summary in summaries.items()}
 
@@ -236,7 +262,8 @@ class Rounds:
         sets = self.job.evaluation_pairs
         if not sets:
             return {}
-        yield Event(kind="stage", round_index=store.index, data={"stage": "evaluating"})
+        data = {"stage": "evaluating", "policy_version": policy.version}
+        yield Event(kind="stage", round_index=store.index, data=data)
         return (yield from evaluate_pairs(self.config, self.stages, self.store, store.index, policy.version, sets=sets))
 
     def is_evaluated(self, index: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
+from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor
 from online_dpo.data.prompts import PromptSource
@@ -50,9 +51,11 @@ class RoundSampler:
         """The prompts that the round samples, and what of their rollouts is committed."""
         assert self.prompts is not None
         drawn = draw_prompts(self.config, self.prompts, store, cursor)
-        data = {"stage": "sampling", "num_prompts": len(drawn.prompts)}
+        rollouts = Rollouts(store, drawn.prompts, self.config.generator.shard_prompts)
+        work = rollouts.work([REWARD], self.config.sampling.num_samples)
+        data = {"stage": "sampling", "num_prompts": len(drawn.prompts), **work}
         yield Event(kind=kind, round_index=store.index, data=data)
-        return drawn, Rollouts(store, drawn.prompts, self.config.generator.shard_prompts)
+        return drawn, rollouts
 
     def policy(self, position: Position) -> Policy:
         """The policy that samples a round whose turn has come."""
@@ -70,7 +73,9 @@ class RoundSampler:
     def sampling(self, rollouts: Rollouts, policy: Policy) -> Sampling:
         """Of a round's prompts, by a policy."""
         index, ids = rollouts.commits.store.index, [prompt.prompt_id for prompt in rollouts.prompts]
-        again = {REWARD: asked_again(self.config.verdicts.repeated, ids, self.config.run.seed, index, REWARD)}
+        # People are never asked again here: their queue repeats questions by rules of its own.
+        share = 0.0 if isinstance(self.config.judge, HumanJudge) else self.config.verdicts.repeated
+        again = {REWARD: asked_again(share, ids, self.config.run.seed, index, REWARD)}
         plan = training_plan(self.config, index)
         return Sampling(self.calls, rollouts, self.pusher, policy, plan, judges=[REWARD], again=again)
 

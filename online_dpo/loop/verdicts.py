@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from online_dpo.errors import JudgingStopped
+from online_dpo.errors import AnswersMissing, JudgingStopped
 from online_dpo.loop.calls import Call, Calls
 from online_dpo.loop.stages import Event
 from online_dpo.member_agreement import MemberAgreement
 from online_dpo.statistics.judges import report
+from online_dpo.statistics.people import describe_votes, place_bias
 from online_dpo.store.shards import Asked, ShardCommits, add_agreement, sum_counters
 from online_dpo.types import Completion, Judged, Shard, Verdict, derive_seed
+from online_dpo.votes import CastVote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class Said:
     repeats: tuple[Verdict, ...]  # what it said when it was asked again
     counters: Mapping[str, int | float]  # of its host, those of repeats included
     agreement: Mapping[str, MemberAgreement]  # of the verdicts; by the config field of each ensemble
+    votes: tuple[CastVote, ...] = ()  # of people
 
 
 class Asking:
@@ -54,6 +57,7 @@ class Asking:
         self._calls, self._commits = calls, commits
         self._judges, self._again = judges, again or {}
         self._stopped: str | None = None  # why a judge stopped
+        self._lacks_answers = False  # of people, and the run is not to wait for them
 
     @property
     def is_stopped(self) -> bool:
@@ -72,8 +76,11 @@ class Asking:
                 yield self.event("judging_started", shard, judge=judge)
                 self._start(shard, asked, completions)
 
-    def _on_judged(self, shard: Shard, asked: Asked, result: Judged) -> Iterator[Event]:
+    def _on_judged(self, shard: Shard, asked: Asked, result: Judged | None) -> Iterator[Event]:
         """Commit what was said, and ask again where the shard has prompts that were drawn for it."""
+        if result is None:
+            self._lacks_answers = True
+            return
         whole = self._commits.put(shard, asked, result)
         if whole is None:
             self._stopped = self._stopped or result.stopped
@@ -100,6 +107,7 @@ class Asking:
                 repeats=tuple(verdict for part in repeated for verdict in part.verdicts),
                 counters=sum_counters(part.counters for part in (*whole, *repeated)),
                 agreement=add_agreement(part.agreement for part in whole),
+                votes=tuple(vote for part in whole for vote in part.votes),
             )
         return found
 
@@ -126,18 +134,27 @@ class Asking:
         parts = self._commits.parts(shard.index, asked)
         judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
         left = tuple(c for c in completions if c.prompt_id not in judged)
+        then, people = partial(self._on_judged, shard, asked), self._calls.people
+        if people is not None and asked.judge in people.judges:
+            self._calls.add(
+                people.ask(asked.judge, self._commits.store.index, shard, left), Call(then=then, owner=self)
+            )
+            return
         task = self._calls.stages.start_judging(asked.judge, shard, left, again=asked.again)
-        self._calls.add(task, Call(then=partial(self._on_judged, shard, asked), owner=self, asks_judge=True))
+        self._calls.add(task, Call(then=then, owner=self, asks_judge=True))
 
     def finish(self) -> Iterator[Event]:
         """Wait for everything that is under way, and for what follows from it; once a judge has stopped, for judges.
 
         Raises:
-            JudgingStopped: a judge stopped.
+            JudgingStopped: a judge stopped. What people were asked is left.
+            AnswersMissing: people have not answered all of it, and the run is not to wait.
         """
         yield from self._calls.serve(self, only_judges=lambda: self.is_stopped)
         if self._stopped is not None:
             raise JudgingStopped(f"round {self._commits.store.index + 1}: {self._stopped}")
+        if self._lacks_answers:
+            raise AnswersMissing(f"round {self._commits.store.index + 1} waits for answers of people")
 
 
 def asked_again(share: float, prompt_ids: Sequence[str], seed: int, version: int, judge: str) -> frozenset[str]:
@@ -155,4 +172,5 @@ def asked_again(share: float, prompt_ids: Sequence[str], seed: int, version: int
 
 def report_on(completions: Sequence[Completion], said: Said) -> dict[str, Any]:
     """What a round tells about one judge, given the completions that it was asked about."""
-    return report(completions, said.verdicts, said.counters, said.repeats, said.agreement)
+    figures = report(completions, said.verdicts, said.counters, said.repeats, said.agreement)
+    return {**figures, **place_bias(said.votes), "people": describe_votes(said.votes)} if said.votes else figures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 from online_dpo.loop.stages import INCIDENT, Event
@@ -28,14 +28,14 @@ class Incident(Protocol):
 class Incidents(Listener):
     """Those of one process."""
 
-    def __init__(self, store: RunStore, tell: Callable[[str], None]) -> None:
+    def __init__(self, store: RunStore, listeners: Sequence[Listener]) -> None:
         """Nothing has happened yet.
 
         Args:
             store: of the run.
-            tell: takes a line for people.
+            listeners: are told.
         """
-        self._store, self._tell = store, tell
+        self._store, self._listeners = store, listeners
         self._round = 0
         self._lines: list[str] = []
 
@@ -46,17 +46,12 @@ class Incidents(Listener):
     def add(self, incident: Incident) -> None:
         """Tell and write down what happened to an actor."""
         line = f"round {self._round + 1}: {incident.sentence}"
-        self._tell(line)
+        happened = {"actor": incident.actor, "what": incident.sentence}
+        for listener in self._listeners:
+            listener.note(line)
+            listener.hear(Event(kind=INCIDENT, round_index=self._round, data=happened))
         self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
-        self._store.append_metrics(
-            {
-                "kind": INCIDENT,
-                "round": self._round,
-                "time": time.time(),
-                "actor": incident.actor,
-                "what": incident.sentence,
-            }
-        )
+        self._store.append_metrics({"kind": INCIDENT, "round": self._round, "time": time.time(), **happened})
         path = self._store.path
         with explained(path, ACTORS_LOG), (path / ACTORS_LOG).open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n{incident.detail}\n\n")

@@ -87,6 +87,8 @@ def judge_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             for found in figures.get("ensembles", {}).values()
             if (alpha := found.get("alpha", found.get("alpha_scores"))) is not None
         ]
+        if (people := figures.get("people")) is not None and people["alpha"] is not None:
+            alphas.append(f"{people['alpha']:.2f}")
         tokens = sum(counters.get(f"num_judge_{kind}_tokens", 0) for kind in ("prompt", "completion"))
         covered = f"{figures['num_covered']} of {figures['num_prompts']}" if "num_covered" in figures else ""
         yield (

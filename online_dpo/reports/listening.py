@@ -58,13 +58,21 @@ class EventKind:
 
 
 _PLACE = {"shard": "its number", "base": "folder of an evaluation's samples in the round; empty for the round's own"}
+_WORK = {
+    "num_completions": "of `sampling` and `evaluating`: completions in all",
+    "num_to_sample": "those that are not sampled yet",
+    "num_to_judge": "prompts that are not judged yet, once for each judge",
+}
 _JUDGED = {**_PLACE, "judge": "`reward`, or the name of an evaluation judge"}
 _GAPS = "nats per token: mean, largest mean of a row, largest of a token, and mean to the policy before"
 
 EVENTS = {
     "run_started": EventKind(
         when="everything is loaded; again where the learner was lost and started anew",
-        data={"num_rounds": "`run.rounds`"},
+        data={
+            "num_rounds": "`run.rounds`",
+            "evaluated_every": "`evaluation.every`; None where there is nothing to evaluate on",
+        },
     ),
     "round_started": EventKind(when="a round begins, or goes on after a resume or a lost learner"),
     "stage": EventKind(
@@ -72,11 +80,13 @@ EVENTS = {
         data={
             "stage": "`sampling`, `annotating`, `reference`, `learning` or `evaluating`",
             "num_prompts": "of `sampling`: prompts drawn",
+            **_WORK,
+            "policy_version": "of `evaluating`: of the policy",
         },
     ),
     "sampling_ahead": EventKind(
         when="with `overlap: 1`, the next round begins to be sampled; its shards have its `round_index`",
-        data={"stage": "`sampling`", "num_prompts": "prompts drawn"},
+        data={"stage": "`sampling`", "num_prompts": "prompts drawn", **_WORK},
     ),
     "pushed": EventKind(
         when="the generators hold a policy, and the probe set was compared",
@@ -140,6 +150,18 @@ EVENTS = {
         data={"policy_version": "of the round's policy", "...": "all that `RoundResult` has but `push` and `seconds`"},
     ),
     "round_committed": EventKind(when="the round is committed; `round_done` of the listeners comes next"),
+    "incident": EventKind(
+        when="an actor was lost, started again or is silent; a `note` tells the same",
+        data={"actor": "its name", "what": "a sentence"},
+    ),
+    "people_asked": EventKind(
+        when="the run waits for people, at first and whenever somebody has answered",
+        data={"num_questions": "that it waits for", "num_missing_votes": "votes that they still want, all together"},
+    ),
+    "run_left": EventKind(
+        when="the run ends because people have not answered and it is not to wait for them",
+        data={"num_questions": "as in `people_asked`", "num_missing_votes": ""},
+    ),
     "run_stopped": EventKind(when="the drift budget or the alarm ends the run", data={"reason": "a sentence"}),
     "run_done": EventKind(when="all rounds are finished"),
 }

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live display on a terminal, plain lines anywhere else."""
+"""What a person reads while a run goes on: lines, on a terminal and anywhere else."""
 
 from __future__ import annotations
 
@@ -7,55 +7,46 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from online_dpo.loop.stages import Event
 from online_dpo.loop.weight_sync import MIN_APPLIED
 from online_dpo.reports.data_set_lines import name_of_items, num_items, offline_outcomes, show_preferences
-from online_dpo.reports.listening import Listener
+from online_dpo.reports.listening import WARNING, Listener
 from online_dpo.reports.yields import losses
-from online_dpo.types import REWARD, Verdict
+from online_dpo.text_files import printable
+from online_dpo.types import REWARD
 
 
 class Progress(Listener):
-    """Listens to a run. Also a context manager: the live display needs an end."""
+    """Prints a line for whatever a person should know. `live.terminal` shows a panel below these lines."""
 
     def __init__(self, console: Console | None = None) -> None:
         # Lines of a log are not folded: what reads them may be a program.
-        self._console = console or Console(highlight=False, soft_wrap=True)
-        self._live: Live | None = None
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self.console = console or Console(highlight=False, soft_wrap=True)
         self._num_rounds = 0
+        self._asks_people = False
         self._began = time.monotonic()
-        self._status: dict[str, str] = {}
-
-    def __enter__(self) -> Progress:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def note(self, line: str) -> None:
-        self._console.print(Text(line, style="dim"))
+        self.tell(line, style="yellow" if line.startswith(WARNING) else "dim")
 
     def hear(self, event: Event) -> None:
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is not None:
             handler(event.data)
-        if self._live is not None:
-            self._live.update(self._panel())
+        for warning in warnings_of(event):
+            self.note(f"{WARNING}{warning}")
+
+    def tell(self, line: str, style: str = "") -> None:
+        """Print a line. Text of models, judges and users in it is text, whatever characters it has."""
+        self.console.print(Text(printable(line), style=style))
 
     def _on_run_started(self, data: Mapping[str, Any]) -> None:
         self._num_rounds = data["num_rounds"]
 
     def _on_round_started(self, data: Mapping[str, Any]) -> None:
-        self._began, self._status = time.monotonic(), {}
+        self._began = time.monotonic()
 
     def _on_pushed(self, data: Mapping[str, Any]) -> None:
         if data.get("probe_has_power") is False:
@@ -63,65 +54,38 @@ class Progress(Listener):
                 f"policy {data['policy_version']} differs from the one before by less than the tolerance "
                 f"({data['probe_gap_previous']:.1e} nats per token): the probe could not have noticed a skipped push"
             )
-        if (applied := data.get("applied")) is not None and not applied >= MIN_APPLIED:
-            self._warn(
-                f"the generators hold {100 * applied:.0f} % of the update of policy {data['policy_version']}, the rest "
-                f"is rounded away; where that lasts, set generator.dtype to float32 or raise learner.lr"
-            )
 
-    def _on_stage(self, data: Mapping[str, Any]) -> None:
-        self._status["stage"] = data["stage"]
-        if data["stage"] in ("sampling", "evaluating"):
-            self._on_sampling_ahead(data)
-
-    def _on_sampling_ahead(self, data: Mapping[str, Any]) -> None:
-        self._tokens, self._tokens_since = 0, time.monotonic()
-
-    def _on_shard_sampled(self, data: Mapping[str, Any]) -> None:
-        self._tokens += data["num_tokens"]
-        rate = self._tokens / max(time.monotonic() - self._tokens_since, 1e-9)
-        self._status["tokens/s"] = f"{rate:.0f}"
-
-    def _on_shard_judged(self, data: Mapping[str, Any]) -> None:
-        verdicts: tuple[Verdict, ...] = data["verdicts"]
-        scores = [verdict.score for verdict in verdicts if verdict.score is not None]
-        if scores and data["judge"] == REWARD:
-            self._status["reward"] = f"{sum(scores) / len(scores):.3f}"
-
-    def _on_paired(self, data: Mapping[str, Any]) -> None:
-        name = "labels" if "labels" in data else "pairs"
-        self._status[name] = str(data["num_items"])
-
-    def _on_step(self, data: Mapping[str, Any]) -> None:
-        self._status["step"] = f"{data['step'] + 1}/{data['num_steps']}"
-        if data.get("skipped"):
-            self._console.print(
-                Text(f"step {data['step'] + 1} was skipped: its {data['bad_value']} is not finite for prompts ")
-                + Text(", ".join(data["bad_ids"]))
-            )
-            return
-        self._status["loss"] = f"{data['loss']:.4f}"
+    def _on_people_asked(self, data: Mapping[str, Any]) -> None:
+        if not self._asks_people:
+            waits = f"{data['num_missing_votes']} votes on {data['num_questions']} questions are missing"
+            self.note(f"people are asked: {waits}; `online-dpo annotate` shows the questions")
+        self._asks_people = data["num_missing_votes"] > 0
 
     def _on_evaluated(self, data: Mapping[str, Any]) -> None:
-        self._console.print(Text(f"policy {data['policy_version']} on {data['set']}: {describe_evaluation(data)}"))
+        self.tell(f"policy {data['policy_version']} on {data['set']}: {describe_evaluation(data)}")
 
     def _on_evaluated_pairs(self, data: Mapping[str, Any]) -> None:
-        self._console.print(Text(f"policy {data['policy_version']} on {data['set']}: {show_preferences(data)}"))
+        self.tell(f"policy {data['policy_version']} on {data['set']}: {show_preferences(data)}")
 
     def _on_round_done(self, data: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self._began
-        version = data["policy_version"]
-        self._console.print(Text(f"round {version}/{self._num_rounds}: {describe_round(data)}, {seconds:.1f} s"))
-        for warning in data["warnings"]:
-            self._warn(warning)
+        self.tell(f"round {data['policy_version']}/{self._num_rounds}: {describe_round(data)}, {seconds:.1f} s")
 
-    def _warn(self, warning: str) -> None:
-        self._console.print(Text(f"warning: {warning}", style="yellow"))
 
-    def _panel(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_row(*(Text(f"{name} {value}", style="cyan") for name, value in self._status.items()))
-        return table
+def warnings_of(event: Event) -> list[str]:
+    """What an event warns of, in sentences."""
+    data = event.data
+    if event.kind == "round_done":
+        return list(data["warnings"])
+    if event.kind == "step" and data.get("skipped"):
+        prompts = ", ".join(data["bad_ids"])
+        return [f"step {data['step'] + 1} was skipped: its {data['bad_value']} is not finite for prompts {prompts}"]
+    if event.kind == "pushed" and (applied := data.get("applied")) is not None and not applied >= MIN_APPLIED:
+        return [
+            f"the generators hold {100 * applied:.0f} % of the update of policy {data['policy_version']}, the rest is "
+            f"rounded away; where that lasts, set generator.dtype to float32 or raise learner.lr"
+        ]
+    return []
 
 
 def describe_round(data: Mapping[str, Any]) -> str:

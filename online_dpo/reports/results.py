@@ -107,6 +107,8 @@ class JudgeReport:
     """How many were repeated."""
     ensembles: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Config field of an ensemble -> Krippendorff's `alpha` and `alpha_scores` of its members."""
+    people: Mapping[str, Any] | None = None
+    """Of a human judge: votes, Krippendorff's `alpha`, and each annotator's speed and bias by pseudonym."""
     counters: Mapping[str, int | float] = field(default_factory=dict)
     """Calls, retries, tokens, and what the judge counts itself."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -147,8 +149,6 @@ class PairsResult:
     """Labelled answers that are not."""
     num_demonstrations: int | None = None
     """Demonstrations that the round trains on."""
-    demonstration_length_mean: float | None = None
-    """Tokens per demonstration, from its first answer to its end."""
     margin_mean: float | None = None
     """Mean difference of scores of a pair, or logit of its probability."""
     chosen_length_mean: float | None = None
@@ -310,14 +310,23 @@ class RoundResult:
     evaluation: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Evaluation set -> the new policy on it; empty where the round was not evaluated."""
     evaluation_pairs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    """Set of held-out pairs -> how often and how far the preferred answer is ahead; of demonstrations, their loss and
-    perplexity."""
+    """Set of held-out pairs -> how far the preferred answer is ahead; of demonstrations, their loss and perplexity."""
     push: PushResult = field(default_factory=PushResult)
     """Checks of the generators' weights."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Stage -> seconds, of the process that finished the round."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Figures that no field holds, such as those of one objective only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """Answers of people that a run needs to go on, and does not wait for (`wait: false`)."""
+
+    num_questions: int
+    """Questions that it waits for."""
+    num_missing_votes: int
+    """Votes that these questions still want, all together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,6 +341,8 @@ class RunResult:
     """Evaluation set -> the initial policy on it."""
     stopped: str | None = None
     """Why the drift budget or the alarm ended it before its last round; None if neither did."""
+    awaited: Awaited | None = None
+    """The answers of people that it ended for, and goes on with once they are in; None if it did not."""
     failed_listeners: tuple[str, ...] = ()
     """A sentence for each listener that raised an exception and was told nothing more."""
 

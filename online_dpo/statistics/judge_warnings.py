@@ -73,17 +73,20 @@ def _biases(figures: Mapping[str, Any]) -> Iterator[str]:
             if figures.get("num_asked_both_ways")
             else "this is in the pairs: ask it in both orders (both_orders), where it can be"
         )
+        remedy = "sides are drawn for each person, so that it cancels" if "people" in figures else remedy
         yield (
             f"prefers the {place} place: what is shown {place} wins {_percent(share)} of "
             f"{figures['num_presented']} comparisons (z {figures['first_wins_z']:+.1f}); {remedy}"
         )
     if is_large(figures, "longer_wins"):
+        remedy = (
+            "say so in instructions" if "people" in figures else "take another judge or put a length_penalty around it"
+        )
         length = "longer" if figures["longer_wins"] > 0.5 else "shorter"
         share = max(figures["longer_wins"], 1.0 - figures["longer_wins"])
         yield (
             f"prefers the {length} completion: it wins {_percent(share)} of {figures['num_unequal']} comparisons "
-            f"(z {figures['longer_wins_z']:+.1f}); unless that is what it should reward, take another judge or put a "
-            f"length_penalty around it"
+            f"(z {figures['longer_wins_z']:+.1f}); unless that is what it should reward, {remedy}"
         )
 
 

@@ -77,6 +77,10 @@ class Commits:
         """
         return {path: self._checked(name, path, digest) for path, digest in self._listed(name).items()}
 
+    def paths(self, name: str) -> list[str]:
+        """The files of a commit; nothing of them is read."""
+        return sorted(self._listed(name))
+
     def get_file(self, name: str, path: str) -> bytes:
         """One file of a commit; the others may be damaged.
 

@@ -172,6 +172,16 @@ class FolderLock:
             self._file.close()
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a process of this machine holds the folder's lock; asked without touching the lock."""
+    try:
+        inode = (folder / "lock").stat().st_ino
+        locks = Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    return any(line.split()[1] == "FLOCK" and line.split()[5].endswith(f":{inode}") for line in locks.splitlines())
+
+
 def expect_writable(root: Path) -> None:
     """Ask, without trying, whether a folder could be written, or be made where there is none.
 

@@ -40,18 +40,38 @@ class RoundStore:
         """Committed names that begin with `prefix`, sorted."""
         return self._commits.names(prefix)
 
-    def put_records(self, name: str, records: Sequence[Record], *, beside: Mapping[str, Any] | None = None) -> None:
-        """Commit records of one kind as `<name>.parquet`, and in the same commit JSON values as `<name>.json`."""
+    def put_records(
+        self,
+        name: str,
+        records: Sequence[Record],
+        *,
+        beside: Mapping[str, Any] | None = None,
+        tables: Mapping[str, Sequence[Record]] | None = None,
+    ) -> None:
+        """Commit records of one kind as `<name>.parquet`, and in the same commit what belongs to them.
+
+        Args:
+            name: of the commit.
+            records: of one kind.
+            beside: JSON values, as `<name>.json`.
+            tables: records of other kinds, each as `<name>.<its name>.parquet`.
+        """
         from online_dpo.store.tables import to_parquet  # 0.3 s, and `status` needs none
 
         values = {} if beside is None else {".json": canonical_json(beside)}
-        self._put(name, {".parquet": to_parquet(records), **values})
+        further = {f".{kind}.parquet": to_parquet(found) for kind, found in (tables or {}).items()}
+        self._put(name, {".parquet": to_parquet(records), **values, **further})
 
-    def get_records(self, name: str, kind: type[R], *, limit: int | None = None) -> list[R]:
-        """All records of a commit, or the first `limit`."""
+    def get_records(self, name: str, kind: type[R], *, table: str | None = None, limit: int | None = None) -> list[R]:
+        """All records of a commit or of one of its further tables, or the first `limit`."""
         from online_dpo.store.tables import from_parquet  # 0.3 s, and `status` needs none
 
-        return from_parquet(self._get(name, ".parquet"), kind, limit=limit)
+        extension = ".parquet" if table is None else f".{table}.parquet"
+        return from_parquet(self._get(name, extension), kind, limit=limit)
+
+    def has_table(self, name: str, table: str) -> bool:
+        """Whether a commit has a further table."""
+        return f"{name.rpartition('/')[2]}.{table}.parquet" in self._commits.paths(name)
 
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Commit JSON values as `<name>.json`; NaN and infinity are refused with a ValueError."""

@@ -27,7 +27,7 @@ from online_dpo.store.rewinding import (
     set_rounds_aside,
 )
 from online_dpo.store.round_store import RoundStore
-from online_dpo.store.run_format import RUN_FILES, expect_format, holds_run, refuse_foreign, run_files
+from online_dpo.store.run_format import ANNOTATION, RUN_FILES, expect_format, holds_run, refuse_foreign, run_files
 
 
 class RunStore:
@@ -229,7 +229,8 @@ class RunStore:
             self._files.put(folder + name, self._files.get(name))
         set_rounds_aside(self._files, self._history, folder)
         self._files.delete(METRICS)  # its lines were moved
-        for name in sorted({entry.name for entry in self.path.iterdir()} - {"lock", SET_ASIDE.rstrip("/"), *names}):
+        stay = {"lock", SET_ASIDE.rstrip("/"), ANNOTATION, *names}
+        for name in sorted({entry.name for entry in self.path.iterdir()} - stay):
             self._files.move(name, folder + name)
         self._files.delete("run.sha256")  # from here on there is no run
         return self.path / folder

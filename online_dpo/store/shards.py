@@ -14,6 +14,10 @@ from online_dpo.member_agreement import MemberAgreement
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import REWARD, Completion, Judged, Shard, Verdict
+from online_dpo.votes import CastVote
+
+VOTES = "votes"
+"""The table beside a shard's verdicts in which the votes lie that they rest on, where people are the judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,8 @@ class ShardCommits:
     def _put(self, name: str, shard: int, judged: Judged) -> None:
         agreement = {field: found.to_json() for field, found in judged.agreement.items()}
         values = {"shard": shard, "counters": dict(judged.counters), "agreement": agreement}
-        self.store.put_records(name, judged.verdicts, beside=values)
+        tables = {VOTES: judged.votes} if judged.votes else None
+        self.store.put_records(name, judged.verdicts, beside=values, tables=tables)
 
     def _get(self, name: str) -> Judged:
         values = self.store.get_json(name)
@@ -131,7 +136,13 @@ class ShardCommits:
             verdicts=tuple(self.store.get_records(name, Verdict)),
             counters=values["counters"],
             agreement={field: MemberAgreement.from_json(rows) for field, rows in values["agreement"].items()},
+            votes=self._votes(name),
         )
+
+    def _votes(self, name: str) -> tuple[CastVote, ...]:
+        if not self.store.has_table(name, VOTES):
+            return ()
+        return tuple(self.store.get_records(name, CastVote, table=VOTES))
 
     def _part_names(self, shard: int, asked: Asked) -> list[str]:
         return self.store.names(f"{self._name(asked.parts, shard)}-")
@@ -152,6 +163,7 @@ def join(shard: Shard, parts: Iterable[Judged]) -> Judged:
         verdicts=tuple(verdicts),
         counters=sum_counters(part.counters for part in parts),
         agreement=add_agreement(part.agreement for part in parts),
+        votes=tuple(vote for part in parts for vote in part.votes),
     )
 
 

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from online_dpo.errors import DataError
 from online_dpo.types import AnyItem, Completion, Demonstration, Labelled, Message, Pair, Prompt, Verdict, text_of_turns
+from online_dpo.votes import CastVote
 
-Record: TypeAlias = Prompt | Completion | Verdict | AnyItem
+Record: TypeAlias = Prompt | Completion | Verdict | AnyItem | CastVote
 R = TypeVar("R", bound=Record)
 Columns: TypeAlias = dict[str, Any]
 
@@ -66,6 +67,15 @@ _VERDICT = _schema(
         "uncertainty": pa.float64(),  # in the unit of score or probability; null = one opinion only
     },
     nullable=("second", "score", "probability", "reason", "abstention", "uncertainty"),
+)
+_VOTE = _schema(
+    {
+        **dict.fromkeys(("prompt_id", "question_id", "vote_id", "annotator", "outcome", "status"), pa.string()),
+        **{"first": pa.int32(), "second": pa.int32(), "swapped": pa.bool_()},
+        **{"seconds": pa.float64(), "at": pa.float64()},
+        "ratings": pa.string(),  # JSON
+        "comment": pa.string(),
+    }
 )
 # How a completion was sampled; null all together in an answer from a data set, and nowhere else.
 _PROVENANCE = ("finish_reason", "sampler_logps", "policy_version", "seed")
@@ -160,6 +170,8 @@ def _schema_of(records: Sequence[Record]) -> pa.Schema:
             return _COMPLETION
         case Verdict():
             return _VERDICT
+        case CastVote():
+            return _VOTE
         case Pair() | Labelled() | Demonstration():
             chat = {record.prompt.messages is not None for record in records if isinstance(record, AnyItem)}
             if len(chat) > 1:
@@ -182,6 +194,9 @@ def _to_row(record: Record) -> Columns:
             return {"prompt_id": record.prompt_id, "text": record.text, **_completion_columns(record)}
         case Verdict():
             return {name: getattr(record, name) for name in _VERDICT.names}
+        case CastVote():
+            ratings = json.dumps(dict(record.ratings), sort_keys=True, ensure_ascii=False)
+            return {**{name: getattr(record, name) for name in _VOTE.names}, "ratings": ratings}
         case Pair():
             return _pair_row(record)
         case Labelled():
@@ -326,6 +341,7 @@ _FROM_ROW = {
     Prompt: _prompt_from,
     Completion: _completion_from,
     Verdict: lambda row: Verdict(**row),
+    CastVote: lambda row: CastVote(**{**row, "ratings": json.loads(row["ratings"])}),
     Pair: _pair_from,
     Labelled: _labelled_from,
     Demonstration: _demonstration_from,

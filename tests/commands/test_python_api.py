@@ -42,6 +42,8 @@ def test_the_documented_example_runs(tiny_model: Path, tmp_path: Path) -> None:
     assert f"{num_steps} steps, the first with a loss of 0.6931" in done.stdout
     assert "parameters with the adapter of runs/example/rounds/00001/adapter\n" in done.stdout
     assert f"3 rounds, reward {ended[2]['reward']}\n" in done.stdout
+    report = (tmp_path / "runs" / "example" / "report" / "report.html").read_text()
+    assert "After round 3 of 3, " in report, "the run writes it after every round"
 
 
 @pytest.mark.exhaustive

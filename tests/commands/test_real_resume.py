@@ -103,6 +103,7 @@ def data_files(run_dir: Path) -> dict[str, bytes]:
         str(path.relative_to(run_dir)): path.read_bytes()
         for path in sorted(run_dir.rglob("*"))
         if path.is_file() and path.name not in timed and path.suffix != ".sha256" and path.name != "config.yaml"
+        if path.relative_to(run_dir).parts[0] != "report"  # it says when it was written
     }
 
 

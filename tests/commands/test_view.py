@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_page_follows_its_run_and_keeps_its_readers_place(
     process, address = served
     visitor = visit()
     page = visitor.page
-    page.goto(address)
+    page.goto(f"{address}#curves")  # to which a reload alone would go back
     assert page.inner_text("#progress") == "0 of 3 rounds are finished."
     assert page.locator("#chart-reward").count() == 0
 
@@ -164,6 +165,19 @@ def test_a_killed_and_resumed_run_gives_one_page_after_the_other(run: Run, tmp_p
     assert len({state.progress for state in states}) > len({state.page for state in states}) > 1
 
 
+def test_a_page_that_is_made_while_the_run_writes_finds_nothing_damaged(run: Run) -> None:
+    live = LivePage(run.path)
+    with ThreadPoolExecutor(1) as pool:
+        playing = pool.submit(run.go_on)
+        pages = []
+        while not playing.done():
+            pages.append(live.html())
+        playing.result()
+    assert len(set(map(without_clock, pages))) > 2
+    wrong = ("What could not be read", "The run cannot be read")
+    assert [page for page in pages if any(words in page for words in wrong)] == []
+
+
 def test_a_run_that_goes_away_and_comes_back_is_told(run: Run, visit: Visit, tmp_path: Path) -> None:
     run.go_on()
     live = LivePage(run.path)
@@ -185,6 +199,23 @@ def test_a_taken_port_and_a_missing_run_are_sentences(run: Run, tmp_path: Path) 
         refusal = called("view", run.path, "--port", port, cwd=tmp_path).refusal
         assert refusal == f"--port is {port}, and another program uses it; give another one, or 0 for a free one"
     assert "runs/none" in called("view", "runs/none", cwd=tmp_path).refusal
+
+
+def test_what_cannot_be_opened_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)  # gives None: no browser was started
+    monkeypatch.setattr("online_dpo.commands.view.serve", lambda live, listener: listener.close())
+    other = tmp_path / "other"
+    shutil.copytree(run.path, other)
+    for arguments in (
+        ["view", run.path, "--port", 0],
+        ["report", run.path, "--out", "a.html"],
+        ["compare", run.path, other, "--out", "b.html"],
+    ):
+        done = called(*arguments, "--open", cwd=tmp_path)
+        assert (done.code, done.err) == (0, f"no browser could be started here; open {opened[-1]} in one\n")
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", opened[0])
+    assert opened[1:] == [(tmp_path / name).as_uri() for name in ("a.html", "b.html")]
 
 
 def test_the_command_line_imports_no_server(tmp_path: Path) -> None:

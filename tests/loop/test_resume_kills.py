@@ -20,6 +20,7 @@ from loop_runs import Kill, Run, comparable, records
 from pydantic import BaseModel
 
 from online_dpo.config.base import Section
+from online_dpo.config.judges.human import QualitySection
 from online_dpo.config.loading import JudgesConfig
 from online_dpo.config.objective.pairwise import PairObjective
 from online_dpo.config.objective.section import MEMBERS
@@ -159,6 +160,8 @@ CHANGEABLE = {
     *(f"judge.endpoint.{name}" for name in ("base_url", "api_key_env", "api_key_file", "max_wait_s")),
     *(f"judge.endpoint.prices.{name}" for name in ("prompt", "completion")),
     *(f"judge.budget.{name}" for name in ("calls", "tokens", "cost")),
+    *(f"judge.{name}" for name in ("annotators", "wait", "instructions", "criteria", "lease_s")),
+    *(f"judge.quality.{name}" for name in QualitySection.model_fields),
     *(f"judge.engine.{name}" for name in ("gpu_memory_utilization", "kv_cache_gib")),
     "learner.checkpoint_steps",
     "learner.num_gpus",
@@ -195,6 +198,7 @@ CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "human"}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "engine": {"path": "m"}}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "learner": {"lora": {"r": 8}}}),
     RunConfig.model_validate(

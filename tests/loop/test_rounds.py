@@ -21,7 +21,7 @@ NUM_HELDOUT = 2  # rows that only evaluations score
 TAPE = """
 run_started 0 num_rounds=2
 round_started 0
-stage 0 stage=evaluating
+stage 0 stage=evaluating policy_version=0
   push 0 base
   check_logps 4 policy
   probe 4
@@ -68,7 +68,7 @@ step 0 num_pairs=2.0 step=0
   step 0 1
 step 0 num_pairs=2.0 step=1
   checkpoint 0 2
-stage 0 stage=evaluating
+stage 0 stage=evaluating policy_version=1
   push 1 v1
   check_logps 4 policy base
   probe 4
@@ -118,7 +118,7 @@ step 1 num_pairs=2.0 step=0
   step 1 1
 step 1 num_pairs=2.0 step=1
   checkpoint 1 2
-stage 1 stage=evaluating
+stage 1 stage=evaluating policy_version=2
   push 2 v2
   check_logps 4 policy v1
   probe 4

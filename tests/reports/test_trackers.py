@@ -143,12 +143,23 @@ def test_after_a_rewind_another_run_is_sent_whole(tmp_path: Path, installed: Non
     run.go_on()
     first = tracked(run.path)
     RunStore.rewind(run.path, num_kept=1)
-    run.go_on()
-    second = tracked(run.path)[len(first) :]
-    assert [call[0] for call in second].count("start") == 1 and second[0][1] == "run-2"
+    moved = run.at(run.path.rename(tmp_path / "moved"))
+    moved.go_on()
+    second = tracked(moved.path)[len(first) :]
+    assert [call[0] for call in second].count("start") == 1 and second[0][1] == "moved-2"
     assert second[0][2] != first[0][2] and second[0][3] == 0
     kept = [[*call[:3]] for call in first if call[0] in ("log", "table")]
     assert sorted(map(str, ([*call[:3]] for call in second if call[0] in ("log", "table")))) == sorted(map(str, kept))
+
+
+def test_a_moved_run_keeps_its_name_in_trackers(tmp_path: Path, installed: None) -> None:
+    run = Run.of(tmp_path, "reviews", logging={"trackers": ["lines"]})
+    with pytest.raises(Kill):
+        run.go_on(kill_at=40)
+    moved = run.at(run.path.rename(tmp_path / "moved"))
+    moved.go_on()
+    first, second = (call for call in tracked(moved.path) if call[0] == "start")
+    assert first[1:3] == second[1:3] and first[1] == "reviews"
 
 
 def test_a_tracker_that_is_named_later_gets_the_whole_run(tmp_path: Path, installed: None) -> None:
@@ -184,7 +195,7 @@ def test_a_faulty_tracker_is_told_once_and_changes_nothing(
     plain.go_on()
     faulty = Faulty(method, hangs)
     monkeypatch.setattr("online_dpo.commands.run.make_trackers", lambda section: {"faulty": faulty})
-    monkeypatch.setattr(worker, "CLOSE_S", 0.2)
+    monkeypatch.setattr(worker, "CLOSE_S", 0.2 if hangs else 60.0)
     run = plain.at(tmp_path / "run")
     warned = run.go_on().warned
     assert records(run.path) == records(plain.path)

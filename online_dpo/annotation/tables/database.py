@@ -154,9 +154,10 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.IntegrityError:
-            raise  # a mistake of ours, which must not look like the user's
         except sqlite3.DatabaseError as error:
+            # A mistake of ours must not look like the user's.
+            if isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorname", "") == "SQLITE_ERROR":
+                raise
             raise AnnotationStoreError(_explain(self.path, error)) from error
 
 

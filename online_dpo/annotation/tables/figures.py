@@ -8,8 +8,10 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from statistics import median
 
-from online_dpo.annotation.records import AnnotatorFigures, Outlook, Progress, Stuck
-from online_dpo.annotation.tables import accounts
+from online_dpo.annotation.records import AnnotatorFigures, Outlook, Progress, Snapshot, Stuck
+from online_dpo.annotation.tables import accounts, settings
+from online_dpo.annotation.tables.leases import question_of
+from online_dpo.annotation.tables.voting import read_votes
 
 
 def progress(
@@ -39,7 +41,7 @@ def progress(
 
 
 _SCOPE = (
-    "q.answer IS NULL AND (:purpose IS NULL OR q.purpose = :purpose)"
+    "q.answer IS NULL AND q.withdrawn_at IS NULL AND (:purpose IS NULL OR q.purpose = :purpose)"
     " AND (:round_index IS NULL OR q.round_index = :round_index)"
 )
 
@@ -61,6 +63,18 @@ def _stuck(db: sqlite3.Connection, active: list[str], scope: Mapping[str, object
     )
     for row in rows:
         yield Stuck(**{name: row[name] for name in row.keys()})  # noqa: SIM118
+
+
+def snapshot(db: sqlite3.Connection) -> Snapshot:
+    """See `AnnotationStore.snapshot`."""
+    rows = db.execute("SELECT *, wanted > counted AS is_unsettled FROM questions ORDER BY position").fetchall()
+    return Snapshot(
+        questions={row["question_id"]: question_of(row) for row in rows},
+        unsettled=frozenset(row["question_id"] for row in rows if row["is_unsettled"]),
+        gold={row["question_id"]: row["answer"] for row in rows if row["answer"] is not None},
+        votes=tuple(read_votes(db)),
+        rules=settings.rules(db),
+    )
 
 
 def outlook(db: sqlite3.Connection, annotator: str) -> Outlook:

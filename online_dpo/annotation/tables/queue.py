@@ -84,7 +84,7 @@ def _pick_repeat(db: sqlite3.Connection, annotator: str, rules: Rules) -> tuple[
     found = db.execute(
         "SELECT v.question, v.vote_id FROM votes AS v WHERE v.annotator = :annotator AND v.kind = 'question'"
         " AND v.status IN ('counted', 'excluded') AND v.number <= (SELECT number FROM votes"
-        "   WHERE annotator = :annotator ORDER BY number DESC LIMIT 1 OFFSET :distance)"
+        "   WHERE annotator = :annotator AND status != 'superseded' ORDER BY number DESC LIMIT 1 OFFSET :distance)"
         " AND NOT EXISTS (SELECT 1 FROM assignments AS a WHERE a.annotator = :annotator AND a.question = v.question"
         "   AND a.state IN ('open', 'voted') AND a.kind = 'repeat')"
         " ORDER BY v.number DESC LIMIT 1",

@@ -24,7 +24,7 @@ _STATEMENTS = (
         counted INTEGER NOT NULL DEFAULT 0 CHECK (counted >= 0),
         leased INTEGER NOT NULL DEFAULT 0 CHECK (leased >= 0),
         free INTEGER GENERATED ALWAYS AS (wanted - counted - leased) VIRTUAL,
-        used_at REAL, added_at REAL NOT NULL,
+        used_at REAL, withdrawn_at REAL, added_at REAL NOT NULL,
         prompt TEXT NOT NULL, first_text TEXT NOT NULL, second_text TEXT NOT NULL,
         CHECK (counted + leased <= wanted)
     )""",

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config.base import Name, Place, Positive, Section, changeable
 from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge, VerifierJudge, check_regex
+from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.judges.llm import LlmJudge
 
 
@@ -44,6 +45,16 @@ class OuterJudge(Section):
     def timeout_s(self) -> float:
         """The time limit of the trial alone, in which each inner judge is called once, one after the other."""
         return float(sum(section.timeout_s for section in self.inner.values()))
+
+    @model_validator(mode="after")
+    def _has_no_people(self) -> OuterJudge:
+        for place, section in self.inner.items():
+            if isinstance(section, HumanJudge):
+                raise ValueError(
+                    f"{place}.type is human; people answer in their own time, and no other judge waits for them: make "
+                    f"them the judge itself, pairing.annotator or one of evaluation.judges"
+                )
+        return self
 
 
 class ProcessJudge(OuterJudge):
@@ -173,7 +184,8 @@ JudgeSection: TypeAlias = Annotated[
     | EnsembleJudge
     | LengthPenaltyJudge
     | NormaliseJudge
-    | CachedJudge,
+    | CachedJudge
+    | HumanJudge,
     Field(discriminator="type"),
 ]
 for _outer in (ProcessJudge, EnsembleJudge, LengthPenaltyJudge, NormaliseJudge, CachedJudge):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 36
-NUM_STYLES = 8
-"""Colours, dashes, marks and hatchings that the style sheet knows; a ninth series looks like the first."""
+NUM_STYLES = 12
+"""Colours and dashes that the style sheet knows; a thirteenth series looks like the first. There are 8 hatchings."""
 
 _MARKS = (
     "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0",
@@ -41,6 +41,7 @@ class Series:
 
     name: str
     points: Sequence[Point]  # in the order in which a line goes through them
+    style: int | None = None  # of its colour, dashes and mark; None = by its place in the chart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Chart:
     x_name: str = "round"
     note: str = ""  # a sentence under the title
     level: float | None = None  # a value with a line of its own, such as a win rate of one half
+    is_crowded: bool = False  # too many lines for bands and labels: intervals are in the table alone
     within: tuple[float, float] | None = None  # what the axis shows at least, such as all shares
 
 
@@ -75,7 +77,7 @@ class Stroke:
     band: str  # the same of its interval
     marks: Sequence[tuple[float, float]]
     mark: str  # path data of the shape
-    labels: Sequence[tuple[float, float, str]]  # what stands at points of a path
+    label: tuple[float, float] | None  # where the newest point of a path is named
     bars: Sequence[tuple[float, float, float, float]]  # x, y, width, height
 
 
@@ -100,7 +102,7 @@ def draw(chart: Chart) -> Drawing | None:
     Args:
         chart: points whose value is not finite are left out.
     """
-    series = [Series(name=s.name, points=[p for p in s.points if _is_finite(p)]) for s in chart.series]
+    series = [replace(s, points=[p for p in s.points if _is_finite(p)]) for s in chart.series]
     series = [s for s in series if s.points]
     if not series:
         return None
@@ -136,6 +138,11 @@ class _Scale:
         return round(self._start + self._length * (value - self._low) / self._span, 1)
 
 
+def mark_of(style: int) -> str:
+    """Path data of a line's marks."""
+    return _MARKS[style % len(_MARKS)]
+
+
 def number(value: float) -> str:
     """A figure for people, four digits of it."""
     if value == 0 or not math.isfinite(value):
@@ -162,7 +169,8 @@ def _x_axis(chart: Chart, xs: Sequence[float]) -> tuple[_Scale, list[Tick]]:
         values = _ticks(low, high, 5)
         low, high = min(low, values[0]), max(high, values[-1])
     else:
-        step = max(1, math.ceil((xs[-1] - xs[0]) / 8))
+        wanted = (xs[-1] - xs[0]) / 8
+        step = next(step for power in range(9) for step in (10**power, 2 * 10**power, 5 * 10**power) if step >= wanted)
         values = [x for x in range(math.ceil(xs[0]), math.floor(xs[-1]) + 1) if x % step == 0] or [xs[0]]
     scale = _Scale(low, high, LEFT, WIDTH - RIGHT)
     return scale, [Tick(scale(value), text) for value, text in zip(values, _labels(values), strict=True)]
@@ -175,7 +183,8 @@ def _extent(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
             for p in s.points:
                 totals[p.x] = totals.get(p.x, 0.0) + p.y
         return 0.0, max(totals.values()) or 1.0
-    values = [value for s in series for p in s.points for value in (p.y, p.low, p.high) if value is not None]
+    shown = [(p.y, p.low, p.high) if not chart.is_crowded else (p.y,) for s in series for p in s.points]
+    values = [value for point in shown for value in point if value is not None]
     values += [chart.level] if chart.level is not None else []
     low, high = min([*values, *(chart.within or ())]), max([*values, *(chart.within or ())])
     if low == high:
@@ -205,7 +214,8 @@ def _labels(values: Sequence[float]) -> list[str]:
 
 def _lines(chart: Chart, series: Sequence[Series], x_scale: _Scale, y_scale: _Scale) -> list[Stroke]:
     strokes = []
-    for style, s in enumerate(series):
+    for place, s in enumerate(series):
+        style = (place if s.style is None else s.style) % NUM_STYLES
         places = [(x_scale(p.x), y_scale(p.y)) for p in s.points]
         every = math.ceil(len(places) / _MOST_MARKS)
         marked = [place for i, place in enumerate(places) if i % every == 0 or i == len(places) - 1]
@@ -215,25 +225,22 @@ def _lines(chart: Chart, series: Sequence[Series], x_scale: _Scale, y_scale: _Sc
         strokes.append(
             Stroke(
                 name=s.name,
-                style=style % NUM_STYLES,
+                style=style,
                 line=_path(places),
-                band="" if len(with_interval) < 2 or chart.kind == "path" else _path(band) + "Z",
+                band="" if len(with_interval) < 2 or chart.kind == "path" or chart.is_crowded else _path(band) + "Z",
                 marks=marked,
-                mark=_MARKS[style % len(_MARKS)],
-                labels=_place_labels(places, is_first=style == 0) if chart.kind == "path" else (),
+                mark=mark_of(style),
+                label=_newest(places) if chart.kind == "path" and not chart.is_crowded else None,
                 bars=(),
             )
         )
     return strokes
 
 
-def _place_labels(places: Sequence[tuple[float, float]], *, is_first: bool) -> list[tuple[float, float, str]]:
-    """At a path's first and last point; all paths begin at the same one."""
+def _newest(places: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where the word stands that names a path's last point."""
     x, y = places[-1]
-    found = [(min(x, WIDTH - RIGHT - 18.0), y - 8.0, "newest")]
-    if is_first and len(places) > 1:
-        found.append((places[0][0] + 16.0, places[0][1] + 14.0, "start"))
-    return found
+    return min(x, WIDTH - RIGHT - 18.0), y - 8.0
 
 
 def _bars(series: Sequence[Series], xs: Sequence[float], x_scale: _Scale, y_scale: _Scale) -> list[Stroke]:
@@ -241,16 +248,15 @@ def _bars(series: Sequence[Series], xs: Sequence[float], x_scale: _Scale, y_scal
     width = round(min(slot * 0.72, 36.0), 1)
     floor = dict.fromkeys(xs, 0.0)
     strokes = []
-    for style, s in enumerate(series):
+    for place, s in enumerate(series):
+        style = (place if s.style is None else s.style) % NUM_STYLES
         bars = []
         for p in s.points:
             top, bottom = y_scale(floor[p.x] + p.y), y_scale(floor[p.x])
             floor[p.x] += p.y
             if bottom > top:
                 bars.append((round(x_scale(p.x) - width / 2, 1), top, width, round(bottom - top, 1)))
-        strokes.append(
-            Stroke(name=s.name, style=style % NUM_STYLES, line="", band="", marks=(), mark="", labels=(), bars=bars)
-        )
+        strokes.append(Stroke(name=s.name, style=style, line="", band="", marks=(), mark="", label=None, bars=bars))
     return strokes
 
 

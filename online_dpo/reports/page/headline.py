@@ -114,7 +114,7 @@ def _said(evaluation: EvaluationResult) -> Iterator[str]:
             wins = f", wins {_percent(found.win_rate)} of the prompts" if found.win_rate is not None else ""
             yield f"{judge} {_signed(found.gain)}{wins}"
     if evaluation.kl_initial is not None:
-        yield f"KL to the initial policy {number(evaluation.kl_initial)} nats per completion"
+        yield f"KL to the initial policy {evaluation.kl_initial:.3g} nats per completion"
 
 
 def _figures(last: RoundResult) -> Iterator[Figure]:
@@ -128,7 +128,7 @@ def _figures(last: RoundResult) -> Iterator[Figure]:
                 yield Figure(
                     label=f"{label} gained{where}", value=f"{found.gain.value:+.3g}",
                     interval=f"95 %: {found.gain.low:+.3g} to {found.gain.high:+.3g}",
-                    note=f"mean {number(found.mean)}" if found.mean is not None else "",
+                    note=f"mean {found.mean:.3g}" if found.mean is not None else "",
                     tone=_tone(found.gain, 0.0),
                 )  # fmt: skip
             if found.win_rate is not None:
@@ -140,7 +140,7 @@ def _figures(last: RoundResult) -> Iterator[Figure]:
                 )  # fmt: skip
         if evaluation.kl_initial is not None:
             yield Figure(
-                label=f"KL to the initial policy{where}", value=number(evaluation.kl_initial),
+                label=f"KL to the initial policy{where}", value=f"{evaluation.kl_initial:.3g}",
                 note="nats per completion",
             )  # fmt: skip
 

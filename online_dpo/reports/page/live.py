@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from online_dpo.errors import UserError
+from online_dpo.reports.page.answers.cache import SampleCache
 from online_dpo.reports.page.rendering import render
 from online_dpo.reports.page.report import progress, run_page
 from online_dpo.reports.page.run_record import RunRecord, collect_record
-from online_dpo.reports.page.sample_cache import SampleCache
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.salvage import read_what_is_left
 

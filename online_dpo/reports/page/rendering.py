@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -20,16 +21,20 @@ SCRIPT = ("page.js", "answers.js", "held_out.js")  # in one script: later ones u
 LIVE = "live.js"
 
 
-def render(template: str, *, data: Any = None, live: str | None = None, **values: Any) -> str:
+def render(
+    template: str, *, data: Any = None, further: Sequence[str] = (), live: str | None = None, **values: Any
+) -> str:
     """A page.
 
     Args:
         template: its name in `templates`, which extends `base.html.jinja`.
         data: JSON values for the script, which puts them on the page as text.
+        further: style sheets and scripts of `templates` that come after those of every page.
         live: of a page that a server keeps up to date, the digest of what it shows; its script asks for newer ones.
         values: of the template; texts among them are escaped.
     """
-    style, script = _joined(STYLE), _joined(SCRIPT if live is None else (*SCRIPT, LIVE))
+    files = (*STYLE, *SCRIPT, *further, *(() if live is None else (LIVE,)))
+    style, script = (_joined(tuple(name for name in files if name.endswith(kind))) for kind in (".css", ".js"))
     policy = (
         f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; img-src data:; "
         f"base-uri 'none'; form-action 'none'" + ("" if live is None else "; connect-src 'self'")

@@ -14,12 +14,14 @@ from online_dpo.reports.judge_tables import (
     latency_rows,
     reasons_of,
 )
+from online_dpo.reports.layout import percent
+from online_dpo.reports.page.answers.cache import SampleCache
+from online_dpo.reports.page.answers.collecting import collect_answers
 from online_dpo.reports.page.headline import headline
-from online_dpo.reports.page.page_answers import collect_answers
 from online_dpo.reports.page.rendering import render
 from online_dpo.reports.page.run_charts import judge_charts, run_charts
 from online_dpo.reports.page.run_record import RunRecord, collect_record, reports_of
-from online_dpo.reports.page.sample_cache import SampleCache
+from online_dpo.reports.people import ANNOTATOR_COLUMNS, annotator_rows, people_lines, read_people
 from online_dpo.reports.results import PairsResult, RoundResult
 from online_dpo.store.run_store import RunStore
 from online_dpo.version import __version__
@@ -54,12 +56,13 @@ def page_values(record: RunRecord, answers: Mapping[str, Any]) -> dict[str, Any]
         "latency_rows": [row for summary in record.summaries for row in latency_rows(summary)],
         "reasons": [line for summary in record.summaries for line in reasons_of(summary)],
         "spending": spending(record),
+        **people_values(record),
         "packages": record.info.get("packages", {}),
         "fingerprints": list(fingerprints(record)),
         "round_header": ROUND_COLUMNS,
         "round_rows": [round_row(record, result) for result in record.results],
         "answers": answers,
-        "problems": [*record.problems, *answers["problems"]],
+        "problems": list(dict.fromkeys([*record.problems, *answers["problems"]])),
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "version": __version__,
     }
@@ -74,6 +77,43 @@ def progress(record: RunRecord) -> str:
         return f"Stopped after round {num_finished} of {record.num_rounds}."
     of_all = "?" if record.num_rounds is None else record.num_rounds
     return f"{num_finished} of {of_all} rounds are finished." + ("" if record.now is None else f" {record.now}")
+
+
+PEOPLE_COLUMNS = ("round", "judge", "annotator", "votes", "seconds", "first shown\nwins", "agrees with\nothers")
+
+
+def people_values(record: RunRecord) -> dict[str, Any]:
+    """Of the people who judge: how far they are, each one in all, and each one in every round."""
+    people = read_people(record.path)
+    rounds = [
+        (
+            str(result.policy_version),
+            judge,
+            annotator,
+            str(figures["num_votes"]),
+            f"{figures['median_seconds']:.1f}",
+            percent(figures["first_shown_wins"]),
+            percent(figures["agrees"]),
+        )
+        for result in record.results
+        for judge, report in reports_of(result)
+        for annotator, figures in (report.people or {}).get("annotators", {}).items()
+    ]
+    return {
+        "people_lines": [] if people is None else list(people_lines(people, record.path)),
+        "annotator_header": ANNOTATOR_COLUMNS,
+        "annotator_rows": list(annotator_rows([] if people is None else people.get("annotators", []))),
+        "people_header": (
+            "round",
+            "judge",
+            "annotator",
+            "votes",
+            "seconds",
+            "first shown\nwins",
+            "agrees with\nothers",
+        ),
+        "people_rows": rounds,
+    }
 
 
 def spending(record: RunRecord) -> dict[str, dict[str, float]]:

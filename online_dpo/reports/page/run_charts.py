@@ -35,7 +35,7 @@ def judge_charts(rounds: Rounds) -> list[Chart]:
             {
                 "asked in both orders": lambda j: j.order_consistency,
                 "asked again": lambda j: j.repeat_agreement,
-                "alpha of the members": _alpha,
+                "alpha of members or people": _alpha,
             },
         ),
         "bias": (
@@ -67,7 +67,9 @@ def _of_report(name: str, read: Callable[[JudgeReport], float | None]) -> Callab
 
 
 def _alpha(report: JudgeReport) -> float | None:
-    """Of the first ensemble that has one."""
+    """Of people, or else of the first ensemble that has one."""
+    if report.people is not None:
+        return report.people.get("alpha")
     alphas = (found.get("alpha", found.get("alpha_scores")) for found in report.ensembles.values())
     return next((alpha for alpha in alphas if alpha is not None), None)
 
@@ -106,7 +108,8 @@ def _quality(rounds: Rounds, initial: Initial) -> Iterator[Chart]:
     )  # fmt: skip
     yield Chart(
         key="frontier", title="Gain against KL", unit="gain over the initial policy", kind="path",
-        x_name="KL to the initial policy", note="Each mark is a policy; up and to the left is better.",
+        x_name="KL to the initial policy",
+        note="Each mark is a policy, from the initial one on; up and to the left is better.",
         series=[Series(name=f"{judge} on {name}", points=_frontier(rounds, name, judge)) for name, judge in judged],
     )  # fmt: skip
     held_out = {name: None for r in rounds for name in r.evaluation_pairs}

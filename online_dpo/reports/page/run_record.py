@@ -86,9 +86,9 @@ def collect_record(store: RunStore, damage: str | None = None) -> RunRecord:
         initial=read_initial(lines),
         incidents=[f"round {line['round'] + 1}: {line['what']}" for line in lines if line["kind"] == INCIDENT],
         adapters=dict(_adapters(store, finished)),
-        now=None if config is not None and len(finished) >= config.run.rounds else _under_way(store),
+        now=None if damage or (config is not None and len(finished) >= config.run.rounds) else _under_way(store),
         stopped=stopped,
-        problems=problems,
+        problems=list(dict.fromkeys(problems)),
     )
 
 
@@ -117,7 +117,7 @@ def _or_note(problems: list[str], read: Callable[[], Value]) -> Value | None:
 def _missing(finished: Sequence[int], with_figures: Sequence[int]) -> Iterator[str]:
     gone = [index + 1 for index in range(max(finished, default=-1)) if index not in finished]
     if gone:
-        yield f"there is no trace of round {', '.join(map(str, gone))}, and later ones are there"
+        yield f"round {', '.join(map(str, gone))} has no manifest, though later ones are there: nothing of it is shown"
     silent = [index + 1 for index in finished if index not in with_figures]
     if silent:
         yield f"the figures of round {', '.join(map(str, silent))} are missing from metrics.jsonl"

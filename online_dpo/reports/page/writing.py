@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from online_dpo.reports.listening import Listener
+from online_dpo.reports.page.answers.cache import FOLDER, SampleCache
 from online_dpo.reports.page.report import run_page
-from online_dpo.reports.page.sample_cache import FOLDER, SampleCache
 from online_dpo.reports.results import RoundResult
 from online_dpo.store.files import Files
 from online_dpo.store.run_store import RunStore

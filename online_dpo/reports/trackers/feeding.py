@@ -107,7 +107,7 @@ class Trackers(Listener):
             self._num_steps += 1
         elif event.kind == "evaluated" and event.data["policy_version"] == 0:
             self._send_initial(read_initial([{"kind": event.kind, **event.data}]))
-        elif event.kind in ("run_done", "run_stopped"):
+        elif event.kind in ("run_done", "run_stopped", "run_left"):
             self._ended = event.kind.removeprefix("run_")
         for fed in self._fed:
             self._warn(fed.worker.problems())
@@ -135,11 +135,11 @@ class Trackers(Listener):
         journal = Journal.read(path)
         sent = [r for r in rounds if r.policy_version == journal.num_rounds and r.time == journal.round_time]
         if journal.num_rounds and not sent:  # the round that was sent last was set aside
-            journal = Journal.new(journal.number + 1)
+            journal = Journal.new(self._store.path.name, journal.number + 1)
         fed = _Fed(Worker(name, tracker), journal, path)
-        own = self._store.path.name
         run = TrackedRun(
-            name=own if journal.number == 1 else f"{own}-{journal.number}",
+            name=journal.name,
+            number=journal.number,
             id=journal.id,
             num_sent=journal.num_calls,
             run_dir=self._store.path,

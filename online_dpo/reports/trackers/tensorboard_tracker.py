@@ -16,7 +16,8 @@ class TensorBoard(Tracker):
     def start(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter  # not before it is wanted: it imports torch
 
-        self._writer = SummaryWriter(str(run.run_dir / run.name.replace(run.run_dir.name, "tensorboard", 1)))
+        ending = "" if run.number == 1 else f"-{run.number}"
+        self._writer = SummaryWriter(str(run.run_dir / f"tensorboard{ending}"))
         if run.num_sent == 0:
             from omegaconf import OmegaConf
 

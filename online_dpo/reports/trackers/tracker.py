@@ -18,7 +18,10 @@ class TrackedRun:
     """What a tracker is told when a process begins or continues a run."""
 
     name: str
-    """The name of the run directory; from a rewind on with a number, such as `reviews-2`."""
+    """The name of the run directory when the tracker was first told of it; from a rewind on with `number`, such as
+    `reviews-2`."""
+    number: int
+    """1, and one more after each rewind."""
     id: str
     """Of the run in trackers: 16 letters and digits. It stays the same when a run is resumed, and is another one after
     a rewind, because what the rounds that were set aside sent cannot be taken back."""
@@ -82,6 +85,6 @@ class Tracker:
         """Send what is left: this process does no more.
 
         Args:
-            summary: `ended` (`done`, `stopped`, `interrupted` or `failed`), `num_rounds`, and the newest round's
-                figures.
+            summary: `ended` (`done`, `stopped`, `left` to people, `interrupted` or `failed`), `num_rounds`, and the
+                newest round's figures.
         """

@@ -98,7 +98,7 @@ class Wandb(Tracker):
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(json.loads(json.dumps(summary)))
-        self._run.finish(exit_code=0 if summary["ended"] in ("done", "stopped") else 1)
+        self._run.finish(exit_code=0 if summary["ended"] in ("done", "stopped", "left") else 1)
 
     def _log(self, row: Mapping[str, Any]) -> None:
         self._run.log(dict(row), step=self._at)

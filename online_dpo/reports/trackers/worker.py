@@ -29,6 +29,7 @@ class Journal:
     """What one tracker was sent, in `trackers/NAME.json` of the run directory, so that nothing is sent twice."""
 
     id: str
+    name: str  # of the run in trackers
     number: int = 1  # of the run in trackers: one more after each rewind
     num_calls: int = 0  # of `log` and `table`
     num_steps: int = 0  # optimizer steps of the whole run that were sent
@@ -37,18 +38,18 @@ class Journal:
     round_time: float | None = None  # when the last of them was done: another one, if it was played again
 
     @classmethod
-    def new(cls, number: int = 1) -> Journal:
-        return cls(id=uuid.uuid4().hex[:16], number=number)
+    def new(cls, name: str, number: int = 1) -> Journal:
+        return cls(id=uuid.uuid4().hex[:16], name=name if number == 1 else f"{name}-{number}", number=number)
 
     @classmethod
     def read(cls, path: Path) -> Journal:
-        """A new one, where none was written or it is damaged."""
+        """Of a run directory's folder `trackers`; a new one, where none was written or it is damaged."""
         try:
             found = cls(**json.loads(path.read_text()))
             found.initial = tuple(found.initial)
             return found
         except (OSError, ValueError, TypeError):
-            return cls.new()
+            return cls.new(path.parents[1].name)
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)

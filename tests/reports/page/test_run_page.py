@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from loop_runs import Kill, Run
 from page_kit import GOLD, Page, column, page_of, played
+from people_kit import HUMAN, answer
 
 from online_dpo.reports.page.charts import number
 from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.store.run_store import RunStore
+from online_dpo.store.shards import Asked, ShardCommits
 from online_dpo.types import Completion, Labelled, Pair
 
 
@@ -36,7 +38,7 @@ def test_the_figures_are_those_of_the_run(run: Run, page: Page) -> None:
     assert gain is not None and last.kl_initial is not None
     assert "After round 2 of 2, " in page.text
     assert f"gold {gain.value:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]" in page.text
-    assert f"KL to the initial policy {number(last.kl_initial)} nats" in page.text
+    assert f"KL to the initial policy {last.kl_initial:.3g} nats" in page.text
     rewards = [initial["heldout"], *(r.evaluation["heldout"] for r in results)]
     shown = column(page.tables["chart-reward"], "heldout")
     assert [cell.split(" ")[0] for cell in shown] == [number(e.judges["reward"].mean or 0.0) for e in rewards]
@@ -130,7 +132,7 @@ def test_damage_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     (run.path / "rounds/00000/manifest.json").unlink()
     page = page_of(run.path)
     assert "rounds/00000/manifest.json is missing" in page.text
-    assert "there is no trace of round 1, and later ones are there" in page.text
+    assert "round 1 has no manifest, though later ones are there" in page.text
     assert [shown["round"] for shown in page.data["rounds"]] == [1]
     metrics = run.path / "metrics.jsonl"
     metrics.write_bytes(b"{broken\n" + metrics.read_bytes())
@@ -177,3 +179,20 @@ def test_a_run_without_evaluation_says_what_cannot_be_told(tmp_path: Path) -> No
     run.go_on()
     page = page_of(run.path)
     assert "cannot be told: the run has no evaluation set" in page.text and "Reward of the last round" in page.text
+
+
+def test_what_people_said_stands_with_the_answers(tmp_path: Path) -> None:
+    run = Run.of(tmp_path, judge=HUMAN, run__rounds=1)
+    while run.go_on().events[-1].kind != "run_done":
+        assert answer(run.path), "somebody was asked"
+    with RunStore.read(run.path) as store:
+        commits = ShardCommits(store.round(0))
+        votes = [vote for shard in range(2) for vote in commits.verdicts(shard, Asked()).votes]
+    page = page_of(run.path)
+    cards = page.data["rounds"][0]["cards"]
+    [annotator] = {vote.annotator for vote in votes}
+    assert column(page.tables["Each person in each round"], "annotator") == [annotator]
+    assert column(page.tables["Each person in all rounds"], "votes") == [str(len(votes))]
+    assert "people: 12 of 12 questions are settled" in page.text
+    shown = [(card["id"], w["n"], w["a"], w["b"], w["o"]) for card in cards for w in card["w"]]
+    assert Counter(shown) == Counter((v.prompt_id, v.annotator, v.first, v.second, v.outcome) for v in votes) != {}

@@ -47,7 +47,8 @@ function cutNote(answer) {
     longest: (a, b) => Math.max(...lengths(b)) - Math.max(...lengths(a)),
     uncertain: (a, b) => doubt(a) - doubt(b),
   };
-  const haystack = (card) => [card.id, plain(card.prompt), ...card.a.map((a) => a.t), ...card.s.map((v) => v.y || "")]
+  const haystack = (card) => [card.id, plain(card.prompt), ...card.a.map((a) => a.t), ...card.s.map((v) => v.y || ""),
+    ...(card.w || []).map((v) => v.y)]
     .join("\n").toLocaleLowerCase();
 
   const score = (card, index) => {
@@ -85,6 +86,12 @@ function cutNote(answer) {
       v.u === undefined ? null : `, spread ${figure(v.u)}`, v.y ? make("div", "why", v.y) : null);
   };
 
+  const vote = (v) => {
+    const said = { first: `answer ${v.a} is better`, second: `answer ${v.b} is better`, tie: "a tie", both_bad: "both are bad", skip: "skipped" };
+    return make("li", "", make("b", "", v.n), ` (${v.j}) on answers ${v.a} and ${v.b}: ${said[v.o] || v.o}, after ${figure(v.t)} s`,
+      v.k === "counted" ? null : `, not counted (${v.k})`, v.y ? make("div", "why", v.y) : null);
+  };
+
   const lineage = (card, answer) => {
     const pair = (card.p || []).find((p) => p.c === answer.i || p.r === answer.i);
     const label = (card.l || []).find((l) => l.i === answer.i);
@@ -117,16 +124,17 @@ function cutNote(answer) {
         make("span", `chip ${/^(paired|labelled|from a data set)$/.test(card.o) ? "good" : "open"}`, spoken(card.o)), anchor),
       content(card.prompt, card.id),
       (card.p || []).map((pair) => pairOf(card, pair)),
-      (card.l || []).map((label) => {
+      card.l ? make("div", "sides", card.l.map((label) => {
         const answer = card.a.find((a) => a.i === label.i);
         return answer ? side(card, answer, label.d ? "chosen" : "rejected", label.d ? "Desirable" : "Undesirable", answer.t, label.r) : null;
-      }),
+      })) : null,
       others.length && (paired.size || labelled.size)
         ? folded(`${others.length} other answer${others.length > 1 ? "s" : ""}` + (card.na > card.a.length ? ` of ${card.na} sampled` : ""),
           () => others.map((answer) => side(card, answer, "", "Not used", answer.t)))
-        : others.map((answer) => side(card, answer, "", "Not used", answer.t)),
+        : others.length ? make("div", "sides", others.map((answer) => side(card, answer, "", "Not used", answer.t))) : null,
       card.s.length ? folded(`What the judge said (${card.s.length}${card.nv > card.s.length ? ` of ${card.nv}` : ""})`,
         () => make("ul", "said", card.s.map(verdict))) : null,
+      card.w ? folded(`What people said (${card.w.length})`, () => make("ul", "said", card.w.map(vote))) : null,
       folded("Lineage", () => make("ul", "said", card.a.map((answer) => lineage(card, answer)))));
     article.id = link(card).slice(1);
     article.tabIndex = -1;

@@ -70,6 +70,7 @@
     }
     isRestoring = false;
     settle(kept);
+    addEventListener("load", () => settle(kept)); // a fragment in the address would be scrolled to
     setTimeout(() => settle(kept), 100); // lists of answers are drawn a moment after their filters change
   };
 
@@ -98,7 +99,7 @@
     asOf = new Date();
     progress.textContent = state.progress;
     if (state.page === mine) { say("Live: the page renews itself when a round is finished."); return; }
-    if (!pauses()) { say("There is news: the page renews itself as soon as you pause."); return; }
+    if (!pauses()) { say("There is news: the page renews itself as soon as you pause and no text is selected."); return; }
     sessionStorage.setItem("live", JSON.stringify(keep()));
     location.reload();
   };

@@ -1,6 +1,6 @@
 """The answers of a round as a page shows them: every prompt with its completions, verdicts and pairs, as JSON values.
 
-A card is one prompt. Its keys are short because a page holds thousands of them; `docs/report.md` has no need of them:
+A card is one prompt. Its keys are short because a page holds thousands of them:
 
     id prompt, o = what became of it, na = completions sampled, nv = verdicts
     a: answers   i sample, t text, x characters left out, n tokens, f finish reason, v policy version, g log-prob,
@@ -8,6 +8,7 @@ A card is one prompt. Its keys are short because a page holds thousands of them;
     p: pairs     c chosen, r rejected (samples), m margin, b probability, w weight, cr/rr log-ratios, su surprise
     l: labels    i sample, d desirable, r log-ratio
     s: verdicts  j judge, a first, b second, s score, p probability, k kind of an abstention, y why, u uncertainty
+    w: votes     j judge, n pseudonym of a person, a first, b second, o what for, k status, t seconds, y comment
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from online_dpo.types import (
     AnyItem,
     Completion,
     Demonstration,
+    Judged,
     Labelled,
     Pair,
     Prompt,
     Verdict,
     group_by_prompt,
 )
+from online_dpo.votes import CastVote
 
 MAX_CHARACTERS = 6_000
 """Longer texts are cut on a page, and the page says by how much."""
@@ -56,6 +59,7 @@ class RoundAnswers:
     completions: Mapping[str, Sequence[Completion]] = field(default_factory=dict)  # of each prompt
     shards: Mapping[str, int] = field(default_factory=dict)  # prompt -> its shard
     said: Mapping[str, Mapping[str, Sequence[Verdict]]] = field(default_factory=dict)  # judge -> prompt -> verdicts
+    votes: Sequence[tuple[str, CastVote]] = ()  # judge, and what a person said where people are the judge
     items: Mapping[str, Sequence[AnyItem]] = field(default_factory=dict)  # of each prompt
     problems: list[str] = field(default_factory=list)
 
@@ -71,16 +75,14 @@ def read_answers(part: RoundStore) -> RoundAnswers:
         completions += found
         shards |= dict.fromkeys((completion.prompt_id for completion in found), index)
     said: dict[str, dict[str, list[Verdict]]] = {}
+    votes: list[tuple[str, CastVote]] = []
     for judge in (REWARD, ANNOTATOR):
         asked = Asked(judge=judge)
-        verdicts = [
-            verdict
-            for index in _shards(part, f"{asked.verdicts}/")
-            if (judged := _read(problems, commits.verdicts, index, asked)) is not None
-            for verdict in judged.verdicts
-        ]
-        if verdicts:
-            said[judge] = by_prompt(verdicts)
+        found = [_read(problems, commits.verdicts, index, asked) for index in _shards(part, f"{asked.verdicts}/")]
+        judgements: list[Judged] = [judged for judged in found if judged is not None]
+        if judgements:
+            said[judge] = by_prompt(verdict for judged in judgements for verdict in judged.verdicts)
+            votes += [(judge, vote) for judged in judgements for vote in judged.votes]
     items: dict[str, list[AnyItem]] = {}
     for name, kind in (("pairs", Pair), ("labelled", Labelled), ("demonstrations", Demonstration)):
         for item in (_read(problems, part.get_records, name, kind) or []) if part.has(name) else []:
@@ -95,6 +97,7 @@ def read_answers(part: RoundStore) -> RoundAnswers:
         completions=group_by_prompt(completions),
         shards=shards,
         said=said,
+        votes=votes,
         items=items,
         problems=problems,
     )
@@ -115,6 +118,7 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
     about_shown = [(j, v) for j, v in said if v.first in indices and (v.second is None or v.second in indices)]
     # What was said about the pairs stands first.
     about_shown.sort(key=lambda entry: {entry[1].first, entry[1].second} - {None} > chosen.keys())
+    votes = [(judge, vote) for judge, vote in answers.votes if vote.prompt_id == prompt_id]
     shard = answers.shards.get(prompt_id)
     return {
         "id": prompt_id,
@@ -126,6 +130,7 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
         **({"p": [_pair(pair) for pair in pairs]} if pairs else {}),
         **({"l": [_label(item) for item in labels]} if labels else {}),
         "s": [_verdict(judge, verdict) for judge, verdict in about_shown[:MAX_VERDICTS]],
+        **({"w": [_vote(judge, vote) for judge, vote in votes[:MAX_VERDICTS]]} if votes else {}),
     }
 
 
@@ -251,6 +256,19 @@ def _verdict(judge: str, verdict: Verdict) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def _vote(judge: str, vote: CastVote) -> dict[str, Any]:
+    return {
+        "j": judge,
+        "n": vote.annotator,
+        "a": vote.first,
+        "b": vote.second,
+        "o": vote.outcome,
+        "k": vote.status,
+        "t": _rounded(vote.seconds),
+        "y": cut(vote.comment)[0],
+    }
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
@@ -263,5 +281,6 @@ def _read(problems: list[str], read: Callable[..., Any], *arguments: Any) -> Any
     try:
         return read(*arguments)
     except CorruptionError as error:
-        problems.append(str(error))
+        what = next((str(argument) for argument in arguments if isinstance(argument, str)), f"shard {arguments[0]}")
+        problems.append(f"{what} is left out: {error}")
         return None

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.reports.page.answers import Card, RoundAnswers, card_of, outcome_of, read_answers, surprise
-from online_dpo.reports.page.held_out import held_out
+from online_dpo.reports.page.answers.cards import Card, RoundAnswers, card_of, outcome_of, read_answers, surprise
+from online_dpo.reports.page.answers.held_out import held_out
 from online_dpo.store.round_store import RoundStore
 from online_dpo.types import Pair
 
@@ -28,7 +28,7 @@ def sample_round(config: RunConfig | None, part: RoundStore) -> dict[str, Any]:
     """The answers of a finished round that a page shows, as JSON values.
 
     Returns:
-        `round` (from 0), `cards` (see `answers`) in the order of their importance, `num_prompts` and
+        `round` (from 0), `cards` (see `cards`) in the order of their importance, `num_prompts` and
         `num_completions` of the whole round, `outcomes` (what became of a prompt -> prompts), `held_out` (see
         `held_out`) and `problems`, sentences about what could not be read.
     """

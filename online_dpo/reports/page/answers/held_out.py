@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from online_dpo.errors import CorruptionError
-from online_dpo.reports.page.answers import content_of, cut
+from online_dpo.reports.page.answers.cards import content_of, cut
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.shards import ShardCommits, evaluation_base
 from online_dpo.types import Completion, Prompt
@@ -50,20 +50,19 @@ def _of_set(part: RoundStore, name: str, *, is_initial: bool) -> dict[str, Any]:
 
 
 def _row(completion: Completion, prompt: Prompt | None, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    given = {judge: found[completion.prompt_id] for judge, found in scores.items() if completion.prompt_id in found}
+    return {"id": completion.prompt_id, "prompt": content_of(prompt), **answer_of(completion, given)}
+
+
+def answer_of(completion: Completion, scores: Mapping[str, float]) -> dict[str, Any]:
+    """One answer with its scores by judge, by the keys that `held_out` names."""
     text, left_out = cut(completion.text)
-    given = {
-        judge: float(f"{found[completion.prompt_id]:.5g}")
-        for judge, found in scores.items()
-        if completion.prompt_id in found
-    }
     return {
-        "id": completion.prompt_id,
-        "prompt": content_of(prompt),
         "t": text,
         **({"x": left_out} if left_out else {}),
         "n": len(completion.token_ids),
         "f": completion.finish_reason,
-        "s": given,
+        "s": {judge: float(f"{score:.5g}") for judge, score in scores.items()},
     }
 
 

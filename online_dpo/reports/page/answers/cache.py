@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.reports.page.sampling import sample_round
+from online_dpo.reports.page.answers.sampling import sample_round
 from online_dpo.store.files import Files
 from online_dpo.store.round_store import RoundStore
 
-FORMAT = 1
+FORMAT = 3
 """Of a kept sample; another one is made anew."""
 FOLDER = "report"
 """In the run directory: the page that is written after each round, and what it is made of. Nothing else reads it."""

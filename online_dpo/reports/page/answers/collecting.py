@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from online_dpo.reports.page.answers.cache import SampleCache
+from online_dpo.reports.page.answers.sampling import num_bytes
 from online_dpo.reports.page.run_record import RunRecord
-from online_dpo.reports.page.sample_cache import SampleCache
-from online_dpo.reports.page.sampling import num_bytes
 from online_dpo.store.run_store import RunStore
 
 MAX_CARD_BYTES, MAX_HELD_OUT_BYTES = 2_400_000, 1_000_000
@@ -18,7 +18,7 @@ def collect_answers(store: RunStore, record: RunRecord, cache: SampleCache) -> d
     """What a page shows of the answers, as JSON values.
 
     Returns:
-        `rounds`: `round`, `cards` (see `answers`), and `num_prompts`, `num_completions` and `outcomes` of the whole
+        `rounds`: `round`, `cards` (see `cards`), and `num_prompts`, `num_completions` and `outcomes` of the whole
         round. `sets`: `set`, `num_prompts`, `judges`, `versions`, and `rows` with `id`, `prompt` and `answers`, by
         version. `adapters`: policy version -> sha256. `problems`: sentences about what could not be read.
     """

@@ -1,0 +1,1 @@
+"""The web pages on which people compare answers, and on which an administrator looks after them."""

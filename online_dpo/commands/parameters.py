@@ -1,0 +1,39 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from online_dpo.errors import UserError
+from online_dpo.text_files import shown, unusable_path
+
+
+def _complete(incomplete: str) -> list[str]:
+    from online_dpo.commands.completion import complete_override
+
+    return complete_override(incomplete)
+
+
+def expect_usable(path: Path | None) -> Path | None:
+    if path is not None and (why := unusable_path(path)) is not None:
+        raise UserError(f"{shown(path)} {why}; give another path")
+    return path
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="e.g. run.rounds=3 learner.lr=1e-4", autocompletion=_complete),
+]
+RunDir = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, such as runs/reviews.", callback=expect_usable)
+]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/reviews.yaml.", callback=expect_usable)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors, warnings and the last line only.")]
+AsEvents = Annotated[
+    bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
+]
