@@ -54,6 +54,12 @@ def test_links_are_random_hashed_expiring_and_revocable(path: Path) -> None:
     assert told == [(admin.annotator.annotator, "revoked")] * 2 + [(admin.annotator.annotator, "invited again")]
 
 
+def test_nobody_else_on_the_machine_reads_peoples_names(path: Path) -> None:
+    with make_store(path):
+        assert {file.name for file in path.parent.iterdir()} == {path.name, f"{path.name}-wal", f"{path.name}-shm"}
+        assert all(file.stat().st_mode & 0o077 == 0 for file in path.parent.iterdir())
+
+
 def test_signing_out_ends_one_session(path: Path) -> None:
     store = make_store(path)
     (person,) = invite(store, 1)

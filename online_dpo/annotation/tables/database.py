@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from online_dpo.annotation.tables.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
@@ -50,6 +50,9 @@ class Database:
                 f"{path} is on a network file system ({file_system}), where votes of two processes could be lost: "
                 f"put the run directory on a local disk of the machine on which people are asked"
             )
+        # It has people's names. SQLite gives its own files beside it the same rights; where this fails, it says why.
+        with suppress(OSError):
+            path.touch(mode=0o600)
         with self._explained():
             self._writer = self._connect()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from online_dpo.reports.judge_tables import (
@@ -62,7 +63,7 @@ def page_values(record: RunRecord, answers: Mapping[str, Any]) -> dict[str, Any]
         "round_header": ROUND_COLUMNS,
         "round_rows": [round_row(record, result) for result in record.results],
         "answers": answers,
-        "problems": list(dict.fromkeys([*record.problems, *answers["problems"]])),
+        "problems": _without_place(record, [*record.problems, *answers["problems"]]),
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "version": __version__,
     }
@@ -77,6 +78,12 @@ def progress(record: RunRecord) -> str:
         return f"Stopped after round {num_finished} of {record.num_rounds}."
     of_all = "?" if record.num_rounds is None else record.num_rounds
     return f"{num_finished} of {of_all} rounds are finished." + ("" if record.now is None else f" {record.now}")
+
+
+def _without_place(record: RunRecord, lines: Iterable[str]) -> list[str]:
+    """Each line once, with the run directory's name in place of where it lies: pages are sent to others."""
+    place = str(record.path)
+    return list(dict.fromkeys(line.replace(f"{place}/", "").replace(place, record.name) for line in lines))
 
 
 PEOPLE_COLUMNS = ("round", "judge", "annotator", "votes", "seconds", "first shown\nwins", "agrees with\nothers")
@@ -100,7 +107,7 @@ def people_values(record: RunRecord) -> dict[str, Any]:
         for annotator, figures in (report.people or {}).get("annotators", {}).items()
     ]
     return {
-        "people_lines": [] if people is None else list(people_lines(people, record.path)),
+        "people_lines": [] if people is None else list(people_lines(people, Path(record.name))),
         "annotator_header": ANNOTATOR_COLUMNS,
         "annotator_rows": list(annotator_rows([] if people is None else people.get("annotators", []))),
         "people_header": (

@@ -126,6 +126,7 @@ def test_damage_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     shard = run.path / "rounds/00000/completions/shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
     page = page_of(run.path)
+    assert "round 1, shard 1 is left out: rounds/00000/" in page.text and str(run.path) not in page.text
     assert "rounds/00000/completions/shard-00001.parquet does not match the sha256" in page.text
     cards = {card["id"]: card for card in page.data["rounds"][0]["cards"]}
     assert any(card["a"] for card in cards.values()) and len(page.data["rounds"][1]["cards"]) == 4

@@ -99,7 +99,7 @@ def read_answers(part: RoundStore) -> RoundAnswers:
         said=said,
         votes=votes,
         items=items,
-        problems=problems,
+        problems=[f"round {part.index + 1}, {problem}" for problem in problems],
     )
 
 

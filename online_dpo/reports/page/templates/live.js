@@ -100,6 +100,7 @@
     progress.textContent = state.progress;
     if (state.page === mine) { say("Live: the page renews itself when a round is finished."); return; }
     if (!pauses()) { say("There is news: the page renews itself as soon as you pause and no text is selected."); return; }
+    say("The page renews itself.");
     sessionStorage.setItem("live", JSON.stringify(keep()));
     location.reload();
   };
