@@ -28,7 +28,8 @@ from judges.protocol import (
 )
 from online_dpo.config.judges.hosted import HostedJudge
 from online_dpo.errors import JudgeError
-from online_dpo.types import MemberAgreement, Verdict
+from online_dpo.member_agreement import MemberAgreement
+from online_dpo.types import Verdict
 
 log = logging.getLogger(__name__)
 

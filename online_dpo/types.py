@@ -1,4 +1,4 @@
-"""Every record that crosses a stage boundary. Imports nothing heavy and nothing of ours but `errors`.
+"""Every record that crosses a stage boundary. Imports nothing heavy, and little of ours.
 
 Shapes in docstrings: `T` tokens of one sequence, `K` completions per prompt, `P` pairs.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.votes import CastVote
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -205,9 +206,39 @@ class Labelled:
             raise ValueError(f"{name}: the answer has no tokens")
 
 
-Item = TypeVar("Item", Pair, Labelled)
-Items: TypeAlias = Sequence[Pair] | Sequence[Labelled]
-"""What a round trains on: pairs, or labelled answers where the objective is unpaired."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """What follows a prompt, to be imitated (SFT): an answer, or the rest of a conversation with several of them."""
+
+    prompt: Prompt
+    completion: Completion  # of a conversation: from its first answer to the end of its last one
+    trained: tuple[bool, ...]  # [T] which of the completion's tokens the loss is of; not those that the user wrote
+    turns: tuple[Message, ...] = ()  # of a chat: the messages that the completion consists of
+
+    def __post_init__(self) -> None:
+        name = f"demonstration {self.prompt.prompt_id}"
+        if self.prompt.prompt_id != self.completion.prompt_id:
+            raise ValueError(f"{name}: the answer belongs to another prompt")
+        if len(self.trained) != len(self.completion.token_ids) or not any(self.trained):
+            raise ValueError(f"{name}: {len(self.trained)} flags for {len(self.completion.token_ids)} tokens, or none")
+        if bool(self.turns) != (self.prompt.messages is not None):
+            raise ValueError(f"{name}: a chat has messages, and plain text has none")
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that the loss is of."""
+        return sum(self.trained)
+
+
+AnyItem: TypeAlias = Pair | Labelled | Demonstration
+Item = TypeVar("Item", Pair, Labelled, Demonstration)
+Items: TypeAlias = Sequence[Pair] | Sequence[Labelled] | Sequence[Demonstration]
+"""What a round trains on, by its objective: pairs, labelled answers, or demonstrations."""
+
+
+def text_of_turns(turns: Sequence[Message]) -> str:
+    """The text of a completion that is several messages: what each says, with a blank line between two."""
+    return "\n\n".join(turn["content"] for turn in turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,42 +303,6 @@ class Sampled:
 
     first_since_push: bool  # nothing else was sampled by this engine since it took its weights
     completions: tuple[Completion, ...]  # in prompt and sample order
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberAgreement:
-    """How far the members of an ensemble agree, as whole numbers: sums over any parts add up exactly."""
-
-    # (votes for the first, for the second, for a tie) of one comparison -> comparisons with these votes.
-    votes: Mapping[tuple[int, ...], int] = field(default_factory=dict)
-    # Members that scored a completion -> over these completions: how many, the sum of all scores, the sum of their
-    # squares, and the sum of each completion's squared sum; scores as multiples of 2^-32.
-    scores: Mapping[int, tuple[int, int, int, int]] = field(default_factory=dict)
-
-    def plus(self, other: MemberAgreement) -> MemberAgreement:
-        """The sums over both parts."""
-        votes, scores = dict(self.votes), dict(self.scores)
-        for key, number in other.votes.items():
-            votes[key] = votes.get(key, 0) + number
-        for members, (count, total, squares, squared) in other.scores.items():
-            a, b, c, d = scores.get(members, (0, 0, 0, 0))
-            scores[members] = (a + count, b + total, c + squares, d + squared)
-        return MemberAgreement(votes=votes, scores=scores)
-
-    def to_json(self) -> dict[str, list[list[int]]]:
-        """Rows of whole numbers: votes with how many comparisons had them, members with their four sums."""
-        return {
-            "votes": [[*votes, number] for votes, number in sorted(self.votes.items())],
-            "scores": [[members, *sums] for members, sums in sorted(self.scores.items())],
-        }
-
-    @classmethod
-    def from_json(cls, rows: Mapping[str, Sequence[Sequence[int]]]) -> MemberAgreement:
-        """The inverse of `to_json`."""
-        return cls(
-            votes={tuple(votes): number for *votes, number in rows["votes"]},
-            scores={members: (a, b, c, d) for members, a, b, c, d in rows["scores"]},
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,8 @@ LONG = (
     "actors/test_session.py",
     "commands/test_broken_models.py",
     "judges/test_isolation.py",
+    "annotation/test_web_pages.py",
+    "annotation/test_annotate_command.py",
     "judges/test_llm_mixups.py",
     "learner/test_families.py",
     "commands/test_fuzz.py",

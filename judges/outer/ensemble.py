@@ -16,9 +16,10 @@ from judges.hosting import Hosting
 from judges.protocol import Question, count
 from judges.spec import JudgeSpec
 from online_dpo.config.judges.section import EnsembleJudge
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.pairing.opinions import Opinion
 from online_dpo.statistics.agreement import measure_agreement
-from online_dpo.types import MemberAgreement, Verdict
+from online_dpo.types import Verdict
 
 ROUNDING = 1e-12
 """A mean probability this near to one half is a tie: opposite opinions may leave a trace of rounding, which must not

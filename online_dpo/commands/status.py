@@ -178,6 +178,6 @@ def _progress(part: RoundStore, records: Sequence[Mapping[str, Any]]) -> dict[st
         "round": part.index,
         "num_shards_sampled": sum(name.startswith("completions/") for name in commits),
         "num_shards_judged": sum(name.startswith("verdicts/") for name in commits),
-        "has_pairs": "pairs" in commits or "labelled" in commits,
+        "has_pairs": bool({"pairs", "labelled", "demonstrations"} & set(commits)),
         "num_steps": sum(r["kind"] == "step" and r["round"] == part.index for r in records),
     }

@@ -36,6 +36,11 @@ def _check_pairs(config: Any) -> None:
     """Sections that a run on pairs would ignore are refused, and so is the lack of those that a run needs."""
     pairs = config.pairs
     if pairs is None:
+        if config.objective.type == "sft":
+            raise ValueError(
+                "objective.type is sft and pairs is missing; SFT trains on demonstrations alone: set pairs.source and "
+                "pairs.format to demonstrations"
+            )
         missing = [name for name in ("prompts", "judge") if getattr(config, name) is None]
         if len(missing) == 1:
             raise ValueError(f"{missing[0]} is missing; it has no default, so set it")
@@ -113,6 +118,17 @@ def _check_objective_of_pairs(config: Any) -> None:
         raise ValueError(
             f"pairs.format is labelled and objective.type is {objective.type}, which compares two answers; set "
             f"objective.type to kto, or give pairs of answers"
+        )
+    if (pairs.format == "demonstrations") != (objective.type == "sft"):
+        raise ValueError(
+            f"pairs.format is {pairs.format} and objective.type is {objective.type}; sft alone trains on "
+            f"demonstrations, and on nothing else: change one of them"
+        )
+    if objective.type == "sft" and not pairs.is_whole_run:
+        name = "warm_start_rounds" if pairs.warm_start_rounds is not None else "fraction"
+        raise ValueError(
+            f"objective.type is sft and pairs.{name} is {getattr(pairs, name)}; SFT is a run of its own, on pairs "
+            f"alone: remove it, and give the run's adapter to the next run as model.adapter"
         )
     for term in [term.objective for term in getattr(objective, "terms", ())] or [objective]:
         for name, unused in (("soft_labels", False), ("pair_weights", "given")):

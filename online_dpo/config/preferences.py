@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -11,34 +11,60 @@ from online_dpo.config.data import DataSource
 DEFAULT_MAX_TOKENS = 512
 
 
-class PairColumns(DataSource):
-    """A data set of preferences and its columns."""
+Format: TypeAlias = Literal["pairs", "labelled", "demonstrations"]
 
+COLUMNS: dict[Format, tuple[str, ...]] = {
+    "pairs": ("chosen", "rejected"),
+    "labelled": ("completion", "label"),
+    "demonstrations": ("completion",),
+}
+"""The fields that name what is read of a row besides the prompt."""
+
+
+class PairColumns(DataSource):
+    """A data set of preferences, or of demonstrations, and its columns."""
+
+    format: Format = "pairs"
+    """What a row holds: two answers; one answer and a label that says whether it is desirable (for KTO); or one answer
+    or whole conversation to imitate (for SFT)."""
     prompt: str | None = "prompt"
     """The column of the prompt. null: there is none, and the answers are whole conversations that begin alike."""
     chosen: str = "chosen"
     """The column of the preferred answer."""
     rejected: str = "rejected"
     """The column of the other answer."""
+    completion: str = "completion"
+    """For the formats labelled and demonstrations: the column of the answer, or where `prompt` is null of the whole
+    conversation."""
 
     @property
     def columns(self) -> dict[str, str]:
         """The fields that name what is read besides the prompt -> the column that each names."""
-        return {"chosen": self.chosen, "rejected": self.rejected}
+        return {name: getattr(self, name) for name in COLUMNS[self.format]}
 
     @property
     def is_labelled(self) -> bool:
         """Whether a row is one answer with a label rather than two answers."""
-        return False
+        return self.format == "labelled"
+
+    @model_validator(mode="after")
+    def _columns_are_of_the_format(self) -> Self:
+        fields = type(self).model_fields
+        for name in dict.fromkeys(name for names in COLUMNS.values() for name in names):
+            if name not in fields or name in COLUMNS[self.format]:
+                continue
+            if (value := getattr(self, name)) != fields[name].default:
+                others = " or ".join(other for other, names in COLUMNS.items() if name in names)
+                raise ValueError(
+                    f"has {name} {value} and format {self.format}, which has no such column: set format to {others}, "
+                    f"or remove {name}"
+                )
+        return self
 
 
 class PairsSection(PairColumns):
     """Preferences to train on: in every round (no `prompts`, no `judge`), before the online rounds, or beside them."""
 
-    format: Literal["pairs", "labelled"] = "pairs"
-    """What a row holds: two answers, or one answer and a label that says whether it is desirable (for KTO)."""
-    completion: str = "completion"
-    """For `format: labelled`: the column of the answer."""
     label: str = "label"
     """For `format: labelled`: the column of the label, true or false."""
     per_round: int | None = Field(None, ge=1)
@@ -60,29 +86,9 @@ class PairsSection(PairColumns):
     """Further arguments of the chat template, in a run without `prompts`."""
 
     @property
-    def columns(self) -> dict[str, str]:
-        return {"completion": self.completion, "label": self.label} if self.is_labelled else super().columns
-
-    @property
-    def is_labelled(self) -> bool:
-        return self.format == "labelled"
-
-    @property
     def is_whole_run(self) -> bool:
         """Whether no round samples anything to train on."""
         return self.warm_start_rounds is None and self.fraction is None
-
-    @model_validator(mode="after")
-    def _columns_are_of_the_format(self) -> PairsSection:
-        unread = ("chosen", "rejected") if self.format == "labelled" else ("completion", "label")
-        for name in unread:
-            if (value := getattr(self, name)) != type(self).model_fields[name].default:
-                other = "pairs" if self.format == "labelled" else "labelled"
-                raise ValueError(
-                    f"pairs.{name} is {value}, but pairs.format is {self.format}, which has no such column: set it to "
-                    f"{other}, or remove pairs.{name}"
-                )
-        return self
 
     @model_validator(mode="after")
     def _per_round_is_read(self) -> PairsSection:
@@ -95,8 +101,11 @@ class PairsSection(PairColumns):
 
 
 class EvaluationPairs(PairColumns):
-    """Held-out pairs, on which it is measured how often the policy prefers the preferred answer."""
+    """Held-out pairs, on which it is measured how often the policy prefers the preferred answer, or demonstrations, on
+    which its loss and perplexity are."""
 
+    format: Literal["pairs", "demonstrations"] = "pairs"
+    """What a row holds: two answers, or one answer or whole conversation."""
     count: int = Field(256, ge=1)
     """How many rows are taken from the beginning of the source; it is an error if fewer are usable."""
     max_prompt_tokens: int | None = Field(None, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from re import Pattern
 from typing import Any
 
 from online_dpo.errors import ConfigError, ModelError, first_line
@@ -71,7 +72,7 @@ class PromptEncoder:
 
     def encode_chat(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """`[T]` ids of a chat up to where the assistant answers; special tokens are the template's alone."""
-        return tuple(self._tokenize(self._render(messages, add_generation_prompt=True)))
+        return tuple(self._tokenize(self.render(messages, add_generation_prompt=True)))
 
     def check_template(self, messages: Sequence[Message], label: str) -> None:
         """Refuse a chat template that renders no answer to a chat, or the same text whatever is said.
@@ -87,11 +88,11 @@ class PromptEncoder:
         last: Message = messages[-1]
         try:
             asked = {
-                self._render([*messages[:-1], {"role": last["role"], "content": text}], add_generation_prompt=True)
+                self.render([*messages[:-1], {"role": last["role"], "content": text}], add_generation_prompt=True)
                 for text in _TWO_TEXTS
             }
             answered = {
-                self._render([*messages, {"role": "assistant", "content": text}], add_generation_prompt=False)
+                self.render([*messages, {"role": "assistant", "content": text}], add_generation_prompt=False)
                 for text in _TWO_TEXTS
             }
         # A template raises what its author chose.
@@ -103,7 +104,8 @@ class PromptEncoder:
             what = "a prompt" if len(asked) == 1 else "an answer"
             raise ModelError(f"{label}, whose chat template renders the same text whatever {what} says; {remedy}")
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """A conversation as the chat template writes it."""
         rendered: str = self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=False,
@@ -161,17 +163,51 @@ class AnswerEncoder(PromptEncoder):
         Raises:
             ValueError: the template writes the prompt differently when an answer follows.
         """
-        prompt = self._render(messages, add_generation_prompt=True)
+        prompt = self.render(messages, add_generation_prompt=True)
         turn: Message = {"role": "assistant", "content": answer}
-        whole = self._render([*messages, turn], add_generation_prompt=False)
+        whole = self.render([*messages, turn], add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise ValueError("it does not begin a conversation with an answer as it begins the same one without")
         encoded = self._answer(prompt_ids, tuple(self._tokenize(whole)), whole[len(prompt) :])
-        ids = encoded.token_ids
+        return self._ended(replace(encoded, token_ids=self.up_to_end(encoded.token_ids)))
+
+    def up_to_end(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """A turn's ids without the whitespace that a template puts behind its end of sequence."""
         ends = [i for i, token_id in enumerate(ids) if token_id in self._eos_token_ids]
-        if ends and not self.decode(ids[ends[-1] + 1 :]).strip():
-            ids = ids[: ends[-1] + 1]
-        return self._ended(replace(encoded, token_ids=ids))
+        return ids[: ends[-1] + 1] if ends and not self.decode(ids[ends[-1] + 1 :]).strip() else ids
+
+    def marks_answers(self, marker: Pattern[str]) -> bool:
+        """Whether the chat template has the marker of an assistant's turn, and the tokenizer can follow it."""
+        template = self._tokenizer.get_chat_template(self._kwargs.get("chat_template"))
+        return bool(self._tokenizer.is_fast and marker.search(template))
+
+    def marked_conversation(self, messages: Sequence[Message]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """`[T]` ids of a conversation, and 1 for each that the chat template marks as the assistant's."""
+        found = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **self._kwargs,
+        )
+        return tuple(found["input_ids"]), tuple(found["assistant_masks"])
+
+    def tokenize_in_parts(self, text: str, edges: Sequence[int]) -> tuple[tuple[int, ...], list[int], int]:
+        """Ids of a text, the place among them of each edge between two characters, and how many edges split a token.
+
+        Where no edge does, the ids are those of the whole text; otherwise those of its parts.
+        """
+        whole = tuple(self._tokenize(text))
+        starts = [tuple(self._tokenize(text[:edge])) for edge in edges]
+        num_split = sum(whole[: len(start)] != start for start in starts)
+        if not num_split:
+            return whole, [len(start) for start in starts], 0
+        ids: list[int] = []
+        places = []
+        for begin, end in zip([0, *edges], [*edges, len(text)], strict=True):
+            ids += self._tokenize(text[begin:end])
+            places.append(len(ids))
+        return tuple(ids), places[:-1], num_split
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of tokens."""
@@ -184,7 +220,10 @@ class AnswerEncoder(PromptEncoder):
         return EncodedAnswer(token_ids=ids, is_split=is_split)
 
     def _ended(self, answer: EncodedAnswer) -> EncodedAnswer:
-        ids = answer.token_ids
+        return replace(answer, token_ids=self.ended(answer.token_ids))
+
+    def ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Ids of an answer with an end of sequence, where it lacks one and shall have it."""
         if not self._append_eos or not ids or ids[-1] in self._eos_token_ids:
-            return answer
-        return replace(answer, token_ids=(*ids, self._tokenizer.eos_token_id))
+            return ids
+        return (*ids, self._tokenizer.eos_token_id)

@@ -29,8 +29,9 @@ class SplitRow:
     """A row, split into a prompt and what answers it."""
 
     prompt: str | tuple[Message, ...]
-    answers: tuple[str, ...]  # chosen and rejected, or the one that `desirable` is about
+    answers: tuple[str, ...]  # chosen and rejected; or the one that `desirable` is about, or that is demonstrated
     desirable: bool | None = None
+    turns: tuple[Message, ...] = ()  # of a whole conversation: from its first answer to its last one
 
 
 def load_preferences(spec: PairColumns, *, field: str) -> Table:
@@ -85,7 +86,8 @@ def split_row(row: Mapping[str, Any], spec: PairColumns) -> SplitRow | str:
       begin with the same words, these count as a part of the prompt, since nothing tells them from it. In the
       difference between the two answers, their log-probs would cancel anyway.
 
-    A labelled chat without a prompt column ends with the answer.
+    A labelled chat without a prompt column ends with the answer. A demonstrated one has its answers from the first of
+    the assistant's messages on, and ends with the last one.
     """
     answers = [_chat(row[column]) for column in spec.columns.values()]
     desirable = None
@@ -99,6 +101,8 @@ def split_row(row: Mapping[str, Any], spec: PairColumns) -> SplitRow | str:
     if isinstance(answers[0], str):
         return _split_text(*answers)
     chats = [messages_of(answer) for answer in answers]
+    if spec.format == "demonstrations":
+        return _split_conversation(chats[0])
     if desirable is not None:
         length = len(chats[0]) - 1
     else:
@@ -109,6 +113,15 @@ def split_row(row: Mapping[str, Any], spec: PairColumns) -> SplitRow | str:
     if length < 1 or any([message["role"] for message in end] != ["assistant"] for end in ends):
         return "no_common_prompt"
     return SplitRow(prompt=chats[0][:length], answers=tuple(end[0]["content"] for end in ends), desirable=desirable)
+
+
+def _split_conversation(messages: tuple[Message, ...]) -> SplitRow | str:
+    places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not places or places[0] == 0:
+        return "no_common_prompt"
+    turns = messages[places[0] : places[-1] + 1]
+    answers = tuple(messages[place]["content"] for place in places)
+    return SplitRow(prompt=messages[: places[0]], answers=answers, turns=turns)
 
 
 def _split_text(chosen: str, rejected: str) -> SplitRow | str:
@@ -228,4 +241,4 @@ def _label(value: Any) -> bool | None:
 
 
 def _item(spec: PairColumns) -> str:
-    return "labelled answer" if spec.is_labelled else "pair"
+    return {"pairs": "pair", "labelled": "labelled answer", "demonstrations": "demonstration"}[spec.format]

@@ -1,4 +1,6 @@
-"""Data sets of preferences -> `Pair` or `Labelled`: tokenised once, drawn without replacement across rounds.
+"""Data sets of preferences or demonstrations -> `Pair`, `Labelled`, `Demonstration`: tokenised once.
+
+They are drawn without replacement across rounds.
 
 A prompt is never cut: a row whose prompt is too long is dropped. An answer that is too long loses its end, including
 the end-of-sequence token, and nothing takes that token's place. So every answer is trained on after its whole prompt,
@@ -14,13 +16,14 @@ from typing import Any
 
 from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, EvaluationPairs, PairColumns
 from online_dpo.config.run import RunConfig
+from online_dpo.data.conversations import encode_conversation
 from online_dpo.data.drawing import Cursor, EpochSampler, first_usable
 from online_dpo.data.encoding import AnswerEncoder, is_blank
 from online_dpo.data.preference_files import DROPPED, SplitRow, columns_in, columns_of, load_preferences, split_row
 from online_dpo.data.row_files import Table, row_ids
 from online_dpo.errors import DataError
 from online_dpo.models.inspection import ModelInfo
-from online_dpo.types import Completion, Labelled, Message, Pair, Prompt
+from online_dpo.types import AnyItem, Completion, Demonstration, Labelled, Message, Pair, Prompt, text_of_turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ class TokenLimits:
 class PairDraw:
     """A round's share of a data set, where the next round's begins, and what became of every row."""
 
-    items: tuple[Pair, ...] | tuple[Labelled, ...]
+    items: tuple[Pair, ...] | tuple[Labelled, ...] | tuple[Demonstration, ...]
     cursor: Cursor
     outcomes: Mapping[str, int]  # rows by what became of them: `kept`, or one of `DROPPED`
     counts: Mapping[str, int]  # `num_truncated_answers`, `num_split_boundaries`: of the kept rows
@@ -131,7 +134,7 @@ class PairSource:
         outcomes = Counter(dict.fromkeys(("kept", *DROPPED), 0))
         return outcomes, Counter(num_truncated_answers=0, num_split_boundaries=0)
 
-    def _read(self, row: int, outcomes: Counter[str], counts: Counter[str]) -> Pair | Labelled | None:
+    def _read(self, row: int, outcomes: Counter[str], counts: Counter[str]) -> AnyItem | None:
         found: Counter[str] = Counter()
         outcome = self._item(row, found)
         if isinstance(outcome, str):
@@ -141,13 +144,15 @@ class PairSource:
         counts.update(found)
         return outcome
 
-    def _item(self, row: int, found: Counter[str]) -> Pair | Labelled | str:
+    def _item(self, row: int, found: Counter[str]) -> AnyItem | str:
         """What a row gives, or why it gives nothing; counts what happened to its answers."""
         preference = split_row(self._table.rows[row], self._spec)
         if isinstance(preference, str):
             return preference
         if is_blank(preference.prompt) or not all(answer.strip() for answer in preference.answers):
             return "empty"
+        if preference.turns:
+            return self._conversation(row, preference, found)
         prompt_ids, answers = self._encode(row, preference, found)
         if not prompt_ids or not all(answers):
             return "empty"
@@ -165,32 +170,64 @@ class PairSource:
 
     def _record(
         self, row: int, preference: SplitRow, prompt_ids: tuple[int, ...], answers: Sequence[tuple[int, ...]]
-    ) -> Pair | Labelled:
-        text, limit = preference.prompt, self._limits.max_completion_tokens
-        prompt = Prompt(
-            prompt_id=f"{self._field}/{self._ids[row]}",  # a run's own prompts may have the same names
-            token_ids=prompt_ids,
-            text=text if isinstance(text, str) else None,
-            messages=None if isinstance(text, str) else text,
-        )
+    ) -> AnyItem:
+        limit = self._limits.max_completion_tokens
+        prompt = self._prompt(row, preference, prompt_ids)
         completions = [
-            Completion(
-                prompt_id=prompt.prompt_id,
-                sample_index=index,
-                token_ids=ids[:limit],
-                # What is trained on, so that text and tokens never tell two stories.
-                text=written if len(ids) <= limit else self._encoder.decode(ids[:limit], skip_special_tokens=True),
-                finish_reason=None,
-                sampler_logps=None,
-                policy_version=None,
-                seed=None,
-            )
+            # What is trained on, so that text and tokens never tell two stories.
+            _written(prompt, index, ids[:limit], written if len(ids) <= limit else self._readable(ids[:limit]))
             for index, (written, ids) in enumerate(zip(preference.answers, answers, strict=True))
         ]
         if preference.desirable is not None:
             return Labelled(prompt=prompt, completion=completions[0], desirable=preference.desirable)
+        if self._spec.format == "demonstrations":
+            turn: Message = {"role": "assistant", "content": completions[0].text}
+            flags = (True,) * len(completions[0].token_ids)
+            turns = () if prompt.messages is None else (turn,)
+            return Demonstration(prompt=prompt, completion=completions[0], trained=flags, turns=turns)
         chosen, rejected = completions
         return Pair(prompt=prompt, chosen=chosen, rejected=rejected, margin=None, probability=None)
+
+    def _prompt(self, row: int, preference: SplitRow, token_ids: tuple[int, ...]) -> Prompt:
+        text = preference.prompt
+        return Prompt(
+            prompt_id=f"{self._field}/{self._ids[row]}",  # a run's own prompts may have the same names
+            token_ids=token_ids,
+            text=text if isinstance(text, str) else None,
+            messages=None if isinstance(text, str) else text,
+        )
+
+    def _readable(self, ids: tuple[int, ...]) -> str:
+        return self._encoder.decode(ids, skip_special_tokens=True)
+
+    def _conversation(self, row: int, preference: SplitRow, found: Counter[str]) -> Demonstration | str:
+        """A whole conversation. One that is too long loses exchanges from its end, and only its first answer is cut."""
+        messages, limit = preference.prompt, self._limits.max_completion_tokens
+        assert not isinstance(messages, str)
+        try:
+            encoded = encode_conversation(self._encoder, (*messages, *preference.turns))
+        except Exception as error:  # as in `_encode`
+            raise self._refused(row, error) from error
+        ids, answers, turns = encoded.token_ids, encoded.answers, preference.turns
+        begin = answers[0][0]
+        if begin > self._limits.max_prompt_tokens:
+            return "prompt_too_long"
+        found["num_split_boundaries"] = encoded.num_split
+        if len(ids) - begin > limit:
+            if self._limits.drop_truncated:
+                return "truncated"
+            found["num_truncated_answers"] = sum(stop - begin > limit for _, stop in answers)
+            answers = tuple(answer for answer in answers if answer[1] - begin <= limit)
+            if answers:
+                places = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+                turns = turns[: places[len(answers) - 1] + 1]
+            else:
+                answers = ((begin, begin + limit),)
+                turns = ({"role": "assistant", "content": self._readable(ids[begin : begin + limit])},)
+        prompt, completion_ids = self._prompt(row, preference, ids[:begin]), ids[begin : answers[-1][1]]
+        flags = [any(start <= begin + i < stop for start, stop in answers) for i in range(len(completion_ids))]
+        completion = _written(prompt, 0, completion_ids, text_of_turns(turns))
+        return Demonstration(prompt=prompt, completion=completion, trained=tuple(flags), turns=turns)
 
     def _encode(
         self, row: int, preference: SplitRow, found: Counter[str]
@@ -209,12 +246,15 @@ class PairSource:
         except Exception as error:
             if isinstance(prompt, str):
                 raise
-            raise DataError(
-                f"{self._table.label}; the chat template refuses {self._table.places[row]} ({error}): correct or "
-                f"remove the row, or change chat_template_kwargs"
-            ) from error
+            raise self._refused(row, error) from error
         found["num_split_boundaries"] = sum(answer.is_split for answer in encoded)
         return ids, [answer.token_ids for answer in encoded]
+
+    def _refused(self, row: int, error: Exception) -> DataError:
+        return DataError(
+            f"{self._table.label}; the chat template refuses {self._table.places[row]} ({error}): correct or "
+            f"remove the row, or change chat_template_kwargs"
+        )
 
     def _too_few(self, asked_by: str, wanted: int | None) -> DataError:
         """The error of a source with fewer usable rows than are wanted; it reads the whole source once more."""
@@ -224,6 +264,20 @@ class PairSource:
             return DataError(f"{found}; look at the columns that {self._field} names, and at its limits in tokens")
         field = asked_by.split()[0]
         return DataError(f"{asked_by}, which takes {wanted} rows, but {found}; lower {field} or add rows")
+
+
+def _written(prompt: Prompt, index: int, token_ids: tuple[int, ...], text: str) -> Completion:
+    """An answer that no policy of the run sampled."""
+    return Completion(
+        prompt_id=prompt.prompt_id,
+        sample_index=index,
+        token_ids=token_ids,
+        text=text,
+        finish_reason=None,
+        sampler_logps=None,
+        policy_version=None,
+        seed=None,
+    )
 
 
 def describe_draw(draw: PairDraw) -> str:

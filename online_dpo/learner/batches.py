@@ -16,7 +16,7 @@ from torch import Tensor
 
 from online_dpo.learner.logprobs import LogpTensors
 from online_dpo.learner.losses import RunningMean
-from online_dpo.types import Labelled, Pair
+from online_dpo.types import Demonstration, Labelled, Pair
 
 ObjectiveState: TypeAlias = tuple[RunningMean, ...]
 """What an objective remembers from batch to batch of a round, one entry for each of its terms."""
@@ -29,8 +29,9 @@ class Outcome:
     """What an objective makes of a batch of `P` items."""
 
     loss: Tensor  # [P] as optimised: weights included, to be averaged over the global batch
-    rewards: Tensor  # [2, P] of pairs, [P] of labelled answers: beta times the log-ratios the loss is of; no gradient
-    beta: float  # of the first term
+    # [2, P] of pairs, [P] of labelled answers: beta times the log-ratios the loss is of; no gradient. None = none.
+    rewards: Tensor | None
+    beta: float | None  # of the first term; None = the objective has none
     state: ObjectiveState  # after this batch
     figures: dict[str, float]  # further numbers for the log
 
@@ -146,6 +147,7 @@ class PairBatch(Batch):
         return replace(self, logps=logps, tail_logps=tail_logps)
 
     def describe(self, outcome: Outcome, *, with_log_ratios: bool) -> dict[str, float]:
+        assert outcome.rewards is not None
         margin = outcome.rewards[0] - outcome.rewards[1]
         rows = {"logps": self.logps} | ({"log_ratio": self.logps - self.ref_logps} if with_log_ratios else {})
         return {
@@ -202,10 +204,38 @@ class LabelledBatch(Batch):
             **{f"{side}_{name}": _mean(row[mask]) for name, row in rows.items() for side, mask in present.items()},
             "num_items": float(log_ratios.numel()),
         }
-        if len(present) == 2:
+        if len(present) == 2 and outcome.rewards is not None:
             chosen, rejected = (_mean(outcome.rewards[mask]) for mask in present.values())
             figures["reward_margin"] = chosen - rejected
         return {**figures, **outcome.figures}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationBatch(Batch):
+    """`N` demonstrations."""
+
+    logps: Tensor  # [N] nats, summed over the trained tokens, under the policy; differentiable
+
+    @classmethod
+    def of(cls, items: Sequence[Demonstration], scored: LogpTensors) -> Self:
+        flags = [torch.tensor(item.trained, device=row.device) for item, row in zip(items, scored.logps, strict=True)]
+        sums = [row[flag].sum(dtype=torch.float64) for row, flag in zip(scored.logps, flags, strict=True)]
+        return cls(logps=torch.stack(sums))
+
+    @property
+    def differentiable(self) -> tuple[Tensor, ...]:
+        return (self.logps,)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.logps,)
+
+    def with_differentiable(self, tensors: Sequence[Tensor]) -> Self:
+        (logps,) = tensors
+        return replace(self, logps=logps)
+
+    def describe(self, outcome: Outcome, *, with_log_ratios: bool) -> dict[str, float]:
+        return {"loss": _mean(outcome.loss), "num_items": float(self.num_items), **outcome.figures}
 
 
 B = TypeVar("B", bound=Batch)

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from online_dpo.learner.batches import Batch, Outcome, join
 from online_dpo.learner.communication import Communicator
-from online_dpo.types import Labelled, Pair
+from online_dpo.types import AnyItem
 
 
 class NotFinite(Exception):
     """A loss or a gradient is infinite or not a number. Weights and optimizer are untouched."""
 
-    def __init__(self, what: str, items: Sequence[Pair | Labelled]) -> None:
+    def __init__(self, what: str, items: Sequence[AnyItem]) -> None:
         super().__init__(f"the {what} is not finite")
         self.what = what
         self.items = list(items)

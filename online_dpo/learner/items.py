@@ -1,4 +1,4 @@
-"""The kinds of items that a round trains on: pairs, and labelled answers.
+"""The kinds of items that a round trains on: pairs, labelled answers, and demonstrations.
 
 Everything that differs from kind to kind and needs no tensors is here, so that the loop can import it cheaply. A new
 kind of item is a record in `online_dpo.types`, a class here that `kind_of_items` returns for its objectives, a class in
@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from online_dpo.config.objective.section import ObjectiveSection
+from online_dpo.config.objective.section import ObjectiveSection, SFTObjective
 from online_dpo.errors import TrainingError
 from online_dpo.pairing.unpairing import unpair
-from online_dpo.types import Completion, Items, Labelled, Pair, Row
+from online_dpo.types import AnyItem, Completion, Demonstration, Items, Labelled, Pair, Row
 
 LogpsByReference: TypeAlias = Sequence[Sequence[float]]
 """One row's token log-probs, `[T]` nats, under each of several references."""
 
-T = TypeVar("T", Pair, Labelled)
+T = TypeVar("T", Pair, Labelled, Demonstration)
 
 
 class ItemKind(ABC, Generic[T]):
@@ -31,7 +31,7 @@ class ItemKind(ABC, Generic[T]):
     commit_name: ClassVar[str]  # of the commit that holds a round's items
 
     @abstractmethod
-    def of_round(self, items: Sequence[Pair | Labelled]) -> list[T]:
+    def of_round(self, items: Sequence[AnyItem]) -> list[T]:
         """The items of this kind that a round trains on, made from whatever was collected for it."""
 
     @abstractmethod
@@ -50,6 +50,10 @@ class ItemKind(ABC, Generic[T]):
     @abstractmethod
     def lacks_reference(self, item: T) -> bool:
         """Whether a log-prob under the reference is missing."""
+
+    def num_trained_tokens(self, item: T) -> int:
+        """Tokens that the loss is of."""
+        return sum(len(answer.token_ids) for answer in self.answers(item))
 
     def trained_rows(self, item: T) -> list[Row]:
         """The rows that the loss has a gradient for, one for each of `answers(item)`."""
@@ -70,7 +74,7 @@ class PairKind(ItemKind[Pair]):
     record = Pair
     commit_name = "pairs"
 
-    def of_round(self, items: Sequence[Pair | Labelled]) -> list[Pair]:
+    def of_round(self, items: Sequence[AnyItem]) -> list[Pair]:
         return [item for item in items if isinstance(item, Pair)]
 
     def answers(self, item: Pair) -> tuple[Completion, ...]:
@@ -98,9 +102,9 @@ class LabelledKind(ItemKind[Labelled]):
     record = Labelled
     commit_name = "labelled"
 
-    def of_round(self, items: Sequence[Pair | Labelled]) -> list[Labelled]:
+    def of_round(self, items: Sequence[AnyItem]) -> list[Labelled]:
         """Pairs become two answers each; then all answers are mismatched together, for KTO's KL estimate."""
-        return unpair(items)
+        return unpair([item for item in items if not isinstance(item, Demonstration)])
 
     def answers(self, item: Labelled) -> tuple[Completion, ...]:
         return (item.completion,)
@@ -119,17 +123,42 @@ class LabelledKind(ItemKind[Labelled]):
         return item.ref_logps is None or (bool(item.kl_completion_ids) and item.kl_ref_logps is None)
 
 
-PAIRS, LABELLED = PairKind(), LabelledKind()
+class DemonstrationKind(ItemKind[Demonstration]):
+    """Demonstrations; nothing is measured against a reference."""
+
+    record = Demonstration
+    commit_name = "demonstrations"
+
+    def of_round(self, items: Sequence[AnyItem]) -> list[Demonstration]:
+        return [item for item in items if isinstance(item, Demonstration)]
+
+    def answers(self, item: Demonstration) -> tuple[Completion, ...]:
+        return (item.completion,)
+
+    def num_trained_tokens(self, item: Demonstration) -> int:
+        return item.num_trained
+
+    def with_reference(self, item: Demonstration, logps: Sequence[LogpsByReference]) -> Demonstration:
+        return item
+
+    def lacks_reference(self, item: Demonstration) -> bool:
+        return False
 
 
-def kind_of_items(objective: ObjectiveSection) -> PairKind | LabelledKind:
+PAIRS, LABELLED, DEMONSTRATIONS = PairKind(), LabelledKind(), DemonstrationKind()
+
+
+def kind_of_items(objective: ObjectiveSection) -> PairKind | LabelledKind | DemonstrationKind:
     """The kind of item that an objective trains on."""
+    if isinstance(objective, SFTObjective):
+        return DEMONSTRATIONS
     return LABELLED if objective.is_unpaired else PAIRS
 
 
-def kind_of(item: Pair | Labelled) -> ItemKind[Any]:
+def kind_of(item: AnyItem) -> ItemKind[Any]:
     """The kind that an item is of."""
-    return PAIRS if isinstance(item, Pair) else LABELLED
+    kinds: tuple[ItemKind[Any], ...] = (PAIRS, LABELLED, DEMONSTRATIONS)
+    return next(kind for kind in kinds if isinstance(item, kind.record))
 
 
 def check_items(items: Items, objective: ObjectiveSection, round_index: int) -> None:

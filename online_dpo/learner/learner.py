@@ -137,7 +137,7 @@ class Learner:
 
         Args:
             round_index: 0-based.
-            items: what the objective trains on: pairs, or labelled answers.
+            items: what the objective trains on: pairs, labelled answers, or demonstrations.
             beta_factor: of this round; every configured beta is multiplied by it.
 
         Returns:
@@ -178,9 +178,9 @@ class Learner:
             (beta times the difference of the log-ratios, as the objective normalises them), `chosen_logps`,
             `rejected_logps`, and with a reference `chosen_log_ratio`, `rejected_log_ratio` (nats per completion); and
             of the step: `grad_norm` (before clipping), `clipped` and `skipped` (0 or 1), `lr`, `beta`, `num_pairs` or
-            `num_items`, `num_tokens` (of completions), and what the objective adds: `kl`, `bco_shift`. A skipped step
-            has `skipped`, `lr`, `beta`, `bad_value` (`loss`, `KL estimate` or `gradient`) and `bad_ids`, the
-            prompts of the items at fault.
+            `num_items`, `num_tokens` (that the loss is of), and what the objective adds: `kl`, `bco_shift`. SFT has a
+            loss (nats per token) and neither rewards nor log-probs nor a `beta`. A skipped step has `skipped`, `lr`,
+            `beta`, `bad_value` (`loss`, `KL estimate` or `gradient`) and `bad_ids`, the prompts of the items at fault.
 
         Raises:
             TrainingError: the step is not the next one.
@@ -197,7 +197,7 @@ class Learner:
             return self._update(items)
         except NotFinite as fault:
             ids = list(dict.fromkeys(item.prompt.prompt_id for item in fault.items))
-            figures = {"skipped": 1.0, "lr": self._lr, "beta": self._beta, "bad_value": fault.what, "bad_ids": ids}
+            figures = {"skipped": 1.0, "lr": self._lr, **self._beta, "bad_value": fault.what, "bad_ids": ids}
             self._position = replace(position, next_step=step + 1)
             return figures
         finally:
@@ -228,12 +228,19 @@ class Learner:
         """
         position, section = self._position, self.spec.learner
         parameters, mine = list(self._parameters.values()), self._share(items)
-        untrained = self._untrained_log_ratios(items)
-        batch, outcome = self._accumulation(untrained, self._ranks).run(self._micro_batches(mine), len(items))
+        num_tokens = sum(map(self._kind.num_trained_tokens, items))
+        context = StepContext(
+            position=self._place,
+            beta_factor=self._beta_factor,
+            state=position.state,
+            untrained_log_ratios=self._untrained_log_ratios(items),
+            tokens_per_item=num_tokens / len(items),
+        )
+        batch, outcome = self._accumulation(context, self._ranks).run(self._micro_batches(mine), len(items))
         add_gradients(parameters, self._ranks)
         norm = torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm).item()
         if not math.isfinite(norm):
-            bad = [item for part in self._ranks.gather(self._with_bad_gradients(mine, untrained)) for item in part]
+            bad = [item for part in self._ranks.gather(self._with_bad_gradients(mine, context)) for item in part]
             raise NotFinite("gradient", bad or items)  # perhaps only their sum overflows
         lr = self._lr
         for group in self.optimizer.param_groups:
@@ -252,19 +259,13 @@ class Learner:
             "clipped": float(norm > section.max_grad_norm),
             "skipped": 0.0,
             "lr": lr,
-            "beta": outcome.beta,
-            "num_tokens": float(sum(len(row.completion_ids) for row in self._trained_rows(items))),
+            **({} if outcome.beta is None else {"beta": outcome.beta}),
+            "num_tokens": float(num_tokens),
         }
 
-    def _accumulation(self, untrained_log_ratios: Tensor, ranks: Communicator) -> Accumulation:
+    def _accumulation(self, context: StepContext, ranks: Communicator) -> Accumulation:
         """Losses and gradients of the step that is next, of which these ranks have the items."""
         position, objective = self._position, self._objective
-        context = StepContext(
-            position=self._place,
-            beta_factor=self._beta_factor,
-            state=position.state,
-            untrained_log_ratios=untrained_log_ratios,
-        )
 
         def forward(micro: int, items: Sequence[Any]) -> Batch:
             if adapter_slots.dropout_of(self.model) > 0.0:
@@ -314,13 +315,13 @@ class Learner:
     def _trained_rows(self, items: Sequence[Any]) -> list[Row]:
         return [row for item in items for row in self._kind.trained_rows(item)]
 
-    def _with_bad_gradients(self, items: Sequence[Any], untrained_log_ratios: Tensor) -> list[Any]:
+    def _with_bad_gradients(self, items: Sequence[Any], context: StepContext) -> list[Any]:
         """Of this rank's items, those whose own gradient is not finite."""
         bad = []
         for item in items:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                self._accumulation(untrained_log_ratios, Alone()).run([[item]], 1)
+                self._accumulation(context, Alone()).run([[item]], 1)
             except NotFinite:  # its loss is not, by itself; the other ranks wait for an answer
                 bad.append(item)
                 continue
@@ -340,5 +341,7 @@ class Learner:
         return learning_rate(self.spec.learner, position=self._place, global_step=self._position.global_step)
 
     @property
-    def _beta(self) -> float:
-        return beta_at(self.spec.objective.betas[0], self._place) * self._beta_factor
+    def _beta(self) -> dict[str, float]:
+        """The next step's, for the log; of the first term, and nothing where the objective has none."""
+        betas = self.spec.objective.betas
+        return {"beta": beta_at(betas[0], self._place) * self._beta_factor} if betas else {}

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from online_dpo.config.objective.pairwise import AnyPairObjective, AOTObjective, BCOObjective, SigmoidObjective
-from online_dpo.config.objective.section import KTOObjective, ObjectiveSection, SumObjective
+from online_dpo.config.objective.section import KTOObjective, ObjectiveSection, SFTObjective, SumObjective
 from online_dpo.errors import TrainingError
 from online_dpo.learner import losses
-from online_dpo.learner.batches import Batch, LabelledBatch, ObjectiveState, Outcome, PairBatch
+from online_dpo.learner.batches import Batch, DemonstrationBatch, LabelledBatch, ObjectiveState, Outcome, PairBatch
 from online_dpo.learner.losses import RunningMean
 from online_dpo.learner.schedules import beta_at
-from online_dpo.types import Labelled, Pair
+from online_dpo.types import Demonstration, Labelled, Pair
 
 PairLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`(chosen_log_ratio [P], rejected_log_ratio [P]) -> [P]`."""
@@ -64,6 +64,7 @@ class StepContext:
     beta_factor: float  # of the round
     state: ObjectiveState  # before this batch
     untrained_log_ratios: Tensor  # [M] nats, of the untrained rows of the whole global batch; no gradient
+    tokens_per_item: float  # trained tokens, mean over the global batch
 
 
 class TrainingObjective(Protocol):
@@ -264,6 +265,29 @@ class LabelledObjective:
         )
 
 
+class ImitationObjective:
+    """SFT: the mean negative log-likelihood of all trained tokens of a global batch, in nats, as TRL's `SFTTrainer`.
+
+    A token counts the same in a long demonstration as in a short one. An item's loss is its own sum over the mean
+    number of tokens of an item, so that the mean over items is the mean over tokens, however the batch is split.
+    """
+
+    batch_type = DemonstrationBatch
+    is_coupled = False
+    with_collision = False
+    fresh_state: ObjectiveState = ()
+
+    def begin_round(self, items: Sequence[Demonstration]) -> None:
+        """Any demonstration will do."""
+
+    def __call__(self, batch: DemonstrationBatch, context: StepContext) -> Outcome:
+        """As `TrainingObjective.__call__`, of `N` demonstrations."""
+        loss = -batch.logps / context.tokens_per_item
+        return Outcome(loss=loss, rewards=None, beta=None, state=(), figures={})
+
+
 def make_objective(section: ObjectiveSection) -> TrainingObjective:
     """The objective that a config names."""
+    if isinstance(section, SFTObjective):
+        return ImitationObjective()
     return LabelledObjective(section) if isinstance(section, KTOObjective) else PairwiseObjective(section)

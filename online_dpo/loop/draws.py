@@ -14,7 +14,7 @@ from online_dpo.errors import ConfigError, DataError
 from online_dpo.learner.items import kind_of
 from online_dpo.loop.items import name_of_items
 from online_dpo.store.round_store import RoundStore
-from online_dpo.types import Items, Labelled, Pair, Prompt, SamplingPlan
+from online_dpo.types import Items, Prompt, SamplingPlan
 
 PAIRS_DRAW = "pairs-draw"
 
@@ -32,7 +32,7 @@ class DrawnPrompts:
 class DrawnItems:
     """What a round takes from the data set of preferences."""
 
-    items: Sequence[Pair] | Sequence[Labelled]  # empty also where the round's items are committed already
+    items: Items  # empty also where the round's items are committed already
     cursor: Cursor  # where the next round's share begins
     figures: Mapping[str, int]  # `num_offline_...`: rows by what became of them
 
@@ -204,6 +204,6 @@ def check_one_form(config: RunConfig, prompts: Sequence[Prompt], written: Prompt
         )
 
 
-def _committed(store: RoundStore, items: Sequence[Pair] | Sequence[Labelled]) -> DrawnItems:
+def _committed(store: RoundStore, items: Items) -> DrawnItems:
     drawn = store.get_json(PAIRS_DRAW)
     return DrawnItems(items=items, cursor=Cursor.from_dict(drawn["cursor"]), figures=drawn["figures"])

@@ -1,16 +1,21 @@
-"""Held-out pairs: does the policy prefer what people preferred, and by how much more than the initial policy?"""
+"""Held-out pairs: does the policy prefer what people preferred, and by how much more than the initial policy?
+
+Held-out demonstrations: how likely are they to it?
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import PairDraw
+from online_dpo.learner.items import kind_of
 from online_dpo.loop.stages import Event, Stages
 from online_dpo.statistics.samples import mean, paired_bootstrap
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Pair, Row, derive_seed
+from online_dpo.types import Demonstration, Pair, Row, derive_seed
 
 INITIAL, UPDATED = "evaluation-pairs-initial/", "evaluation-pairs/"
 """Prefixes of the commits, in the first round's folder and in each round's."""
@@ -25,7 +30,7 @@ def evaluate_pairs(
     *,
     sets: Mapping[str, PairDraw],
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Score both answers of every held-out pair under the learner's policy; nothing is sampled.
+    """Score the answers of every held-out pair or demonstration under the learner's policy; nothing is sampled.
 
     Args:
         config: of the run.
@@ -44,14 +49,19 @@ def evaluate_pairs(
         commit = f"{UPDATED if policy_version else INITIAL}{name}/summary"
         if not committed.has(commit):
             pairs = [item for item in held_out.items if isinstance(item, Pair)]
-            rows = [Row.of(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+            shown = [item for item in held_out.items if isinstance(item, Demonstration)]
+            rows = [Row.of(item.prompt, answer) for item in held_out.items for answer in kind_of(item).answers(item)]
             [scores] = stages.learner.score(rows, ["policy"])
-            logps = [sum(row) for row in scores.token_logps]
-            now = {"chosen_logps": logps[::2], "rejected_logps": logps[1::2]}
             seed = derive_seed(config.run.seed, "bootstrap-pairs", name, policy_version)
             before = store.round(0).get_json(f"{INITIAL}{name}/summary") if policy_version else None
-            figures = {**_counts(held_out), **describe_preferences(pairs, now, before, seed=seed)}
-            committed.put_json(commit, {**figures, **now})
+            if shown:
+                now = {"trained_logps": [_trained(*both) for both in zip(shown, scores.token_logps, strict=True)]}
+                found_now = describe_demonstrations(shown, now, before, seed=seed)
+            else:
+                logps = [sum(row) for row in scores.token_logps]
+                now = {"chosen_logps": logps[::2], "rejected_logps": logps[1::2]}
+                found_now = describe_preferences(pairs, now, before, seed=seed)
+            committed.put_json(commit, {**_counts(held_out), **found_now, **now})
         found[name] = without_logps(committed.get_json(commit))
         data = {"set": name, "policy_version": policy_version, **found[name]}
         yield Event(kind="evaluated_pairs", round_index=round_index, data=data)
@@ -114,6 +124,46 @@ def describe_preferences(
     return figures
 
 
+def describe_demonstrations(
+    items: Sequence[Demonstration],
+    now: Mapping[str, Sequence[float]],
+    before: Mapping[str, Sequence[float]] | None,
+    *,
+    seed: int,
+) -> dict[str, float | int | None]:
+    """How likely held-out demonstrations are.
+
+    Args:
+        items: `N` demonstrations.
+        now: `trained_logps`, `[N]` nats, summed over the trained tokens, under the policy.
+        before: the same under the initial policy; None when the policy is the initial one.
+        seed: of the bootstrap over demonstrations.
+
+    Returns:
+        `loss`: mean negative log-likelihood of a token, nats, every token the same; `perplexity`: its exponential;
+        `num_tokens`. Where `before` is given, also `loss_change` since the initial policy, with `_low` and `_high` of
+        a paired bootstrap over demonstrations, 95 %.
+    """
+    num_tokens = sum(item.num_trained for item in items)
+    loss = -math.fsum(now["trained_logps"]) / num_tokens
+    figures: dict[str, float | int | None] = {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700.0 else None,  # beyond, it is no float
+        "num_tokens": num_tokens,
+    }
+    if before is not None:
+        scale = len(items) / num_tokens  # the mean over demonstrations is then the mean over tokens
+        old, new = ([-scale * logp for logp in side["trained_logps"]] for side in (before, now))
+        interval = paired_bootstrap(_numbered(old), _numbered(new), seed=seed)
+        assert interval is not None  # a set has at least one demonstration
+        figures["loss_change"], figures["loss_change_low"], figures["loss_change_high"] = interval
+    return figures
+
+
+def _trained(item: Demonstration, logps: Sequence[float]) -> float:
+    return math.fsum(logp for logp, flag in zip(logps, item.trained, strict=True) if flag)
+
+
 def without_logps(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Log-probs of single pairs stay in the run directory; they are too many for a line of the log."""
     return {name: value for name, value in summary.items() if not name.endswith("_logps")}
@@ -133,4 +183,5 @@ def _numbered(values: Sequence[float]) -> dict[str, float]:
 
 def _counts(held_out: PairDraw) -> dict[str, int]:
     dropped = {f"num_{name}": number for name, number in held_out.outcomes.items() if name != "kept"}
-    return {"num_pairs": len(held_out.items), **dropped, **held_out.counts}
+    name = "num_demonstrations" if isinstance(held_out.items[0], Demonstration) else "num_pairs"
+    return {name: len(held_out.items), **dropped, **held_out.counts}

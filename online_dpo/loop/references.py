@@ -16,7 +16,7 @@ from online_dpo.loop.weight_sync import Gap
 from online_dpo.statistics.samples import sampler_logps
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Adapter, Item, Labelled, Pair, WeightsRef
+from online_dpo.types import Adapter, AnyItem, Item, Pair, WeightsRef
 
 NUM_GAP_PAIRS = 8
 """Pairs whose log-probs are computed by the learner as well where the sampler's are used; enough to see a wrong one."""
@@ -113,7 +113,7 @@ def policy_of(store: RunStore, version: int, initial: Adapter | None) -> Adapter
     return initial if version == 0 else Adapter.from_files(version, store.round(version - 1).get_files("adapter"))
 
 
-def _was_sampled_from(item: Pair | Labelled, version: int) -> bool:
+def _was_sampled_from(item: AnyItem, version: int) -> bool:
     """Whether both answers are samples of one policy; those of a data set are of none."""
     return isinstance(item, Pair) and item.chosen.policy_version == item.rejected.policy_version == version
 
@@ -124,7 +124,7 @@ def _as_sampled(item: Item) -> Item:
 
 
 def _measured_gap(
-    calls: Calls, items: Sequence[Pair | Labelled], reference: Reference, tolerance: float
+    calls: Calls, items: Sequence[AnyItem], reference: Reference, tolerance: float
 ) -> Generator[Event, None, dict[str, float]]:
     """How far the sampler's log-probs are from the learner's; nothing without items."""
     if not items:

@@ -14,10 +14,11 @@ from typing import Any
 from online_dpo.errors import AnswersMissing, JudgingStopped
 from online_dpo.loop.calls import Call, Calls
 from online_dpo.loop.stages import Event
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.statistics.judges import report
 from online_dpo.statistics.people import describe_votes, place_bias
 from online_dpo.store.shards import Asked, ShardCommits, add_agreement, sum_counters
-from online_dpo.types import Completion, Judged, MemberAgreement, Shard, Verdict, derive_seed
+from online_dpo.types import Completion, Judged, Shard, Verdict, derive_seed
 from online_dpo.votes import CastVote
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from online_dpo.loop.stages import Event
 from online_dpo.loop.weight_sync import MIN_APPLIED
-from online_dpo.reports.data_set_lines import num_items, offline_outcomes, show_preferences
+from online_dpo.reports.data_set_lines import name_of_items, num_items, offline_outcomes, show_preferences
 from online_dpo.reports.listening import WARNING, Listener
 from online_dpo.reports.yields import losses
 from online_dpo.text_files import printable
@@ -90,7 +90,7 @@ def warnings_of(event: Event) -> list[str]:
 
 def describe_round(data: Mapping[str, Any]) -> str:
     """One line: yield, loss and reward of a round's summary, and every reason for which something gave no pair."""
-    items = f"{num_items(data)} {'pairs' if 'num_pairs' in data else 'labelled answers'}"
+    items = f"{num_items(data)} {name_of_items(data)}"
     if "num_prompts" in data:
         too_many = {"too_long": data["num_prompts_too_long"], "empty": data["num_prompts_empty"]}
         lost = _reasons({**losses(data["outcomes"]), **too_many})
@@ -104,7 +104,8 @@ def describe_round(data: Mapping[str, Any]) -> str:
     reward = "" if data.get(REWARD) is None else f", reward {data[REWARD]:.3f}"
     training = ""
     if "loss" in data:  # a round all of whose steps were skipped has none
-        training = f", loss {data['loss']:.4f}, accuracy {data['reward_accuracy']:.2f}"
+        training = f", loss {data['loss']:.4f}"
+        training += f", accuracy {data['reward_accuracy']:.2f}" if "reward_accuracy" in data else ""
     skipped = f", {data['num_skipped_steps']} steps skipped" if data.get("num_skipped_steps") else ""
     return f"{items}{training}{skipped}{reward}"
 

@@ -146,6 +146,8 @@ class PairsResult:
     """Labelled answers that are desirable."""
     num_undesirable: int | None = None
     """Labelled answers that are not."""
+    num_demonstrations: int | None = None
+    """Demonstrations that the round trains on."""
     margin_mean: float | None = None
     """Mean difference of scores of a pair, or logit of its probability."""
     chosen_length_mean: float | None = None
@@ -167,11 +169,11 @@ class LearningResult:
     num_trained_pairs: float | None = None
     """Pairs trained on, once for each epoch."""
     num_trained_items: float | None = None
-    """Labelled answers trained on, once for each epoch."""
+    """Labelled answers or demonstrations trained on, once for each epoch."""
     num_trained_tokens: float | None = None
     """Completion tokens trained on, once for each epoch."""
     loss: float | None = None
-    """Of the objective, per pair."""
+    """Of the objective, per pair; of SFT, nats per token."""
     lr: float | None = None
     """Learning rate."""
     beta: float | None = None
@@ -307,7 +309,7 @@ class RoundResult:
     evaluation: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Evaluation set -> the new policy on it; empty where the round was not evaluated."""
     evaluation_pairs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    """Set of held-out pairs -> how often and how far the preferred answer is ahead."""
+    """Set of held-out pairs -> how far the preferred answer is ahead; of demonstrations, their loss and perplexity."""
     push: PushResult = field(default_factory=PushResult)
     """Checks of the generators' weights."""
     seconds: Mapping[str, float] = field(default_factory=dict)

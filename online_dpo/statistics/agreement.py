@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
-from online_dpo.types import MemberAgreement
+from online_dpo.member_agreement import MemberAgreement
 
 SCALE = 1 << 32
 """Scores are added up as whole multiples of 1 / SCALE."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.statistics.agreement import describe_ensembles
 from online_dpo.statistics.comparisons import (
     Comparisons,
@@ -23,7 +24,7 @@ from online_dpo.statistics.comparisons import (
     side_of,
     wins_by_prompt,
 )
-from online_dpo.types import NUM_RANKINGS, Completion, MemberAgreement, Verdict, group_by_prompt
+from online_dpo.types import NUM_RANKINGS, Completion, Verdict, group_by_prompt
 
 MAX_REASONS, REASON_WIDTH = 8, 80
 OTHER = "other reasons"

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
-from online_dpo.types import Completion, Items, Labelled, Pair, TokenLogpRows, Verdict
+from online_dpo.types import Completion, Demonstration, Items, Labelled, Pair, TokenLogpRows, Verdict
 
 NUM_BLEU_TEXTS = 32
 """Texts that self-BLEU compares, each with all others: 0.1 s for answers of 50 words, and four times that for twice as
@@ -146,6 +146,10 @@ def describe_items(items: Items) -> dict[str, float | int | None]:
     """What the learner is about to train on; of labelled answers, chosen are the desirable ones."""
     pairs = [item for item in items if isinstance(item, Pair)]
     labelled = [item for item in items if isinstance(item, Labelled)]
+    shown = [item for item in items if isinstance(item, Demonstration)]
+    if shown:
+        lengths = [len(item.completion.token_ids) for item in shown]
+        return {"num_demonstrations": len(shown), "demonstration_length_mean": mean(lengths)}
     chosen = [pair.chosen for pair in pairs] + [item.completion for item in labelled if item.desirable]
     rejected = [pair.rejected for pair in pairs] + [item.completion for item in labelled if not item.desirable]
     counts = {"num_pairs": len(pairs)} if pairs else {"num_desirable": len(chosen), "num_undesirable": len(rejected)}

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import REWARD, Completion, Judged, MemberAgreement, Shard, Verdict
+from online_dpo.types import REWARD, Completion, Judged, Shard, Verdict
 from online_dpo.votes import CastVote
 
 VOTES = "votes"

@@ -2,7 +2,8 @@
 
 `pairs.parquet` is a preference data set as `datasets` and TRL's `DPOTrainer` take it: `prompt`, `chosen` and
 `rejected` are text, or lists of `{role, content}` messages for chat prompts; `chosen` and `rejected` hold the answer
-alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`. The other columns carry
+alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`, and
+`demonstrations.parquet` for `SFTTrainer`: `prompt` and `completion`. The other columns carry
 what text cannot: the token ids that were sampled, and where each answer came from.
 
 The same records give the same bytes (with the same pyarrow), and reading gives equal records back: floats are
@@ -19,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from online_dpo.errors import DataError
-from online_dpo.types import Completion, Labelled, Pair, Prompt, Verdict
+from online_dpo.types import AnyItem, Completion, Demonstration, Labelled, Message, Pair, Prompt, Verdict, text_of_turns
 from online_dpo.votes import CastVote
 
-Record: TypeAlias = Prompt | Completion | Verdict | Pair | Labelled | CastVote
+Record: TypeAlias = Prompt | Completion | Verdict | AnyItem | CastVote
 R = TypeVar("R", bound=Record)
 Columns: TypeAlias = dict[str, Any]
 
@@ -122,6 +123,20 @@ def _labelled_schema(chat: bool) -> pa.Schema:
     )
 
 
+def _demonstration_schema(chat: bool) -> pa.Schema:
+    content = _MESSAGES if chat else pa.string()
+    return _schema(
+        {
+            "prompt": content,
+            "completion": content,
+            "trained": pa.list_(pa.bool_()),  # one per token of the completion: whether the loss is of it
+            **_OF_PROMPT,
+            **{f"completion_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
+        },
+        nullable=tuple(f"completion_{name}" for name in _PROVENANCE),
+    )
+
+
 def to_parquet(records: Sequence[Record]) -> bytes:
     """Records of one kind as a parquet file. No records at all give a file without columns.
 
@@ -157,12 +172,12 @@ def _schema_of(records: Sequence[Record]) -> pa.Schema:
             return _VERDICT
         case CastVote():
             return _VOTE
-        case Pair() | Labelled():
-            chat = {record.prompt.messages is not None for record in records if isinstance(record, Pair | Labelled)}
+        case Pair() | Labelled() | Demonstration():
+            chat = {record.prompt.messages is not None for record in records if isinstance(record, AnyItem)}
             if len(chat) > 1:
-                raise ValueError("one table of pairs or labelled answers cannot hold both plain and chat prompts")
-            schema = _pair_schema if isinstance(records[0], Pair) else _labelled_schema
-            return schema(chat.pop())
+                raise ValueError("one table of what is trained on cannot hold both plain and chat prompts")
+            schemas = {Pair: _pair_schema, Labelled: _labelled_schema, Demonstration: _demonstration_schema}
+            return schemas[type(records[0])](chat.pop())
 
 
 def _to_row(record: Record) -> Columns:
@@ -186,6 +201,8 @@ def _to_row(record: Record) -> Columns:
             return _pair_row(record)
         case Labelled():
             return _labelled_row(record)
+        case Demonstration():
+            return _demonstration_row(record)
 
 
 def _pair_row(pair: Pair) -> Columns:
@@ -204,6 +221,15 @@ def _labelled_row(item: Labelled) -> Columns:
         **_answer_columns("completion", item.prompt, item.completion),
         "label": item.desirable,
         "kl_completion_ids": item.kl_completion_ids,
+    }
+
+
+def _demonstration_row(item: Demonstration) -> Columns:
+    return {
+        "trained": item.trained,
+        **_prompt_columns(item.prompt),
+        **_answer_columns("completion", item.prompt, item.completion),
+        **({"completion": _checked(item.prompt, item.turns)} if item.turns else {}),
     }
 
 
@@ -226,13 +252,17 @@ def _completion_columns(completion: Completion) -> Columns:
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    for message in prompt.messages or ():
+    return _checked(prompt, prompt.messages or ())
+
+
+def _checked(prompt: Prompt, messages: Sequence[Message]) -> list[dict[str, str]]:
+    for message in messages:
         if message.keys() != {"role", "content"}:
             raise DataError(
                 f"prompt {prompt.prompt_id} has a message with the keys {', '.join(message)}; a message has role and "
                 f"content: remove or rename the others in the prompt source"
             )
-    return [dict(message) for message in prompt.messages or ()]
+    return [dict(message) for message in messages]
 
 
 def _metadata(prompt: Prompt) -> str:
@@ -278,8 +308,19 @@ def _labelled_from(row: Columns) -> Labelled:
     )
 
 
+def _demonstration_from(row: Columns) -> Demonstration:
+    turns = () if isinstance(row["completion"], str) else tuple(row["completion"])
+    text = text_of_turns(turns) if turns else row["completion"]
+    return Demonstration(
+        prompt=_prompt_of(row),
+        completion=_answer_from({**row, "completion": text}, "completion"),
+        trained=tuple(row["trained"]),
+        turns=turns,
+    )
+
+
 def _prompt_of(row: Columns) -> Prompt:
-    """The prompt of a row of pairs or labelled answers."""
+    """The prompt of a row of pairs, labelled answers or demonstrations."""
     chat = not isinstance(row["prompt"], str)
     return Prompt(
         prompt_id=row["prompt_id"],
@@ -303,4 +344,5 @@ _FROM_ROW = {
     CastVote: lambda row: CastVote(**{**row, "ratings": json.loads(row["ratings"])}),
     Pair: _pair_from,
     Labelled: _labelled_from,
+    Demonstration: _demonstration_from,
 }

@@ -85,8 +85,9 @@ def question(text: str, other: str = "other", prompt: Any = "Prompt") -> Questio
 
 
 def test_two_people_answer_by_mouse_and_by_keyboard(start: Start, visit: Visit) -> None:
-    site = start(num_questions=6, votes_per_question=2, criteria=("clear",))
+    site = start(num_questions=6, votes_per_question=2, criteria=("clear",), instructions="Be **kind** & <i>fair</i>.")
     ada, bob = (sign_in(visit(), site.link(name)) for name in ("Ada", "Bob"))
+    assert ada.inner_text(".task") == "Be kind & <i>fair</i>."
     ada.click("#extras summary")
     ada.fill("#comment", "1 2 t b s u: no shortcut while somebody types")
     ada.check("[aria-label='Answer 2 is much better']", force=True)

@@ -28,7 +28,8 @@ def test_the_page_names_every_objective_and_every_field() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MEMBERS if name != "sum"])
 def test_every_objective_needs_no_more_than_its_name_and_survives_a_dump(name: str, tmp_path: Path) -> None:
-    config = load_config(BASE, [f"objective.type={name}"])
+    base = {"model": BASE["model"], "pairs": {"source": "x", "format": "demonstrations"}} if name == "sft" else BASE
+    config = load_config(base, [f"objective.type={name}"])
     assert config.objective.type == name
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "dumped.yaml") == config
@@ -73,6 +74,10 @@ def test_a_sum_and_a_schedule_survive_a_dump(tmp_path: Path) -> None:
         (["objective.beta={type: linear, start: 0.1, edn: 1, end: 1}"], "edn is not a known key; did you mean end?"),
         (["objective.beta={type: adaptive, start: 9, target_kl: 1, max: 1}"], "objective.beta has start 9.0 outside"),
         ([SUM % "{type: kto}"], "objective.terms.1.objective is of type kto, which trains on single completions and"),
+        (
+            [SUM % "{type: sft}"],
+            "objective.terms.1.objective is of type sft, which imitates demonstrations and the",
+        ),
         ([SUM % "{type: ipo, beta: -1}"], "objective.terms.1.objective.beta is -1; it must be greater than 0"),
         ([SUM % "{type: ipo, beta: {type: adaptive, start: 1, target_kl: 1}}"], "one controller cannot follow several"),
         (
@@ -117,4 +122,4 @@ def test_a_term_that_differs_is_named_on_resume() -> None:
 def test_what_composes_belongs_to_every_pairwise_objective() -> None:
     composed = set(PairObjective.model_fields)
     for name, member in MEMBERS.items():
-        assert (composed <= member.model_fields.keys()) == (name not in ("kto", "sum"))
+        assert (composed <= member.model_fields.keys()) == (name not in ("kto", "sft", "sum"))

@@ -23,6 +23,7 @@ ONLINE: dict[str, Any] = {
 }
 JUDGE = ["judge.type=python", "judge.target=a:b"]
 SHORT = ["pairs.max_prompt_tokens=8", "pairs.max_completion_tokens=8"]
+HELD = ["evaluation.pairs.h.source=h.jsonl", "evaluation.pairs.h.prompt=null", "evaluation.pairs.h.completion=messages"]
 SETS = ["evaluation.sets.h.source=h.jsonl"]
 
 
@@ -34,6 +35,10 @@ SETS = ["evaluation.sets.h.source=h.jsonl"]
         (ALONE, [*SETS, "evaluation.judges.gold.type=python", "evaluation.judges.gold.target=a:b"]),
         (ALONE, [*SETS, "sampling.max_tokens=8", "pairs.chat_template_kwargs.enable_thinking=false"]),
         (ALONE, ["objective.type=kto", "evaluation.pairs.people.source=h.jsonl"]),
+        (
+            ALONE,
+            ["pairs.format=demonstrations", "objective.type=sft", "evaluation.pairs.h.format=demonstrations", *HELD],
+        ),
         (ONLINE, ["pairs.source=p", "pairs.warm_start_rounds=2", "pairs.per_round=64"]),
         (ONLINE, ["pairs.source=p", "pairs.fraction=0.25", "objective.type=kto"]),
         (ONLINE, ["pairs.source=p", "pairs.fraction=0.25", "pairs.warm_start_rounds=1", "pairs.per_round=64"]),
@@ -84,14 +89,28 @@ def test_what_goes_together(base: dict[str, Any], overrides: list[str]) -> None:
         (
             ALONE,
             ["pairs.label=good"],
-            "pairs.label is good, but pairs.format is pairs, which has no such column: set it to la",
+            "pairs has label good and format pairs, which has no such column: set format to labelled, or remove label",
         ),
         (
             ALONE,
             ["pairs.format=labelled", "objective.type=kto", "pairs.chosen=a"],
-            "set it to pairs, or remove pairs.chosen",
+            "set format to pairs, or remove chosen",
         ),
         (ALONE, ["pairs.format=labelled"], "objective.type is sigmoid, which compares two answers; set objective.type"),
+        (ALONE, ["pairs.format=demonstrations"], "objective.type is sigmoid; sft alone trains on demonstrations"),
+        (ALONE, ["objective.type=sft"], "pairs.format is pairs and objective.type is sft; sft alone trains"),
+        (ONLINE, ["objective.type=sft"], "objective.type is sft and pairs is missing; SFT trains on demonstrations"),
+        (
+            ONLINE,
+            ["objective.type=sft", "pairs.source=p", "pairs.format=demonstrations", "pairs.warm_start_rounds=1"],
+            "objective.type is sft and pairs.warm_start_rounds is 1; SFT is a run of its own",
+        ),
+        (ALONE, ["objective={type: sft, beta: 0.2}"], "has beta, but sft imitates demonstrations and compares nothing"),
+        (
+            ALONE,
+            ["evaluation.pairs.h.source=h", "evaluation.pairs.h.completion=x"],
+            "evaluation.pairs.h has completion x and format pairs, which has no such column: set format to labelled or",
+        ),
         (ALONE, ["objective.soft_labels=true"], "objective.soft_labels is True, which reads what a judge says"),
         (
             ALONE,

@@ -109,7 +109,7 @@ def test_many_mistakes_are_not_many_pages() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objective.type=dpo", "aot, discopop, bco_pair, kto, sum; did you mean sigmoid?"),
+        ("objective.type=dpo", "aot, discopop, bco_pair, kto, sft, sum; did you mean sigmoid?"),
         ("model.dtype=bf16", "model.dtype is \"bf16\"; it must be 'float32' or 'bfloat16'; did you mean bfloat16?"),
         ("model.dtype=fp32", "did you mean float32?"),
         ("learner.learning_rate=1e-4", "learner.learning_rate is not a known key; here it is learner.lr"),

@@ -92,7 +92,7 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
                     if part.has(repeats):
                         asked = dict.fromkeys(v.prompt_id for v in part.get_records(repeats, Verdict))
                         del left[f"repeat {judge} {shard.split()[0]} {','.join(asked)}"]
-            if part.has("pairs") or part.has("labelled"):
+            if any(part.has(name) for name in ("pairs", "labelled", "demonstrations")):
                 left[references[part.index]] -= 1
             num_steps = 0
             if (checkpoint := newest_checkpoint(part)) is not None:

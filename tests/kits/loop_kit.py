@@ -23,7 +23,9 @@ from online_dpo.models.merging import Received
 from online_dpo.types import (
     REWARD,
     Adapter,
+    AnyItem,
     Completion,
+    Demonstration,
     Item,
     Items,
     Judged,
@@ -165,12 +167,14 @@ class FakeLearner:
             "num_pairs": float(len(batch)),
         }
 
-    def gap(self, item: Pair | Labelled) -> float:
+    def gap(self, item: AnyItem) -> float:
         """By how much the policy prefers the chosen answer, or what was labelled desirable, to the reference."""
         logps = [sum(token_logps(row, self.weights)) for row in kind_of(item).scored_rows(item)]
         if isinstance(item, Pair):
             assert item.chosen_ref_logps is not None and item.rejected_ref_logps is not None
             return logps[0] - item.chosen_ref_logps - (logps[1] - item.rejected_ref_logps)
+        if isinstance(item, Demonstration):
+            return logps[0] / item.num_trained
         assert item.ref_logps is not None
         return (logps[0] - item.ref_logps) * (1 if item.desirable else -1)
 

@@ -18,7 +18,7 @@ from online_dpo.learner.learner import Learner
 from online_dpo.learner.logprobs import LogpTensors
 from online_dpo.learner.objectives import PairwiseObjective, StepContext
 from online_dpo.pairing.unpairing import unpair
-from online_dpo.types import Adapter, Pair
+from online_dpo.types import Adapter, Demonstration, Pair
 
 Rows = list[list[float]]
 
@@ -64,7 +64,13 @@ def at(
 ) -> StepContext:
     """A step's context."""
     log_ratios = torch.zeros(0, dtype=torch.float64) if untrained is None else untrained
-    return StepContext(position=position, beta_factor=beta_factor, state=state, untrained_log_ratios=log_ratios)
+    return StepContext(
+        position=position,
+        beta_factor=beta_factor,
+        state=state,
+        untrained_log_ratios=log_ratios,
+        tokens_per_item=1.0,
+    )
 
 
 def evaluate(drawn: Drawn, section: dict[str, Any]) -> tuple[Outcome, Rows]:
@@ -84,7 +90,15 @@ def section(name: str, **options: Any) -> Objective:
 
 def items_for(objective: Objective, count: int) -> list[Any]:
     pairs = make_pairs(count)
+    if objective.type == "sft":
+        return [demonstration_of(pair) for pair in pairs]
     return unpair(pairs) if objective.is_unpaired else pairs
+
+
+def demonstration_of(pair: Pair) -> Demonstration:
+    """Its chosen answer as a conversation: every third token is another's, and not trained on."""
+    flags = tuple(place % 3 != 1 for place in range(len(pair.chosen.token_ids)))
+    return Demonstration(prompt=pair.prompt, completion=pair.chosen, trained=flags)
 
 
 def ready(learner: Learner, items: list[Any], reference: Adapter | None) -> list[Any]:

@@ -30,7 +30,7 @@ from online_dpo.errors import TrainingError
 from online_dpo.learner.items import LABELLED, PAIRS
 from online_dpo.learner.learner import Learner
 from online_dpo.pairing.unpairing import unpair
-from online_dpo.types import Labelled, Pair
+from online_dpo.types import Demonstration, Labelled, Pair
 
 BETA = 0.1
 LN2 = math.log(2.0)
@@ -304,4 +304,4 @@ def test_the_tables_hold_every_objective():
     pairwise = {name for name, member in MEMBERS.items() if issubclass(member, PairObjective)}
     assert OBJECTIVES.keys() >= MEMBERS.keys()
     assert FIRST_LOSS.keys() >= pairwise - {"simpo"} | {"kto"}
-    assert {Pair, Labelled} == {type(items_for(OBJECTIVES[name], 1)[0]) for name in OBJECTIVES}
+    assert {Pair, Labelled, Demonstration} == {type(items_for(OBJECTIVES[name], 1)[0]) for name in OBJECTIVES}

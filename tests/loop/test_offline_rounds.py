@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -15,17 +16,21 @@ from loop_kit import FakeStages, token_logps, weights_of
 from loop_runs import Kill, Run, comparable, records
 
 from online_dpo.errors import ConfigError, DataError
-from online_dpo.reports.data_set_lines import num_items
+from online_dpo.reports.data_set_lines import num_items, show_preferences
+from online_dpo.reports.progress import describe_round
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Adapter, Labelled, Pair, Row
+from online_dpo.types import Adapter, Demonstration, Labelled, Pair, Row
 
 NUM_ROWS, NUM_HELD_OUT = 7, 3
-HELD_OUT_SCORE = f"score {2 * NUM_HELD_OUT} policy"
 ALONE: dict[str, Any] = {"prompts": None, "judge": None, "sampling": {}, "evaluation__sets": {}}
 KTO = {"type": "kto"}
+SFT: dict[str, Any] = {**ALONE, "demonstrated": True, "objective": {"type": "sft"}, "reference": {"type": "fixed"}}
+kind_named = {Pair: "pairs", Labelled: "labelled", Demonstration: "demonstrations"}
 
 
-def offline(folder: Path, *, labelled: bool = False, evaluate: bool = True, **overrides: Any) -> Run:
+def offline(
+    folder: Path, *, labelled: bool = False, demonstrated: bool = False, evaluate: bool = True, **overrides: Any
+) -> Run:
     """Two rounds; `pairs__...` settles how the rows take part in them."""
     rows = [{"id": f"r{i}", "prompt": f"q{i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(NUM_ROWS)]
     rows.append({"id": "same", "prompt": "q", "chosen": " so", "rejected": " so"})
@@ -35,21 +40,26 @@ def offline(folder: Path, *, labelled: bool = False, evaluate: bool = True, **ov
             {"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"], "label": i % 3 > 0}
             for i, row in enumerate(rows)
         ]
+    if demonstrated:
+        rows = [{"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+        held_out = rows[:NUM_HELD_OUT]
     for name, some in (("pairs", rows), ("held-out", held_out)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    pairs = {"source": str(folder / "pairs.jsonl"), "format": "labelled" if labelled else "pairs"}
+    kind = "demonstrations" if demonstrated else "labelled" if labelled else "pairs"
+    pairs = {"source": str(folder / "pairs.jsonl"), "format": kind}
     fields = {key: overrides.pop(key) for key in list(overrides) if key.startswith("pairs__")}
     pairs |= {key.removeprefix("pairs__"): value for key, value in fields.items()}
     overrides = {**overrides, "pairs": pairs}
     if evaluate:
         people = {"source": str(folder / "held-out.jsonl"), "count": NUM_HELD_OUT}
+        people |= {"format": kind} if demonstrated else {}
         overrides["evaluation__pairs"] = {"people": people}
     return Run.of(folder, **overrides)
 
 
 def items(path: Path, index: int, kind: Any = Pair) -> list[Any]:
     with RunStore.read(path) as store:
-        return store.round(index).get_records("pairs" if kind is Pair else "labelled", kind)
+        return store.round(index).get_records(kind_named[kind], kind)
 
 
 def names(found: list[Any]) -> list[str]:
@@ -75,6 +85,7 @@ MODES = {
         "pairs__fraction": 0.5,
         "evaluation__sets": {},
     },
+    "sft": {**SFT, "pairs__per_round": 4},
     "kto on pairs": {**ALONE, "pairs__per_round": 4, "objective": KTO},
     "kto on labelled answers, mixed": {
         "labelled": True,
@@ -94,7 +105,8 @@ def test_a_kill_at_any_event_and_another_in_the_continuation(mode: str, every: b
     run = offline(tmp_path, **MODES[mode])
     whole = run.go_on()
     work, expected = whole.tape.calls(*WORK), comparable(run.path)
-    assert whole.tape.count(f"  {HELD_OUT_SCORE}") == 1 + run.config.run.rounds
+    num_answers = NUM_HELD_OUT * (1 if run.config.objective.type == "sft" else 2)
+    assert whole.tape.count(f"  score {num_answers} policy") == 1 + run.config.run.rounds
     for number in instants(event_kinds(whole.events), every=every):
         killed = run.at(tmp_path / f"{number}")
         with pytest.raises(Kill):
@@ -236,3 +248,40 @@ def test_held_out_preferences(tmp_path: Path) -> None:
     assert (last["num_pairs"], last["num_equal"], last["num_truncated_answers"]) == (NUM_HELD_OUT, 0, 0)
     [done] = [record for record in records(run.path) if record["kind"] == "round_done"]
     assert done["evaluation_pairs"]["people"]["log_ratio_margin"] == last["log_ratio_margin"]
+
+
+def test_an_sft_run_and_its_held_out_loss(tmp_path: Path) -> None:
+    """Counts, loss and perplexity by hand, and their lines for people; no reference is scored."""
+    run = offline(tmp_path, **SFT, pairs__per_round=4, run__rounds=1)
+    stages = FakeStages(run.config)
+    run.go_on(stages)
+    assert stages.learner.references == [(0,)] or not any(len(found) > 1 for found in stages.learner.references)
+    found = items(run.path, 0, Demonstration)
+    [done] = [record for record in records(run.path) if record["kind"] == "round_done"]
+    assert (len(found), num_items(done), done["num_demonstrations"], done["num_offline_kept"]) == (4, 4, 4, 4)
+    assert describe_round(done).startswith("4 demonstrations, 4 rows of the data set, loss ")
+    first, last = [record for record in records(run.path) if record["kind"] == "evaluated_pairs"]
+    source = [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()]
+    losses = []
+    for weights in ((0.0,) * 4, stages.learner.weights):
+        encoded = [[tuple(3 + ord(c) % 37 for c in row[side]) for side in ("prompt", "completion")] for row in source]
+        logps = [logp for p, c in encoded for logp in token_logps(Row(prompt_ids=p, completion_ids=c), weights)]
+        losses.append(-sum(logps) / len(logps))
+    assert (first["loss"], last["loss"]) == (pytest.approx(losses[0]), pytest.approx(losses[1]))
+    assert last["perplexity"] == pytest.approx(math.exp(losses[1])) and "loss_change" not in first
+    assert last["loss_change"] == pytest.approx(losses[1] - losses[0]) != 0.0
+    assert last["loss_change_low"] <= last["loss_change"] <= last["loss_change_high"]
+    assert "trained_logps" not in last and last["num_demonstrations"] == NUM_HELD_OUT
+    assert show_preferences(last).endswith(f"perplexity {last['perplexity']:.2f} (3 demonstrations)")
+
+
+def test_the_policy_that_sft_made_is_the_reference_of_the_run_that_continues_it(tmp_path: Path) -> None:
+    run = offline(tmp_path, **SFT, pairs__per_round=4, run__rounds=1)
+    run.go_on()
+    with RunStore.read(run.path) as store:
+        made = Adapter.from_files(0, store.round(0).get_files("adapter"))
+    online = Run.of(tmp_path, "online", run__rounds=1)
+    online.go_on(FakeStages(online.config, initial=made))
+    pair = items(online.path, 0)[0]
+    expected = sum(token_logps(Row.of(pair.prompt, pair.chosen), weights_of(made)))
+    assert weights_of(made) != (0.0,) * 4 and pair.chosen_ref_logps == pytest.approx(expected)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_kit import caller_of, measure, python, question
 
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.statistics.agreement import describe_ensembles, interval_alpha, measure_agreement, nominal_alpha
-from online_dpo.types import MemberAgreement
 
 # Krippendorff, "Computing Krippendorff's alpha-reliability" (2011), part C: 4 observers, 12 units, missing values.
 PUBLISHED = [

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from verdict_kit import answers
 
+from online_dpo.member_agreement import MemberAgreement
 from online_dpo.statistics.judge_warnings import warnings
 from online_dpo.statistics.judges import Bias, group_reasons, kind_of, report
-from online_dpo.types import MemberAgreement, Verdict
+from online_dpo.types import Verdict
 
 
 def duel(name: str, first: int, second: int, said: float | str) -> Verdict:

@@ -1,4 +1,4 @@
-"""The `objective` section: KTO, the sum of several objectives, and the union of all types.
+"""The `objective` section: KTO, SFT, the sum of several objectives, and the union of all types.
 
 Fields that no member of the union reads do not exist; a field of another member, and a combination that makes no
 sense, is an error that says why.
@@ -37,6 +37,25 @@ class KTOObjective(Objective):
         return [self.beta]
 
 
+class SFTObjective(Objective):
+    """SFT: imitates demonstrations; the mean negative log-likelihood of their tokens, without reference and judge."""
+
+    refusals: ClassVar[dict[str, str]] = dict.fromkeys(
+        PairObjective.model_fields,
+        "sft imitates demonstrations and compares nothing: remove it, or choose another type",
+    )
+
+    type: Literal["sft"]
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def betas(self) -> list[BetaSection]:
+        return []
+
+
 class Term(Section):
     """One objective of a sum."""
 
@@ -48,8 +67,12 @@ class Term(Section):
     @field_validator("objective", mode="before")
     @classmethod
     def _pairs_only(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") in ("kto", "sum"):
-            why = {"kto": "trains on single completions and the other terms on pairs", "sum": "is a sum already"}
+        if isinstance(value, dict) and value.get("type") in ("kto", "sft", "sum"):
+            why = {
+                "kto": "trains on single completions and the other terms on pairs",
+                "sft": "imitates demonstrations and the other terms compare answers (see nll_weight)",
+                "sum": "is a sum already",
+            }
             kind = value["type"]
             raise ValueError(f"is of type {kind}, which {why[kind]}; a term is a pairwise objective")
         return value
@@ -85,10 +108,12 @@ class SumObjective(Objective):
         return [term.objective.beta for term in self.terms]
 
 
-ObjectiveSection: TypeAlias = Annotated[AnyPairObjective | KTOObjective | SumObjective, Field(discriminator="type")]
+ObjectiveSection: TypeAlias = Annotated[
+    AnyPairObjective | KTOObjective | SFTObjective | SumObjective, Field(discriminator="type")
+]
 
 MEMBERS: dict[str, type[Objective]] = {
     typing.get_args(member.model_fields["type"].annotation)[0]: member
-    for member in (*typing.get_args(AnyPairObjective), KTOObjective, SumObjective)
+    for member in (*typing.get_args(AnyPairObjective), KTOObjective, SFTObjective, SumObjective)
 }
 """Every objective by the name that a config gives it."""

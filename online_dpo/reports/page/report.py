@@ -23,7 +23,7 @@ from online_dpo.reports.page.rendering import render
 from online_dpo.reports.page.run_charts import judge_charts, run_charts
 from online_dpo.reports.page.run_record import RunRecord, collect_record, reports_of
 from online_dpo.reports.people import ANNOTATOR_COLUMNS, annotator_rows, people_lines, read_people
-from online_dpo.reports.results import RoundResult
+from online_dpo.reports.results import PairsResult, RoundResult
 from online_dpo.store.run_store import RunStore
 from online_dpo.version import __version__
 
@@ -146,14 +146,21 @@ ROUND_COLUMNS = ("policy", "made at", "trained on", "steps", "against policies",
 
 def round_row(record: RunRecord, result: RoundResult) -> tuple[str, ...]:
     """One policy, by `ROUND_COLUMNS`."""
-    pairs, labels = result.pairs.num_pairs, (result.pairs.num_desirable or 0) + (result.pairs.num_undesirable or 0)
     beta = result.learning.beta
     return (
         str(result.policy_version),
         "" if result.time is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(result.time)),
-        f"{labels} labelled answers" if pairs is None else f"{pairs} pairs",
+        _trained_on(result.pairs),
         str(result.learning.num_steps or ""),
         ", ".join(map(str, result.reference_versions)),
         "" if beta is None else f"{beta:.3g}",
         record.adapters.get(result.policy_version, "")[:16],
     )
+
+
+def _trained_on(items: PairsResult) -> str:
+    if items.num_pairs is not None:
+        return f"{items.num_pairs} pairs"
+    if items.num_demonstrations is not None:
+        return f"{items.num_demonstrations} demonstrations"
+    return f"{(items.num_desirable or 0) + (items.num_undesirable or 0)} labelled answers"

@@ -112,11 +112,17 @@ def _quality(rounds: Rounds, initial: Initial) -> Iterator[Chart]:
         note="Each mark is a policy, from the initial one on; up and to the left is better.",
         series=[Series(name=f"{judge} on {name}", points=_frontier(rounds, name, judge)) for name, judge in judged],
     )  # fmt: skip
-    preferences = {name: None for r in rounds for name in r.evaluation_pairs}
+    held_out = {name: None for r in rounds for name in r.evaluation_pairs}
     yield Chart(
         key="preferences", title="Held-out preferences", unit="share of pairs that the policy has right", level=0.5,
         series=[
-            Series(name=name, points=_points(rounds, _accuracy_on(name))) for name in preferences
+            Series(name=name, points=_points(rounds, _held_out(name, "accuracy"))) for name in held_out
+        ],
+    )  # fmt: skip
+    yield Chart(
+        key="demonstrations", title="Held-out demonstrations", unit="loss, nats per token",
+        series=[
+            Series(name=name, points=_points(rounds, _held_out(name, "loss"))) for name in held_out
         ],
     )  # fmt: skip
 
@@ -290,8 +296,8 @@ def _plain(estimate: Estimate) -> tuple[float, float, float]:
     return estimate.value, estimate.low, estimate.high
 
 
-def _accuracy_on(name: str) -> Callable[[RoundResult], float | None]:
-    return lambda r: r.evaluation_pairs.get(name, {}).get("accuracy")
+def _held_out(name: str, figure: str) -> Callable[[RoundResult], float | None]:
+    return lambda r: r.evaluation_pairs.get(name, {}).get(figure)
 
 
 def _sets(rounds: Rounds, initial: Initial) -> list[str]:

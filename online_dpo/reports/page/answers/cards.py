@@ -25,7 +25,18 @@ from online_dpo.pairing.pairs import by_prompt, penalty_of
 from online_dpo.pairing.selection import select
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.shards import Asked, ShardCommits
-from online_dpo.types import REWARD, Completion, Judged, Labelled, Pair, Prompt, Verdict, group_by_prompt
+from online_dpo.types import (
+    REWARD,
+    AnyItem,
+    Completion,
+    Demonstration,
+    Judged,
+    Labelled,
+    Pair,
+    Prompt,
+    Verdict,
+    group_by_prompt,
+)
 from online_dpo.votes import CastVote
 
 MAX_CHARACTERS = 6_000
@@ -49,7 +60,7 @@ class RoundAnswers:
     shards: Mapping[str, int] = field(default_factory=dict)  # prompt -> its shard
     said: Mapping[str, Mapping[str, Sequence[Verdict]]] = field(default_factory=dict)  # judge -> prompt -> verdicts
     votes: Sequence[tuple[str, CastVote]] = ()  # judge, and what a person said where people are the judge
-    items: Mapping[str, Sequence[Pair | Labelled]] = field(default_factory=dict)  # of each prompt
+    items: Mapping[str, Sequence[AnyItem]] = field(default_factory=dict)  # of each prompt
     problems: list[str] = field(default_factory=list)
 
 
@@ -72,8 +83,8 @@ def read_answers(part: RoundStore) -> RoundAnswers:
         if judgements:
             said[judge] = by_prompt(verdict for judged in judgements for verdict in judged.verdicts)
             votes += [(judge, vote) for judged in judgements for vote in judged.votes]
-    items: dict[str, list[Pair | Labelled]] = {}
-    for name, kind in (("pairs", Pair), ("labelled", Labelled)):
+    items: dict[str, list[AnyItem]] = {}
+    for name, kind in (("pairs", Pair), ("labelled", Labelled), ("demonstrations", Demonstration)):
         for item in (_read(problems, part.get_records, name, kind) or []) if part.has(name) else []:
             items.setdefault(item.prompt.prompt_id, []).append(item)
     prompts = {item.prompt.prompt_id: item.prompt for group in items.values() for item in group}
@@ -98,7 +109,7 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
     pairs = [item for item in items if isinstance(item, Pair)]
     labels = [item for item in items if isinstance(item, Labelled)]
     chosen = {c.sample_index: c for pair in pairs for c in (pair.chosen, pair.rejected)}
-    chosen |= {item.completion.sample_index: item.completion for item in labels}
+    chosen |= {item.completion.sample_index: item.completion for item in items if not isinstance(item, Pair)}
     sampled = {c.sample_index: c for c in answers.completions.get(prompt_id, ())}
     shown = list({**chosen, **sampled}.values())
     shown.sort(key=lambda c: (c.sample_index not in chosen, c.sample_index))
