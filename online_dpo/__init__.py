@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from online_dpo.errors import OnlineDPOError, UserError
     from online_dpo.loop.stages import Event
     from online_dpo.reports.listening import Listener
-    from online_dpo.reports.results import EvaluationResult, RoundResult, RunResult
+    from online_dpo.reports.results import EvaluationResult, RoundResult
+    from online_dpo.reports.run_result import RunResult
     from online_dpo.reports.trackers.tracker import SampleTable, TrackedRun, Tracker
     from online_dpo.types import Completion, Pair, Prompt, Verdict
 
@@ -40,7 +41,7 @@ _EXPORTS = {
     "Question": "judges.protocol",
     "RoundResult": "online_dpo.reports.results",
     "RunConfig": "online_dpo.config.run",
-    "RunResult": "online_dpo.reports.results",
+    "RunResult": "online_dpo.reports.run_result",
     "SampleTable": "online_dpo.reports.trackers.tracker",
     "TrackedRun": "online_dpo.reports.trackers.tracker",
     "Tracker": "online_dpo.reports.trackers.tracker",

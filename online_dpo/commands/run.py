@@ -26,7 +26,7 @@ from online_dpo.reports.listening import Guarded, Listener
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
 from online_dpo.reports.page.writing import ReportWriter
 from online_dpo.reports.result_reading import read_initial, read_rounds
-from online_dpo.reports.results import Awaited, RunResult
+from online_dpo.reports.run_result import Awaited, RunResult
 from online_dpo.reports.trackers.feeding import Trackers
 from online_dpo.reports.trackers.registry import make_trackers
 from online_dpo.store.run_store import RunStore

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from online_dpo.commands.report import show_in_browser
 from online_dpo.reports.page.live import LivePage
-from online_dpo.reports.page.serving import HOST, listen, serve
+from online_dpo.reports.page.serving import serve
+from online_dpo.serving import LOOPBACK, listen
 from online_dpo.store.salvage import read_what_is_left
 
 
@@ -26,8 +27,8 @@ def view(run_dir: Path, *, port: int, open_it: bool, tell: Callable[[str], None]
     """
     store, _ = read_what_is_left(run_dir)
     store.close()
-    listener = listen(port)
-    address = f"http://{HOST}:{listener.getsockname()[1]}/"
+    listener = listen(LOOPBACK, port)
+    address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/"
     tell(f"report of {run_dir}: {address} (Ctrl-C ends it)")
     if open_it:
         show_in_browser(address)  # the socket listens already

@@ -39,6 +39,7 @@ _SAMPLES = {
     "length": "length_mean",
     "chosen\nlength": "chosen_length_mean",
     "rejected\nlength": "rejected_length_mean",
+    "demonstration\nlength": "demonstration_length_mean",
     "EOS": "eos_rate",
     "distinct-1": "distinct_1",
     "distinct-2": "distinct_2",

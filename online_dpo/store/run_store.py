@@ -229,8 +229,8 @@ class RunStore:
             self._files.put(folder + name, self._files.get(name))
         set_rounds_aside(self._files, self._history, folder)
         self._files.delete(METRICS)  # its lines were moved
-        stay = {"lock", SET_ASIDE.rstrip("/"), ANNOTATION, *names}
-        for name in sorted({entry.name for entry in self.path.iterdir()} - stay):
+        names |= {"lock", SET_ASIDE.rstrip("/"), ANNOTATION}  # these stay
+        for name in sorted({entry.name for entry in self.path.iterdir()} - names):
             self._files.move(name, folder + name)
         self._files.delete("run.sha256")  # from here on there is no run
         return self.path / folder

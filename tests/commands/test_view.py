@@ -199,7 +199,7 @@ def test_a_taken_port_and_a_missing_run_are_sentences(run: Run, tmp_path: Path) 
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         refusal = called("view", run.path, "--port", port, cwd=tmp_path).refusal
-        assert refusal == f"--port is {port}, and another program uses it; give another one, or 0 for a free one"
+        assert refusal == f"--port is {port}, which another program uses; give another one, or 0 for a free one"
     assert "runs/none" in called("view", "runs/none", cwd=tmp_path).refusal
 
 

@@ -79,9 +79,9 @@ def test_every_field_says_what_it_is() -> None:
     import ast
     import inspect
 
-    from online_dpo.reports import results
+    from online_dpo.reports import results, run_result
 
-    for node in ast.parse(inspect.getsource(results)).body:
+    for node in [node for module in (results, run_result) for node in ast.parse(inspect.getsource(module)).body]:
         if isinstance(node, ast.ClassDef) and node.name != "Estimate":
             assert ast.get_docstring(node)
             for entry, after in zip(node.body, [*node.body[1:], None], strict=True):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 from urllib.parse import urlsplit
 
+from online_dpo import serving
 from online_dpo.annotation.store import AnnotationStore
 from online_dpo.annotation.web.app import build
 from online_dpo.annotation.web.guard import is_address
@@ -78,29 +76,9 @@ def listen(address: Address) -> tuple[socket.socket, Address]:
     """A listening socket, and the address with the port that it has.
 
     Raises:
-        UserError: the port is taken or not allowed, or the host is not of this machine.
+        UserError: as `online_dpo.serving.listen`.
     """
-    host, port = address.host, address.port
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port is {port}; ports are numbers from 1 to 65535, and 0 takes a free one")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"--host is {shown(host)}, which is no address of this machine; leave it out") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(where)
-        listener.listen(512)
-    except OSError as error:
-        listener.close()
-        words = {
-            errno.EADDRINUSE: f"--port is {port}, which another program uses; give another one, such as {port + 1}",
-            errno.EACCES: f"--port is {port}, which only root may use; give one from 1024 on",
-            errno.EADDRNOTAVAIL: f"--host is {shown(host)}, which is no address of this machine; leave it out",
-        }
-        why = words.get(error.errno or 0, f"--host {shown(host)} --port {port} cannot be used: {error.strerror}")
-        raise UserError(why) from error
+    listener = serving.listen(address.host, address.port)
     return listener, replace(address, port=listener.getsockname()[1])
 
 
@@ -170,16 +148,8 @@ def serve(store: AnnotationStore, run_dir: Path, address: Address, listener: soc
         proxy_headers=address.proxy is not None, forwarded_allow_ips=address.proxy or "",
         timeout_graceful_shutdown=3, limit_concurrency=1000,
     )  # fmt: skip
-    server = uvicorn.Server(config)
-
-    def end(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True  # before uvicorn listens to signals, and when it sends them again after its end
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run(sockets=[listener])
+        serving.serve_until_signal(config, listener)
     finally:
-        for number, action in before.items():
-            signal.signal(number, action)
         logger.removeHandler(handler)
         listener.close()
