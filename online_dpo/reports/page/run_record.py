@@ -139,11 +139,6 @@ def _under_way(store: RunStore) -> str | None:
         if names:
             sampled = sum(name.startswith("completions/") for name in names)
             judged = sum(name.startswith("verdicts/") for name in names)
-<<<<<<< HEAD
-            paired = "paired" if "pairs" in names or "labelled" in names else "not paired yet"
-            return f"Round {part.index + 1} is under way: shards sampled {sampled}, judged {judged}, {paired}."
-=======
             paired = "paired" if {"pairs", "labelled", "demonstrations"} & set(names) else "not paired yet"
-            return f"Round {part.index + 1} is under way: {sampled} shards are sampled, {judged} judged, {paired}."
->>>>>>> main
+            return f"Round {part.index + 1} is under way: shards sampled {sampled}, judged {judged}, {paired}."
     return None
