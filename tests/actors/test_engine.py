@@ -17,14 +17,14 @@ import ray
 import torch
 from browser_kit import Visit
 from engine_kit import World, left_of, small_config
-from people_browser_kit import EXCLUDED, answer_all, people, wanted, write_gold
+from people_browser_kit import EXCLUDED, answer_all, answers, how_often_right, people, people_config, wanted
 from transformers import AutoTokenizer
 
 from actors.cluster import RayStages
 from online_dpo.commands.inputs import inspect_inputs, load_inputs, prepare
 from online_dpo.commands.run import play
 from online_dpo.commands.specs import engine_spec, learner_spec
-from online_dpo.config.loading import dump_config, load_config
+from online_dpo.config.loading import dump_config
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import JudgeError, WeightMismatchError
 from online_dpo.loop.draws import training_plan
@@ -32,8 +32,7 @@ from online_dpo.models.merging import Received
 from online_dpo.reports.results import Awaited
 from online_dpo.statistics.samples import paired_bootstrap
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Adapter, Completion, Pair, Row, Shard, Verdict
-from online_dpo.votes import CastVote
+from online_dpo.types import Adapter, Completion, Pair, Row, Shard
 
 # Faults are functions that run inside the generator's process, which cannot import this file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -350,50 +349,12 @@ def test_five_people_in_browsers_teach_the_policy_what_they_want(world: World, v
             answer_all(config.run_dir, everybody)
             assert go_on(four) is None
             names = {person.annotator: person.name for person in everybody}
-        votes, right = [], Counter[str]()
-        for index in (0, 1):
-            texts = {(c.prompt_id, c.sample_index): c.text for c in committed(store, index, "completions/", Completion)}
-            for verdict in committed(store, index, "verdicts/", Verdict):
-                assert verdict.second is not None and verdict.probability is not None
-                a, b = (texts[verdict.prompt_id, i] for i in (verdict.first, verdict.second))
-                right["consensus"] += (verdict.probability > 0.5) == (wanted(a) > wanted(b))
-            for vote in committed(store, index, "verdicts/", CastVote, table="votes"):
-                a, b = (texts[vote.prompt_id, i] for i in (vote.first, vote.second))
-                votes.append(vote)
-                right[names[vote.annotator]] += vote.counts and (vote.outcome == "first") == (wanted(a) > wanted(b))
+        votes, right = how_often_right(store, names)
         counted = Counter(names[vote.annotator] for vote in votes if vote.counts)
         assert counted == dict.fromkeys(("Ada", "Bob", "Cem", "Dora"), 60)
         assert {vote.status for vote in votes if names[vote.annotator] == "Eve"} == {"excluded"}
         assert right["consensus"] >= 2 + max(right[name] for name in counted), right
-        before, after = (
-            {c.prompt_id: float(wanted(c.text)[0]) for c in committed(store, index, f"{base}completions/", Completion)}
-            for index, base in ((0, "evaluation-initial/heldout/"), (1, "evaluation/heldout/"))
-        )
+        policies = ((0, "evaluation-initial/heldout/"), (1, "evaluation/heldout/"))
+        before, after = ({c.prompt_id: float(wanted(c.text)[0]) for c in answers(store, *place)} for place in policies)
         gain = paired_bootstrap(before, after, seed=0)
         assert gain is not None and gain[1] > 0.0, gain
-
-
-def people_config(folder: Path, like: RunConfig) -> RunConfig:
-    """Two rounds of thirty prompts with two answers, which five people compare."""
-    write_gold(folder / "gold.jsonl", 30)
-    for name, number in (("train", 60), ("heldout", 240)):
-        rows = [json.dumps({"prompt": f"{name} {i}: a film that"}) for i in range(number)]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    values = like.model_dump()
-    quality = {"gold": str(folder / "gold.jsonl"), "gold_share": 0.35, "repeat_share": 0.0, "min_seconds": 0.0}
-    judge = {"type": "human", "annotators": 5, "consensus": "dawid_skene", "wait": False, "quality": quality}
-    return load_config(
-        {
-            **values,
-            "run": {**values["run"], "dir": str(folder), "name": "people", "seed": 7},
-            "prompts": {**values["prompts"], "source": str(folder / "train.jsonl"), "per_round": 30},
-            "sampling": {**values["sampling"], "num_samples": 2},
-            "judge": judge,
-            "evaluation": {"sets": {"heldout": {"source": str(folder / "heldout.jsonl"), "count": 240}}, "every": 2},
-        }
-    )
-
-
-def committed(store: RunStore, index: int, prefix: str, kind: Any, table: str | None = None) -> list[Any]:
-    part = store.round(index)
-    return [record for name in part.names(prefix) for record in part.get_records(name, kind, table=table)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,11 @@ from browser_kit import Visit
 from online_dpo.annotation.records import Question
 from online_dpo.annotation.store import FILE, AnnotationStore
 from online_dpo.annotation.web.rendering import visible
-from online_dpo.types import derive_seed
+from online_dpo.config.loading import load_config
+from online_dpo.config.run import RunConfig
+from online_dpo.store.run_store import RunStore
+from online_dpo.types import Completion, Verdict, derive_seed
+from online_dpo.votes import CastVote
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -113,3 +118,51 @@ def answer_all(run_dir: Path, everybody: Sequence[Person]) -> dict[str, str]:
             notices = {person.name: person.act(store) for person in everybody}
             if all(notices.values()):
                 return {name: str(notice) for name, notice in notices.items()}
+
+
+def how_often_right(store: RunStore, names: Mapping[str, str]) -> tuple[list[CastVote], Counter[str]]:
+    """The committed votes of two rounds, and how often the consensus and each person (by name) are right."""
+    votes, right = list[CastVote](), Counter[str]()
+    for index in (0, 1):
+        texts = {(c.prompt_id, c.sample_index): c.text for c in answers(store, index)}
+
+        def is_right(said: Verdict | CastVote, is_first: bool, texts: Mapping[tuple[str, int], str] = texts) -> bool:
+            assert said.second is not None
+            first, second = (texts[said.prompt_id, i] for i in (said.first, said.second))
+            return is_first == (wanted(first) > wanted(second))
+
+        for name in store.round(index).names("verdicts/"):
+            for verdict in store.round(index).get_records(name, Verdict):
+                assert verdict.probability is not None
+                right["consensus"] += is_right(verdict, verdict.probability > 0.5)
+            for vote in store.round(index).get_records(name, CastVote, table="votes"):
+                votes.append(vote)
+                right[names[vote.annotator]] += vote.counts and is_right(vote, vote.outcome == "first")
+    return votes, right
+
+
+def answers(store: RunStore, index: int, base: str = "") -> list[Completion]:
+    """What a round sampled, or one of its evaluations."""
+    part = store.round(index)
+    return [c for name in part.names(f"{base}completions/") for c in part.get_records(name, Completion)]
+
+
+def people_config(folder: Path, like: RunConfig) -> RunConfig:
+    """Two rounds of thirty prompts with two answers, which five people compare."""
+    write_gold(folder / "gold.jsonl", 30)
+    for name, number in (("train", 60), ("heldout", 240)):
+        rows = [json.dumps({"prompt": f"{name} {i}: a film that"}) for i in range(number)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    values = like.model_dump()
+    quality = {"gold": str(folder / "gold.jsonl"), "gold_share": 0.35, "repeat_share": 0.0, "min_seconds": 0.0}
+    judge = {"type": "human", "annotators": 5, "consensus": "dawid_skene", "wait": False, "quality": quality}
+    return load_config(
+        {
+            **values,
+            "run": {**values["run"], "dir": str(folder), "name": "people", "seed": 7},
+            "prompts": {**values["prompts"], "source": str(folder / "train.jsonl"), "per_round": 30},
+            "sampling": {**values["sampling"], "num_samples": 2},
+            "judge": judge,
+            "evaluation": {"sets": {"heldout": {"source": str(folder / "heldout.jsonl"), "count": 240}}, "every": 2},
+        }
+    )
