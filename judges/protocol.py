@@ -235,7 +235,8 @@ def _check_one(question: Question, answer: object) -> list[Verdict]:
 def _with_plain_values(verdict: Verdict, where: str) -> Verdict:
     """A verdict that the judge may have made itself, with Python's own numbers and text that can be stored."""
     plain: dict[str, Any] = {name: getattr(verdict, name) for name in PLAIN}
-    if all(plain[name] is None or type(plain[name]) is kind for name, kind in PLAIN.items()) and not verdict.reason:
+    texts = verdict.reason or verdict.rationale
+    if all(plain[name] is None or type(plain[name]) is kind for name, kind in PLAIN.items()) and not texts:
         return verdict
     readers = {int: read_position, float: read_number, str: lambda v: storable(v) if isinstance(v, str) else None}
     for name, kind in PLAIN.items():
@@ -246,4 +247,7 @@ def _with_plain_values(verdict: Verdict, where: str) -> Verdict:
     return replace(verdict, **plain)
 
 
-PLAIN = {"first": int, "second": int, "score": float, "probability": float, "uncertainty": float, "reason": str}
+PLAIN = {
+    "first": int, "second": int, "score": float, "probability": float, "uncertainty": float, "reason": str,
+    "rationale": str,
+}  # fmt: skip

@@ -98,7 +98,8 @@ class Verdict:
     `abstention`, "abstained" unless it is given; nothing is read out of the text of a reason.
 
     `uncertainty` is how far several judges disagree: the standard deviation of their scores or probabilities, in the
-    same unit. None = one opinion only.
+    same unit. None = one opinion only. `rationale` is what the judge wrote for its opinion, for people; nothing is read
+    out of it.
     """
 
     prompt_id: str
@@ -109,6 +110,7 @@ class Verdict:
     reason: str | None = None
     abstention: Abstention | None = None
     uncertainty: float | None = None
+    rationale: str | None = None
 
     def __post_init__(self) -> None:
         if self.reason is not None and self.abstention is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from judges.chat import CallFailed, Chat, ChatReply, ChatRequest
 from judges.llm.prompts import ReplyFormat, build_messages, make_format
-from judges.llm.votes import read_json, read_token
+from judges.llm.votes import read_json, read_token, read_why
 from judges.protocol import Abstain, Limits, Question, count
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.types import Abstention, PromptContent, Verdict, derive_seed
@@ -53,16 +53,33 @@ class ChatJudge:
         requests = [one.request for one in asked if one.request is not None]
         replies = iter(await self._chat.ask(requests) if requests else [])
         votes: dict[tuple[int, Subject, int], list[Vote]] = {}
+        written: dict[tuple[int, Subject], list[str]] = {}  # for opinions, by principle and vote
         for one in asked:
-            vote = self._too_long() if one.wanted is None else self._read(next(replies), one.wanted)
+            reply = None if one.wanted is None else next(replies)
+            vote = self._too_long() if one.wanted is None or reply is None else self._read(reply, one.wanted)
             count("num_judge_votes")
             count("num_judge_votes_unreadable", isinstance(vote, Abstain))
+            if self._section.explain and isinstance(reply, ChatReply) and not isinstance(vote, Abstain):
+                written.setdefault((one.question, one.subject), []).append(read_why(reply))
             votes.setdefault((one.question, one.subject, one.principle), []).append(vote)
         said: dict[tuple[int, Subject], Vote] = {}
         for index, subject in dict.fromkeys((one.question, one.subject) for one in asked):
             principles = range(len(self._section.principles))
             said[index, subject] = self._aggregate([_mean_vote(votes[index, subject, p]) for p in principles])
-        return [self._verdicts(index, question, said) for index, question in enumerate(questions)]
+        return [
+            [self._explained(index, question, verdict, written) for verdict in self._verdicts(index, question, said)]
+            for index, question in enumerate(questions)
+        ]
+
+    def _explained(
+        self, index: int, question: Question, verdict: Verdict, written: dict[tuple[int, Subject], list[str]]
+    ) -> Verdict:
+        """With what the model wrote for it, a line for each request. In it A is `first`, and B is `second`."""
+        subject: Subject = (question.completions.index(question.completions[verdict.first]),)
+        if verdict.second is not None:
+            subject = (verdict.first, verdict.second)
+        lines = [line for line in written.get((index, subject), []) if line]
+        return replace(verdict, rationale="\n".join(lines)) if lines and verdict.reason is None else verdict
 
     def _read(self, reply: ChatReply | CallFailed, wanted: ReplyFormat) -> Vote:
         if wanted.as_json:
@@ -87,6 +104,7 @@ class ChatJudge:
                         form=section.form,
                         as_json=section.verdict == "json",
                         coded=section.endpoint is not None,
+                        explains=section.explain,
                         seed=section.seed,
                         vote=vote,
                         **asked,
@@ -120,7 +138,7 @@ class ChatJudge:
         return ChatRequest(
             messages=tuple(messages),
             schema=wanted.schema,
-            max_tokens=section.max_tokens if as_json else 1 if wanted.code is None else CODED_LETTER_TOKENS,
+            max_tokens=section.reply_tokens if as_json else 1 if wanted.code is None else CODED_LETTER_TOKENS,
             temperature=section.temperature,
             seed=seed if section.temperature > 0.0 else None,
             num_logprobs=None if as_json else TOP_LOGPROBS,

@@ -9,7 +9,7 @@ from typing import Any
 
 from judges.chat import CallFailed, ChatReply
 from judges.llm.http_replies import without_repeats
-from judges.llm.prompts import CODE, ReplyFormat
+from judges.llm.prompts import CODE, WHY, ReplyFormat
 from judges.protocol import Abstain
 
 LABELS: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
@@ -21,7 +21,7 @@ GRADES: Mapping[str, float] = {letter: float(i) for i, letter in enumerate("ABCD
 ANOTHER_CODE = Abstain("unreadable: a reply without the code of its request")
 
 LONGEST = 2000
-"""The most characters of a reply that is read; a verdict has a few dozen."""
+"""The most characters of a reply that is read; a verdict has a few dozen, a sentence about it a few hundred."""
 
 
 def read_json(reply: ChatReply | CallFailed, wanted: ReplyFormat) -> float | Abstain:
@@ -48,8 +48,7 @@ def read_json(reply: ChatReply | CallFailed, wanted: ReplyFormat) -> float | Abs
         found = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return Abstain("unreadable: a reply that is not JSON")
-    keys = {wanted.key} if wanted.code is None else {CODE, wanted.key}
-    if not isinstance(found, dict) or found.keys() != keys:
+    if not isinstance(found, dict) or found.keys() != wanted.keys or not isinstance(found.get(WHY, ""), str):
         return Abstain("unreadable: JSON of another form")
     if wanted.code is not None and not reply.is_tied and found[CODE] != wanted.code:
         return ANOTHER_CODE
@@ -58,6 +57,11 @@ def read_json(reply: ChatReply | CallFailed, wanted: ReplyFormat) -> float | Abs
         return LABELS[value] if isinstance(value, str) and value in LABELS else Abstain("unreadable: no known verdict")
     is_score = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10
     return float(value) if is_score else Abstain("unreadable: no whole number from 1 to 10")
+
+
+def read_why(reply: ChatReply) -> str:
+    """What the model wrote for its verdict, of a reply that `read_json` has read."""
+    return str(json.loads(reply.text.strip())[WHY]).strip()
 
 
 def read_token(reply: ChatReply | CallFailed, wanted: ReplyFormat, *, min_mass: float) -> float | Abstain:

@@ -31,10 +31,9 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """How long a writer waits for others; each holds the file for milliseconds."""
 
-FIELDS = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty")
+FIELDS = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty", "rationale")
 
-
-FORMAT = 2
+FORMAT = 3
 """Of what is kept of a verdict. It is a part of every key, so entries of another format are never found."""
 
 
@@ -129,7 +128,7 @@ def _read_entry(said: bytes) -> list[Verdict]:
             raise ValueError("a position is no whole number")
         if any(number is not None and read_number(number) is None for number in numbers):
             raise ValueError("a number is none")
-        if not isinstance(verdict.reason, str | None):
+        if not (isinstance(verdict.reason, str | None) and isinstance(verdict.rationale, str | None)):
             raise ValueError("a reason is no text")
         if verdict.failed or verdict.unasked:
             raise ValueError("it is no answer, and such are never kept")

@@ -11,7 +11,7 @@ from judges.protocol import Question, StopJudging, check_verdicts, collect_count
 from judges.user.python_judge import adapt
 from judges.user.user_code import load_target
 
-FIELDS = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty")
+FIELDS = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty", "rationale")
 """Of a verdict, as they travel; the prompt is known."""
 
 

@@ -233,8 +233,8 @@ class Stuck:
 
     @property
     def reason(self) -> str:
-        skipped = f", and {self.num_skipped} skipped it" if self.num_skipped else ""
-        return f"{self.num_missing} more wanted, {self.num_people} people left who have not answered it{skipped}"
+        skipped = f"; skipped by: {self.num_skipped}" if self.num_skipped else ""
+        return f"votes still wanted: {self.num_missing}; people who have not answered it: {self.num_people}{skipped}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,8 +65,9 @@ _VERDICT = _schema(
         "reason": pa.string(),
         "abstention": pa.string(),  # its kind; null = an opinion
         "uncertainty": pa.float64(),  # in the unit of score or probability; null = one opinion only
+        "rationale": pa.string(),  # what the judge wrote for its opinion
     },
-    nullable=("second", "score", "probability", "reason", "abstention", "uncertainty"),
+    nullable=("second", "score", "probability", "reason", "abstention", "uncertainty", "rationale"),
 )
 _VOTE = _schema(
     {

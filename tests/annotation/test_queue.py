@@ -114,7 +114,7 @@ def test_a_skipped_question_goes_to_others_and_what_nobody_is_left_for_is_stuck(
     assert store.progress(T0).stuck == ()
     store.revoke(c, "admin", T0)
     (stuck,) = store.progress(T0).stuck
-    assert stuck.reason == "1 more wanted, 0 people left who have not answered it, and 1 skipped it"
+    assert stuck.reason == "votes still wanted: 1; people who have not answered it: 0; skipped by: 1"
     assert store.take_answers([stuck.question_id], T0) is None
     assert store.close_questions([stuck.question_id], "admin", T0) == 1
     taken = store.take_answers([stuck.question_id], T0)

@@ -226,7 +226,7 @@ def test_stuck_questions_have_a_reason_and_a_way_out(tmp_path: Path) -> None:
         ada.vote("left")
         found = root.get("/api/admin/overview").json()
         assert found["num_stuck"] == 2
-        assert found["stuck"][0]["reason"] == "1 more wanted, 0 people left who have not answered it"
+        assert found["stuck"][0]["reason"] == "votes still wanted: 1; people who have not answered it: 0"
         assert found["stuck"][0]["prompt"].startswith("Prompt ")
         ids = [question["question_id"] for question in found["stuck"]]
         assert root.post("/api/admin/close", question_ids=ids).json() == {"num_closed": 2}

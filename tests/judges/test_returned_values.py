@@ -19,6 +19,7 @@ import torch
 
 from judges.protocol import Abstain, Question, check_verdicts
 from judges.user.python_judge import adapt
+from judges.values import storable
 from online_dpo.errors import JudgeError
 from online_dpo.types import Verdict
 
@@ -186,10 +187,18 @@ def test_verdicts_of_the_judge_s_own_making_hold_plain_values() -> None:
         mine = [Verdict(prompt_id="p", first=i, score=0.0) for i in (1, 2)]
         return check_verdicts([question()], [[Verdict(prompt_id="p", first=first, **values), *mine]])
 
-    [[read, *_]] = verdict(np.int64(0), score=np.float32(0.5), uncertainty=torch.tensor(0.25))
-    assert (read.first, read.score, read.uncertainty) == (0, 0.5, 0.25)
+    given = {"uncertainty": torch.tensor(0.25), "rationale": "warm\ud800"}
+    [[read, *_]] = verdict(np.int64(0), score=np.float32(0.5), **given)
+    assert (read.first, read.score, read.uncertainty, read.rationale) == (0, 0.5, 0.25, storable("warm\ud800"))
+    assert read.rationale is not None and read.rationale.encode(), "parquet takes no lone surrogate"
     assert [type(value) for value in (read.first, read.score, read.uncertainty)] == [int, float, float]
-    for wrong in ({"first": False, "score": 1.0}, {"score": True}, {"first": 0.0, "score": 1.0}, {"reason": 5}):
+    for wrong in (
+        {"first": False, "score": 1.0},
+        {"score": True},
+        {"score": 1.0, "rationale": 5},
+        {"first": 0.0, "score": 1.0},
+        {"reason": 5},
+    ):
         with pytest.raises(JudgeError, match=r"returned a verdict for prompt p whose \w+ is .*, which is no"):
             verdict(**wrong)  # type: ignore[arg-type]
 

@@ -69,7 +69,13 @@ def written_answers(draw: st.DrawFn, prompt_id: str) -> Completion:
 @st.composite
 def verdicts(draw: st.DrawFn) -> Verdict:
     about: dict[str, Any] = draw(
-        st.fixed_dictionaries({"score": st.floats(allow_nan=False, allow_infinity=False), "uncertainty": SPREADS})
+        st.fixed_dictionaries(
+            {
+                "score": st.floats(allow_nan=False, allow_infinity=False),
+                "uncertainty": SPREADS,
+                "rationale": st.none() | st.text(),
+            }
+        )
         | st.fixed_dictionaries({"second": st.integers(0, 9), "probability": st.floats(0, 1), "uncertainty": SPREADS})
         | st.fixed_dictionaries(
             {

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from online_dpo.config.base import Place, Section, changeable
+from online_dpo.config.base import Auto, Count, Place, Section, changeable
 from online_dpo.config.judges.hosted import HostedJudge
 
 OVERALL = "It is more helpful, more correct and better written, taken all in all."
@@ -143,6 +143,9 @@ class LlmJudge(HostedJudge):
     """How the principles' verdicts become one; min is for grades, majority for comparisons."""
     verdict: Literal["json", "token"] = "json"
     """How a verdict is read: from a JSON object, or from the probability of the reply's first token."""
+    explain: bool = False
+    """For `verdict: json`: whether the model says why in a sentence, before its verdict. The sentence is kept beside
+    the verdict and shown in the report; nothing is read out of it."""
     min_mass: float = Field(0.5, ge=0.0, le=1.0)
     """For `verdict: token`: the probability that must lie on the allowed letters; below it the judge abstains."""
     both_orders: bool = True
@@ -153,8 +156,8 @@ class LlmJudge(HostedJudge):
     """Requests for each verdict; more than half of the replies must be readable."""
     temperature: float = Field(0.0, ge=0.0)
     """The sampling temperature of replies; several votes need one above 0."""
-    max_tokens: int = Field(64, ge=1)
-    """The longest JSON reply in tokens."""
+    max_tokens: Auto | Count = "auto"
+    """The longest JSON reply in tokens. auto: 64, and 256 with `explain`."""
     max_chars: int = Field(200_000, ge=1)
     """The most characters of a prompt and the completions of one request together; the judge abstains above it."""
     seed: int = Field(0, ge=0)
@@ -166,6 +169,11 @@ class LlmJudge(HostedJudge):
     timeout_s: float = changeable(120.0, gt=0.0)
     """Seconds that one try of a request may take."""
 
+    @property
+    def reply_tokens(self) -> int:
+        """The longest JSON reply, in tokens."""
+        return (256 if self.explain else 64) if self.max_tokens == "auto" else self.max_tokens
+
     @model_validator(mode="after")
     def _fields_agree(self) -> LlmJudge:
         _check_fields(self)
@@ -175,6 +183,10 @@ class LlmJudge(HostedJudge):
 def _check_fields(section: LlmJudge) -> None:
     if (section.endpoint is None) == (section.engine is None):
         raise ValueError("needs either an endpoint or an engine; set one of the two")
+    if section.explain and section.verdict == "token":
+        raise ValueError(
+            "explain is true and verdict is token, which is read from the reply's first token; set verdict: json"
+        )
     if section.weights is not None and len(section.weights) != len(section.principles):
         raise ValueError(
             f"weights has {len(section.weights)} numbers and there are {len(section.principles)} principles; give one "

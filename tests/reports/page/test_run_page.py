@@ -12,11 +12,12 @@ from loop_runs import Kill, Run
 from page_kit import GOLD, Page, column, page_of, played
 from people_kit import HUMAN, answer
 
+from online_dpo.reports.page.answers.cards import _verdict
 from online_dpo.reports.page.charts import number
 from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import Asked, ShardCommits
-from online_dpo.types import Completion, Labelled, Pair
+from online_dpo.types import Completion, Labelled, Pair, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +198,10 @@ def test_what_people_said_stands_with_the_answers(tmp_path: Path) -> None:
     assert "people: 12 of 12 questions are settled" in page.text
     shown = [(card["id"], w["n"], w["a"], w["b"], w["o"]) for card in cards for w in card["w"]]
     assert Counter(shown) == Counter((v.prompt_id, v.annotator, v.first, v.second, v.outcome) for v in votes) != {}
+
+
+def test_what_a_judge_wrote_stands_beside_its_verdict() -> None:
+    said = Verdict(prompt_id="p", first=0, second=1, probability=1.0, rationale="A is warmer.")
+    assert _verdict("kind", said) == {"j": "kind", "a": 0, "b": 1, "p": 1.0, "y": "A is warmer."}
+    silent = Verdict(prompt_id="p", first=0, reason="cannot tell")
+    assert _verdict("kind", silent)["y"] == "cannot tell"

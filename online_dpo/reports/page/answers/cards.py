@@ -243,6 +243,7 @@ def _log_ratio(completion: Completion, reference: float | None) -> float | None:
 
 
 def _verdict(judge: str, verdict: Verdict) -> dict[str, Any]:
+    why = verdict.rationale if verdict.reason is None else verdict.reason
     values = {
         "j": judge,
         "a": verdict.first,
@@ -250,7 +251,7 @@ def _verdict(judge: str, verdict: Verdict) -> dict[str, Any]:
         "s": _rounded(verdict.score),
         "p": _rounded(verdict.probability),
         "k": verdict.abstention,
-        "y": None if verdict.reason is None else cut(verdict.reason)[0],
+        "y": None if why is None else cut(why)[0],
         "u": _rounded(verdict.uncertainty),
     }
     return {key: value for key, value in values.items() if value is not None}
