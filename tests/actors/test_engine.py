@@ -29,7 +29,7 @@ from online_dpo.config.run import RunConfig
 from online_dpo.errors import JudgeError, WeightMismatchError
 from online_dpo.loop.draws import training_plan
 from online_dpo.models.merging import Received
-from online_dpo.reports.results import Awaited
+from online_dpo.reports.run_result import Awaited
 from online_dpo.statistics.samples import paired_bootstrap
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Completion, Pair, Row, Shard

@@ -61,6 +61,6 @@ def test_abstain_is_as_before_for_users() -> None:
 
 
 def test_every_kind_of_judge_has_a_builder() -> None:
-    assert len(MODULES) == len(judge_kinds())
+    assert len(MODULES) == len(judge_kinds()) - 1  # people are asked by the loop itself
     for module in MODULES.values():
         assert list(inspect.signature(importlib.import_module(module).build).parameters) == ["spec", "inner", "hosting"]

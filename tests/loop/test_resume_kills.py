@@ -212,6 +212,9 @@ CONFIGS = [
     RunConfig.model_validate(
         {"model": {"path": "m"}, "pairs": {"source": "p"}, "evaluation": {"pairs": {"people": {"source": "h"}}}}
     ),
+    RunConfig.model_validate(
+        {"model": {"path": "m"}, "pairs": {"source": "p", "format": "demonstrations"}, "objective": {"type": "sft"}}
+    ),
     *(
         RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "objective": objective})
         for objective in (
