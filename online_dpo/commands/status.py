@@ -113,6 +113,7 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
                 console.print(wins)
         if status["yield"]:
             console.print(yield_table(status["yield"]))
+    if status["rounds"]:  # the initial policy alone has no rows in these
         console.print(training_table(status))
         console.print(samples_table(status))
         for table in (judges_table(status["rounds"]), latency_table(status["rounds"])):

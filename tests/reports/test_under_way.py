@@ -73,6 +73,21 @@ def test_the_stage_of_a_killed_run_and_who_works_on_it(tmp_path: Path) -> None:
     assert lines[2].startswith("reward ") and "KL 0." in lines[2] and "▁█" in lines[2]  # the initial policy and round 1
 
 
+def test_before_the_first_round_ends_there_is_no_table_without_rows(tmp_path: Path) -> None:
+    run = Run.of(tmp_path)
+    done = run.go_on()
+    whole = read_status(run.path)
+    kill_at = next(i for i, event in enumerate(done.events) if event.round_index == 0 and event.kind == "step")
+    killed = run.at(tmp_path / "killed")
+    with pytest.raises(Kill):
+        killed.go_on(kill_at=kill_at)
+    status = read_status(killed.path)
+    assert status["initial"] and not status["rounds"]
+    titles = ("optimizer steps, means", "samples trained on", "seconds")
+    assert all(title in text_of(whole) and title not in text_of(status) for title in titles)
+    assert "start" in text_of(status)
+
+
 def test_what_is_shown_cannot_be_markup_or_move_the_cursor(tmp_path: Path) -> None:
     run = Run.of(tmp_path)
     run.go_on()
