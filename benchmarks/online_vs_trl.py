@@ -203,13 +203,8 @@ def make_inputs(args: argparse.Namespace) -> None:
     )
 
 
-def ours(args: argparse.Namespace) -> None:
-    """Rounds of a run; between two of them the next turn is waited for."""
-    from call_times import CallTimes
-
-    from online_dpo import load_config, run
-    from online_dpo.loop.stages import Event
-
+def our_config(args: argparse.Namespace) -> dict[str, Any]:
+    """The config of our run, nested as YAML would be."""
     shape = SHAPES[args.shape]["ours"]
     replicas = shape["generator.replicas"]
     settings = {
@@ -231,6 +226,15 @@ def ours(args: argparse.Namespace) -> None:
         for name in path:
             section = section.setdefault(name, {})
         section[last] = str(value) if isinstance(value, Path) else value
+    return mapping
+
+
+def ours(args: argparse.Namespace) -> None:
+    """Rounds of a run; between two of them the next turn is waited for."""
+    from call_times import CallTimes
+
+    from online_dpo import load_config, run
+    from online_dpo.loop.stages import Event
 
     calls = CallTimes()
 
@@ -265,7 +269,7 @@ def ours(args: argparse.Namespace) -> None:
             calls.take()
             self.num_tokens, self.start = 0, time.perf_counter()
 
-    run(load_config(mapping, args.set), listeners=[InTurn()])
+    run(load_config(our_config(args), args.set), listeners=[InTurn()])
 
 
 def trl_turns(args: argparse.Namespace) -> Any:
