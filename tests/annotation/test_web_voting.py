@@ -6,7 +6,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from annotation_kit import check_file, gold
@@ -232,6 +234,25 @@ def test_stuck_questions_have_a_reason_and_a_way_out(tmp_path: Path) -> None:
         assert root.post("/api/admin/close", question_ids=ids).json() == {"num_closed": 2}
         assert root.get("/api/admin/overview").json()["num_stuck"] == 0
         assert ada.next()["state"] == "done"
+
+
+def test_the_archive_of_the_export_holds_preferences_and_votes_and_no_name(tmp_path: Path) -> None:
+    with pages(tmp_path, num_questions=2, votes_per_question=1) as site:
+        root, ada = site.administrator(), site.annotator("Ada")
+        ada.vote("left", comment="warmer")
+        ada.vote("tie")
+        reply = root.get("/api/admin/export?form=jsonl")
+        assert "annotation-jsonl.zip" in reply.headers["content-disposition"]
+        with ZipFile(BytesIO(reply.content)) as archive:
+            texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert texts.keys() == {"preferences.jsonl", "votes.jsonl"} and "Ada" not in "".join(texts.values())
+    [preference] = map(json.loads, texts["preferences.jsonl"].splitlines())  # the tie has no winner
+    votes = [json.loads(line) for line in texts["votes.jsonl"].splitlines()]
+    won = votes[0]["outcome"]
+    assert (preference["chosen"], preference["rejected"]) == (
+        votes[0][won], votes[0]["second" if won == "first" else "first"]
+    )  # fmt: skip
+    assert [vote["outcome"] == "tie" for vote in votes] == [False, True] and votes[0]["comment"] == "warmer"
 
 
 def test_a_store_that_fails_is_told_without_its_path(site: Pages, tmp_path: Path) -> None:
