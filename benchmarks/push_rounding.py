@@ -101,7 +101,7 @@ def config_of(run: Mapping[str, Any], folder: str) -> Any:
 
 def start_engine(config: Any) -> Any:
     from actors.generator import EngineSpec, Generator
-    from online_dpo.commands.inputs import inspect_inputs
+    from online_dpo.commands.preparing.inputs import inspect_inputs
 
     model = inspect_inputs(config).model
     spec = EngineSpec(
@@ -127,7 +127,7 @@ def play(args: argparse.Namespace) -> None:
     """Every run that is wanted and not yet in the file, while there is time."""
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     from actors.judge_host import JudgeHost
-    from online_dpo.commands.inputs import prepare
+    from online_dpo.commands.preparing.inputs import prepare
 
     begun = time.monotonic()
     done = {key_of(run) for run in read(args.results)}
@@ -161,11 +161,11 @@ def play(args: argparse.Namespace) -> None:
 
 def play_one(config: Any, generator: Any, judges: Mapping[str, Any], events: Any) -> dict[str, Any]:
     """One run; what it tells of its pushes, rounds and held-out scores."""
-    from online_dpo.commands.inputs import prepare
-    from online_dpo.commands.provenance import run_info
+    from online_dpo.commands.preparing.inputs import prepare
+    from online_dpo.commands.preparing.provenance import run_info
+    from online_dpo.commands.preparing.specs import learner_spec
     from online_dpo.commands.run import play as play_rounds
     from online_dpo.commands.run import portable_yaml
-    from online_dpo.commands.specs import learner_spec
     from online_dpo.learner.learner import Learner
     from online_dpo.loop.evaluation import committed_evaluation
     from online_dpo.store.run_store import RunStore

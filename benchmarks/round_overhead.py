@@ -117,7 +117,7 @@ def completions_of(last: Any, base: str) -> list[Any]:
 
 
 def evaluation_prompts(config: Any, model: Any) -> list[Any]:
-    from online_dpo.commands.inputs import prepare
+    from online_dpo.commands.preparing.inputs import prepare
 
     return list(prepare(config).job.evaluation_sets["heldout"])
 
@@ -254,8 +254,8 @@ def bare_learning(run_dir: Path) -> dict[str, float]:
 
 
 def our_learning(run_dir: Path) -> dict[str, float]:
-    from online_dpo.commands.inputs import prepare
-    from online_dpo.commands.specs import learner_spec
+    from online_dpo.commands.preparing.inputs import prepare
+    from online_dpo.commands.preparing.specs import learner_spec
     from online_dpo.learner.learner import Learner
     from online_dpo.types import Pair
 

@@ -19,7 +19,7 @@ from random_models import learner_on, random_pairs, save_llama, shape
 from roundings import kl_of_roundings
 from transformers import AutoModelForCausalLM
 
-from online_dpo.commands.learning_rates import automatic_lr
+from online_dpo.commands.preparing.learning_rates import automatic_lr
 from online_dpo.config.learner import LearnerSection, LoraSection
 from online_dpo.models.merging import Share, merged_tensors
 from online_dpo.types import Row

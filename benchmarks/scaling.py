@@ -243,9 +243,9 @@ def play(args: argparse.Namespace, generators: int) -> dict[str, Any]:
     from actors import cluster, resources
     from actors.session import ray_session
     from online_dpo.commands import run as running
-    from online_dpo.commands.inputs import prepare
-    from online_dpo.commands.provenance import run_info
-    from online_dpo.commands.specs import engine_spec, learner_spec
+    from online_dpo.commands.preparing.inputs import prepare
+    from online_dpo.commands.preparing.provenance import run_info
+    from online_dpo.commands.preparing.specs import engine_spec, learner_spec
     from online_dpo.config.loading import load_config
     from online_dpo.store.run_store import RunStore
 

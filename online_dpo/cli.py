@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from online_dpo.commands.parameters import AsEvents, Config, Overrides, Quiet, RunDir, expect_usable
+from online_dpo.commands.terminal.parameters import AsEvents, Config, Overrides, Quiet, RunDir, expect_usable
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
 from online_dpo.version import __version__
@@ -41,8 +41,8 @@ def options(
 @app.command()
 def run(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Start a run, or continue the one in its run directory."""
-    from online_dpo.commands.playing import play
     from online_dpo.commands.run import run as launch
+    from online_dpo.commands.terminal.playing import play
     from online_dpo.config.loading import load_config
 
     play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json)
@@ -51,8 +51,8 @@ def run(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_js
 @app.command()
 def resume(run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """Continue a run from what it committed last."""
-    from online_dpo.commands.playing import play
     from online_dpo.commands.run import continue_run, recorded_config
+    from online_dpo.commands.terminal.playing import play
 
     play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json)
 
@@ -263,7 +263,7 @@ def annotate(
 def quickstart(quiet: Quiet = False, as_json: AsEvents = False) -> None:
     """A few rounds on the embedded models: film reviews become friendlier, in about three minutes on two cores."""
     from online_dpo.commands.quickstart import quickstart as play
-    from online_dpo.commands.showing import display
+    from online_dpo.commands.terminal.showing import display
 
     with display(quiet=quiet, as_json=as_json) as shown:
         play(shown)

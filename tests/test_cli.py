@@ -22,7 +22,7 @@ from inprocess_kit import call_main
 from store_driver import tree
 
 from online_dpo.commands import status
-from online_dpo.commands.completion import complete_override
+from online_dpo.commands.terminal.completion import complete_override
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError, TrainingError
 from online_dpo.version import __version__

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from online_dpo import embedded
 from online_dpo.commands.run import run
-from online_dpo.commands.showing import Display
 from online_dpo.commands.status import read_status
+from online_dpo.commands.terminal.showing import Display
 from online_dpo.config.loading import load_config
 from online_dpo.reports.page.writing import REPORT
 from online_dpo.reports.progress import describe_evaluation

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from online_dpo.commands.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
-from online_dpo.commands.learning_rates import keep_recorded_lr
-from online_dpo.commands.provenance import check_same_inputs, run_info
-from online_dpo.commands.specs import engine_spec, learner_spec
+from online_dpo.commands.preparing.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
+from online_dpo.commands.preparing.learning_rates import keep_recorded_lr
+from online_dpo.commands.preparing.provenance import check_same_inputs, run_info
+from online_dpo.commands.preparing.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection

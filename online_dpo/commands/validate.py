@@ -9,9 +9,16 @@ from pathlib import Path
 from judges.hosting import NeedsEngine
 from judges.registry import build_caller
 from judges.trial import try_judges
-from online_dpo.commands.fitting import check_lengths, check_machine
-from online_dpo.commands.inputs import judge_models, judge_sections, judge_specs, pair_sections, peek_sources, prepare
-from online_dpo.commands.model_checks import check_weights
+from online_dpo.commands.preparing.fitting import check_lengths, check_machine
+from online_dpo.commands.preparing.inputs import (
+    judge_models,
+    judge_sections,
+    judge_specs,
+    pair_sections,
+    peek_sources,
+    prepare,
+)
+from online_dpo.commands.preparing.model_checks import check_weights
 from online_dpo.config.control import PathReference
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.run import RunConfig

@@ -21,9 +21,9 @@ from people_browser_kit import EXCLUDED, answer_all, answers, how_often_right, p
 from transformers import AutoTokenizer
 
 from actors.cluster import RayStages
-from online_dpo.commands.inputs import inspect_inputs, load_inputs, prepare
+from online_dpo.commands.preparing.inputs import inspect_inputs, load_inputs, prepare
+from online_dpo.commands.preparing.specs import engine_spec, learner_spec
 from online_dpo.commands.run import play
-from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import JudgeError, WeightMismatchError

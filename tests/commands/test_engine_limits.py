@@ -11,9 +11,9 @@ from family_kit import SHAPE, build_family
 from learner_kit import make_spec
 from tiny_model import save_tokenizer
 
-from online_dpo.commands.fitting import check_lengths
-from online_dpo.commands.model_checks import check_models, own_models
-from online_dpo.commands.specs import check_cpu_engine, linear_layers
+from online_dpo.commands.preparing.fitting import check_lengths
+from online_dpo.commands.preparing.model_checks import check_models, own_models
+from online_dpo.commands.preparing.specs import check_cpu_engine, linear_layers
 from online_dpo.errors import ConfigError, ModelError
 from online_dpo.learner.learner import Learner
 from online_dpo.models.inspection import inspect_model

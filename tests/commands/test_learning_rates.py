@@ -12,8 +12,8 @@ import torch
 from learner_kit import make_pairs, make_spec
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from online_dpo.commands.inputs import inspect_inputs
-from online_dpo.commands.learning_rates import automatic_lr, keep_recorded_lr, settle_lr
+from online_dpo.commands.preparing.inputs import inspect_inputs
+from online_dpo.commands.preparing.learning_rates import automatic_lr, keep_recorded_lr, settle_lr
 from online_dpo.commands.run import inspect_continuation, portable_yaml
 from online_dpo.config.learner import AUTO_LR
 from online_dpo.config.loading import load_config

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from actors import session
-from online_dpo.commands import fitting
-from online_dpo.commands.inputs import prepare
-from online_dpo.commands.specs import engine_spec, learner_spec
+from online_dpo.commands.preparing import fitting
+from online_dpo.commands.preparing.inputs import prepare
+from online_dpo.commands.preparing.specs import engine_spec, learner_spec
 from online_dpo.config.loading import load_config
 from online_dpo.config.run import NF4_TOLERANCE, RunConfig
 from online_dpo.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from online_dpo.commands.inputs import peek_sources
+from online_dpo.commands.preparing.inputs import peek_sources
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError, DataError
 from online_dpo.loop.people.opening import gold_questions, rules_of

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from online_dpo.commands.fitting import check_lengths
-from online_dpo.commands.provenance import source_files
+from online_dpo.commands.preparing.fitting import check_lengths
+from online_dpo.commands.preparing.provenance import source_files
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.errors import ConfigError
 from online_dpo.models.inspection import inspect_model

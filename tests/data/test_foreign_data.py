@@ -13,7 +13,7 @@ import pytest
 from prompt_kit import make_tokenizer, write_rows
 from pyarrow import feather, parquet
 
-from online_dpo.commands.provenance import source_digests
+from online_dpo.commands.preparing.provenance import source_digests
 from online_dpo.config.data import PromptsSection
 from online_dpo.config.loading import load_config
 from online_dpo.config.preferences import PairsSection

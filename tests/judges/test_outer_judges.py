@@ -17,7 +17,7 @@ from actors.resources import cpus_needed
 from judges.outer.ensemble import Ensemble
 from judges.protocol import Question
 from judges.trial import try_judges
-from online_dpo.commands.provenance import source_files
+from online_dpo.commands.preparing.provenance import source_files
 from online_dpo.config.judges.section import EnsembleJudge, hosted_judges
 from online_dpo.config.loading import load_config, load_judges
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads

@@ -15,8 +15,8 @@ import pytest
 from inprocess_kit import call_main
 from store_driver import play_round, tree
 
-from online_dpo.commands.inputs import inspect_inputs
-from online_dpo.commands.provenance import run_info
+from online_dpo.commands.preparing.inputs import inspect_inputs
+from online_dpo.commands.preparing.provenance import run_info
 from online_dpo.commands.run import portable_yaml
 from online_dpo.config.loading import load_config
 from online_dpo.loop.control import Control

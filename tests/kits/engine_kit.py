@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 
 from actors.cluster import RayStages
-from online_dpo.commands.inputs import Materials, prepare
+from online_dpo.commands.preparing.inputs import Materials, prepare
+from online_dpo.commands.preparing.specs import engine_spec, learner_spec
 from online_dpo.commands.run import play
-from online_dpo.commands.specs import engine_spec, learner_spec
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.loop.stages import Event
 from online_dpo.reports.listening import Listener

@@ -60,7 +60,7 @@ def compare(family: str, push: str, folder: Path) -> Compared:
     from learner_kit import make_spec
     from safetensors.torch import load, save
 
-    from online_dpo.commands.specs import check_cpu_engine
+    from online_dpo.commands.preparing.specs import check_cpu_engine
     from online_dpo.errors import ConfigError
     from online_dpo.learner.learner import Learner
     from online_dpo.models.inspection import inspect_model
@@ -146,7 +146,7 @@ def _engine(push: Any, folder: Path) -> None:
 
 def _engine_spec(push: Any, model: Path, adapter: dict[str, Any]) -> Any:
     from actors.generator import EngineSpec
-    from online_dpo.commands.specs import linear_layers
+    from online_dpo.commands.preparing.specs import linear_layers
     from online_dpo.models.inspection import inspect_model
 
     info = inspect_model(model, field="model.path")

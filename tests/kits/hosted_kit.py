@@ -11,7 +11,7 @@ from loop_kit import FakeStages
 
 from actors.judge_host import JudgeHost
 from judges.registry import make_spec
-from online_dpo.commands.inputs import judge_sections
+from online_dpo.commands.preparing.inputs import judge_sections
 from online_dpo.config.run import RunConfig
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far

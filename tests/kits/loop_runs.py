@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from loop_kit import EOS, VOCAB, FakeStages, Tape
 
-from online_dpo.commands.inputs import Materials, load_job
+from online_dpo.commands.preparing.inputs import Materials, load_job
 from online_dpo.commands.run import play
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.run import RunConfig

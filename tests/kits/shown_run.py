@@ -16,7 +16,7 @@ from typing import Any
 from loop_kit import FakeStages
 from loop_runs import Run
 
-from online_dpo.commands.showing import display
+from online_dpo.commands.terminal.showing import display
 from online_dpo.interruption import answer_signals
 from online_dpo.loop.stages import Event
 from online_dpo.reports.listening import Guarded, Listener

@@ -14,8 +14,8 @@ from pairing_kit import FAILED, comparisons, completion, pair_up, scores
 from stopping_kit import Stingy
 
 from actors.resources import cpus_needed
-from online_dpo.commands.inputs import judge_name, judge_sections
-from online_dpo.commands.provenance import source_files
+from online_dpo.commands.preparing.inputs import judge_name, judge_sections
+from online_dpo.commands.preparing.provenance import source_files
 from online_dpo.config.loading import load_config
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
 from online_dpo.errors import JudgingStopped

@@ -28,9 +28,9 @@ from model_kit import change_json, write_folders
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from online_dpo.commands.inputs import inspect_inputs, prepare
-from online_dpo.commands.provenance import check_same_inputs, run_info
-from online_dpo.commands.specs import learner_spec
+from online_dpo.commands.preparing.inputs import inspect_inputs, prepare
+from online_dpo.commands.preparing.provenance import check_same_inputs, run_info
+from online_dpo.commands.preparing.specs import learner_spec
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError, ModelError
 from online_dpo.learner.frozen_models import ModelSource

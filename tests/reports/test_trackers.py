@@ -13,7 +13,7 @@ import pytest
 from config_kit import BASE
 from loop_runs import Kill, Run, records
 
-from online_dpo.commands.fitting import check_machine
+from online_dpo.commands.preparing.fitting import check_machine
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.run import LoggingSection
 from online_dpo.errors import ConfigError

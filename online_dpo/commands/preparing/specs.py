@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from online_dpo.commands.inputs import Materials
+from online_dpo.commands.preparing.inputs import Materials
 from online_dpo.config.control import PathReference
 from online_dpo.config.learner import LoraSection
 from online_dpo.errors import ConfigError

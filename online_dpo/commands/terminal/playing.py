@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from online_dpo.commands.showing import display
+from online_dpo.commands.terminal.showing import display
 from online_dpo.config.run import RunConfig
 from online_dpo.reports.run_result import RunResult
 from online_dpo.store.run_store import RunStore

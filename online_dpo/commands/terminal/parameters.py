@@ -12,7 +12,7 @@ from online_dpo.text_files import shown, unusable_path
 
 
 def _complete(incomplete: str) -> list[str]:
-    from online_dpo.commands.completion import complete_override
+    from online_dpo.commands.terminal.completion import complete_override
 
     return complete_override(incomplete)
 

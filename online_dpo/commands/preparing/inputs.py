@@ -9,9 +9,9 @@ from typing import Any
 
 from judges.registry import make_spec
 from judges.spec import JudgeSpec
-from online_dpo.commands.fitting import check_lengths, check_machine
-from online_dpo.commands.learning_rates import settle_lr
-from online_dpo.commands.model_checks import NamedModel, check_models, inspect_judge_models, own_models
+from online_dpo.commands.preparing.fitting import check_lengths, check_machine
+from online_dpo.commands.preparing.learning_rates import settle_lr
+from online_dpo.commands.preparing.model_checks import NamedModel, check_models, inspect_judge_models, own_models
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.pairing import ANNOTATOR

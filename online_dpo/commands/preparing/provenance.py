@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from online_dpo.commands.inputs import Inputs, judge_sections, pair_sections
+from online_dpo.commands.preparing.inputs import Inputs, judge_sections, pair_sections
 from online_dpo.config.judges.section import hosted_judges
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError

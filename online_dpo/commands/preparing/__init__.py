@@ -1,0 +1,1 @@
+"""What a run needs before it starts: inputs, what fits the machine and the models, the specs of the actors."""
