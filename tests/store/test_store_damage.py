@@ -91,10 +91,11 @@ def test_every_deletion_is_noticed_but_that_of_a_checksum_in_the_unfinished_roun
 
 def test_damage_is_named_where_it_is_also_if_the_round_before_has_no_manifest(damaged: Path) -> None:
     commit = damaged / "rounds/00002/prompts.sha256"
-    commit.unlink()
-    (damaged / "rounds/00001/manifest.json").unlink()
-    with RunStore.open(damaged) as store, pytest.raises(CorruptionError) as error:
-        store.round(2).get_files("prompts")
+    with RunStore.open(damaged) as store:
+        commit.unlink()
+        (damaged / "rounds/00001/manifest.json").unlink()  # while the run is under way: opening would have refused it
+        with pytest.raises(CorruptionError) as error:
+            store.round(2).get_files("prompts")
     sentence = str(error.value)
     assert sentence.startswith(f"{commit} is missing; restore it from a backup; the round before it is damaged as well")
     assert f"{damaged / 'rounds/00001/manifest.json'} is missing" in sentence
