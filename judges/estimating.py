@@ -57,6 +57,15 @@ class Use:
         most = None if self.most is None or other.most is None else self.most + other.most
         return Use(least=self.least + other.least, most=most)
 
+    def amounts(self) -> dict[str, tuple[int, int | None]]:
+        """Requests and tokens, each from the least to the most, which is None where it is not known."""
+        least, most = self.least, self.most
+        return {
+            "requests": (least.calls, None if most is None else most.calls),
+            "prompt_tokens": (least.prompt, None if most is None else most.prompt),
+            "reply_tokens": (least.completion, None if most is None else most.completion),
+        }
+
     def cost(self, prices: Prices | None) -> tuple[float, float | None] | None:
         """Money, from the least to the most; None without prices."""
         if prices is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from judges.estimating import MAX_SAMPLED_PROMPTS, CountTokens, Questions, Use, estimate
 from judges.llm.budget import Spend, spent_of
@@ -48,11 +48,11 @@ class Expected:
 
     def limits(self) -> Iterator[tuple[str, float, float, float | None]]:
         """Each limit of the budget, the limit itself, and what the whole run takes of it: at least, and at most."""
-        prices = self.section.endpoint and self.section.endpoint.prices
+        prices = None if self.section.endpoint is None else self.section.endpoint.prices
         least, most = self.spent + self.use.least, None if self.use.most is None else self.spent + self.use.most
         for name, limit in self.section.budget.model_dump().items():
             if limit is not None:
-                yield name, limit, least.amount(name, prices), most and most.amount(name, prices)
+                yield name, limit, least.amount(name, prices), None if most is None else most.amount(name, prices)
 
 
 def expected_spending(
@@ -112,26 +112,28 @@ class _Plan:
         for index in self._rounds():
             if config.prompts is None or not samples(config, index):
                 continue
-            number, common = config.prompts.per_round, {"prompts": self._training, **self._length()}
+            number, judged = config.prompts.per_round, self._num_judged(index, "", Asked(judge=judge))
+            asked = self._questions(self._training, config.sampling.num_samples)
             if judge == ANNOTATOR:
                 number = min(number, config.pairing.budget or number)
-                left = number - self._num_judged(index, "", Asked(judge=judge))
-                yield Questions(number=left, num_completions=2, least=0.0, **common)
-                continue
-            left = number - self._num_judged(index, "", Asked(judge=judge))
-            k = config.sampling.num_samples
-            yield Questions(number=left, num_completions=k, **common)
-            yield Questions(number=self._most_repeated(number), num_completions=k, least=0.0, **common)
+                yield replace(asked, number=number - judged, num_completions=2, least=0.0)
+            else:
+                yield replace(asked, number=number - judged)
+                yield replace(asked, number=self._most_repeated(number), least=0.0)
 
     def _about_sets(self, judge: str) -> Iterator[Questions]:
         for name, prompts in self._job.evaluation_sets.items():
-            common = {"prompts": [p.content for p in prompts], "num_completions": 1, **self._length()}
+            asked = self._questions([prompt.content for prompt in prompts], 1)
             for index, is_initial in self._evaluations():
                 base = evaluation_base(name, is_initial=is_initial)
-                left = len(prompts) - self._num_judged(index, base, Asked(judge=judge))
-                yield Questions(number=left, **common)
+                yield replace(asked, number=len(prompts) - self._num_judged(index, base, Asked(judge=judge)))
                 if judge != REWARD:
-                    yield Questions(number=self._most_repeated(len(prompts)), least=0.0, **common)
+                    yield replace(asked, number=self._most_repeated(len(prompts)), least=0.0)
+
+    def _questions(self, prompts: Sequence[PromptContent], num_completions: int) -> Questions:
+        """About each prompt."""
+        most = self._config.sampling.max_tokens
+        return Questions(number=len(prompts), prompts=prompts, num_completions=num_completions, answer_tokens=most)
 
     def _evaluations(self) -> Iterator[tuple[int, bool]]:
         """Round whose folder they lie in, and whether it is that of the initial policy."""
@@ -155,9 +157,6 @@ class _Plan:
         """Of so many prompts, each of which is asked about again by a chance of its own: four deviations more."""
         share = self._config.verdicts.repeated
         return min(number, math.ceil(number * share + 4.0 * math.sqrt(number * share * (1.0 - share))))
-
-    def _length(self) -> dict[str, int]:
-        return {"answer_tokens": self._config.sampling.max_tokens}
 
     def _training_prompts(self) -> Sequence[PromptContent]:
         """The first of the run's prompts in the order in which they are drawn, which is shuffled."""

@@ -55,15 +55,7 @@ def beyond_budget(expected: Sequence[Expected]) -> Iterator[str]:
 
 def as_json(expected: Sequence[Expected]) -> dict[str, Any]:
     """The same for machines; every amount is [least, most], and most is null where it is not known."""
-    judges = {}
-    for one in expected:
-        least, most = one.use.least, one.use.most
-        judges[one.field] = {
-            "requests": [least.calls, most and most.calls],
-            "prompt_tokens": [least.prompt, most and most.prompt],
-            "reply_tokens": [least.completion, most and most.completion],
-            "cost": one.cost,
-        }
+    judges = {one.field: {**one.use.amounts(), "cost": one.cost} for one in expected}
     return {"judges": judges, "cost": total_cost(expected), "beyond_budget": list(beyond_budget(expected))}
 
 
@@ -89,11 +81,8 @@ def ask_before_spending(pause: Callable[[], Any]) -> Callable[[Sequence[Expected
 
 
 def _asked(use: Use) -> str:
-    least, most = use.least, use.most
-    return (
-        f"{_range(least.calls, most and most.calls)} requests, {_range(least.prompt, most and most.prompt)} tokens of "
-        f"prompts, {_range(least.completion, most and most.completion)} of replies"
-    )
+    requests, prompts, replies = (_range(*amount) for amount in use.amounts().values())
+    return f"{requests} requests, {prompts} tokens of prompts, {replies} of replies"
 
 
 def _range(low: float, high: float | None) -> str:
