@@ -114,7 +114,7 @@ def estimate_run(
     loaded = load_judges(config, overrides)
     if not isinstance(loaded, RunConfig):
         raise ConfigError(f"{config} has judges alone, and --estimate is of a whole run; add model and prompts")
-    field = "" if judge is None else _section(config, overrides, judge)[1]
+    field = "" if judge is None else section_of(loaded, judge, source=str(config), option="--judge")[1]
     expected = [one for one in expected_spending(prepare(loaded)) if f"{one.field}.".startswith(field and f"{field}.")]
     if as_json:
         yield json.dumps(spending.as_json(expected))
