@@ -206,7 +206,11 @@ class History:
 
     def remedy(self, index: int) -> str:
         """What a user can do about damage in a round, as the end of a sentence."""
-        if index and self.lacks_optimizer(index - 1):
+        try:
+            lacks_optimizer = index > 0 and self.lacks_optimizer(index - 1)
+        except CorruptionError as earlier:  # its message has the remedy for both: nothing after it can be kept
+            return f"restore it from a backup; the round before it is damaged as well: {earlier}"
+        if lacks_optimizer:
             adapter = self._files.root / round_folder(index - 1) / "adapter"
             return (
                 f"restore it from a backup, or start a new run that continues the policy before it, with model.adapter="

@@ -89,6 +89,18 @@ def test_every_deletion_is_noticed_but_that_of_a_checksum_in_the_unfinished_roun
     examine(damaged)
 
 
+def test_damage_is_named_where_it_is_also_if_the_round_before_has_no_manifest(damaged: Path) -> None:
+    commit = damaged / "rounds/00002/prompts.sha256"
+    with RunStore.open(damaged) as store:
+        commit.unlink()
+        (damaged / "rounds/00001/manifest.json").unlink()  # while the run is under way: opening would have refused it
+        with pytest.raises(CorruptionError) as error:
+            store.round(2).get_files("prompts")
+    sentence = str(error.value)
+    assert sentence.startswith(f"{commit} is missing; restore it from a backup; the round before it is damaged as well")
+    assert f"{damaged / 'rounds/00001/manifest.json'} is missing" in sentence
+
+
 def test_only_removed_optimizer_state_may_be_absent(tmp_path: Path) -> None:
     play(tmp_path, {}, prune=False)
     final = tmp_path / "rounds/00000/learner/final"
