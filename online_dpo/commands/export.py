@@ -11,6 +11,7 @@ from online_dpo.commands.run import recorded_config
 from online_dpo.errors import RunDirectoryError, UserError
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
+from online_dpo.store.forking import describe_forks
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter
 
@@ -65,6 +66,12 @@ def expect_new(out: Path, *, field: str = "OUT") -> None:
         raise UserError(f"{field} is {out}, which is a file; name a new folder")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{field} is {out}, which is not empty; name a new folder")
+
+
+def origin(run_dir: Path) -> list[str]:
+    """Where a forked run comes from; nothing of any other run."""
+    with RunStore.read(run_dir) as store:
+        return describe_forks(store.info)
 
 
 @contextmanager

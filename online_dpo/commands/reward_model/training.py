@@ -62,25 +62,26 @@ def train(
             f"CUDA_VISIBLE_DEVICES=0"
         )
     torch.manual_seed(config.seed)  # of the head
-    model = _load(config, base)
-    check_finite(model.state_dict().items(), label=f"model.path is {config.model.path}")
-    disable_dropout_in_model(model)  # before LoRA is put on it, which has a dropout of its own
+    base_model = _load(config, base)
+    check_finite(base_model.state_dict().items(), label=f"model.path is {config.model.path}")
+    disable_dropout_in_model(base_model)  # before LoRA is put on it, which has a dropout of its own
     progress: list[dict[str, float]] = []
     rows = {"chosen_ids": [p.chosen_ids for p in pairs], "rejected_ids": [p.rejected_ids for p in pairs]}
     with TemporaryDirectory() as scratch, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         trainer = RewardTrainer(
-            model=model,
+            model=base_model,
             args=_arguments(config, len(pairs), scratch),
             train_dataset=Dataset.from_dict(rows),
             processing_class=tokenizer,
-            peft_config=_lora(config, model),
+            peft_config=_lora(config, base_model),
             callbacks=[_Progress(progress, tell)],
         )
         trainer.remove_callback(PrinterCallback)
-        num_trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        model: Any = trainer.model
+        num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         trainer.train()
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if config.training.lora is not None:
             model = model.merge_and_unload()
         check_finite(model.state_dict().items(), label="the trained model")
@@ -117,7 +118,7 @@ def _lora(config: RewardModelConfig, model: Any) -> LoraConfig | None:
     return LoraConfig(  # of this task type, PEFT trains the head as well
         task_type=TaskType.SEQ_CLS,
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=lora.dropout,
         target_modules=targets,
     )
