@@ -60,9 +60,10 @@ def write_card(report: Mapping[str, Any], file: Path) -> None:
 def show_report(report: Mapping[str, Any], console: Console) -> None:
     """Print the tables of a report."""
     for place, counts in report["data"]["read"].items():
-        kept = counts.get("kept", 0)
-        rest = ", ".join(f"{name} {count}" for name, count in counts.items() if count and name != "kept")
-        console.print(f"{place}: {kept} usable pairs ({rest or 'nothing dropped'})", highlight=False)
+        known = ("kept", "num_truncated_inputs")
+        dropped = ", ".join(f"{name} {count}" for name, count in counts.items() if count and name not in known)
+        kept, cut = (counts.get(name, 0) for name in known)
+        console.print(f"{place}: {kept} usable pairs (dropped: {dropped or 'none'}; {cut} inputs cut)", highlight=False)
     table = titled("Held-out pairs")
     table.add_column("figure")
     table.add_column("value", justify="right")
