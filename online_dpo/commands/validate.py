@@ -94,9 +94,9 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
     if materials.job.pairs is not None:
         yield f"pairs: {describe_draw(materials.job.pairs.head(None))}"
     if config.sft is not None:
-        section = prepare(sft_run(materials.config))
-        assert section.job.pairs is not None
-        yield f"sft.pairs: {describe_draw(section.job.pairs.head(None))}"
+        before = prepare(sft_run(materials.config))
+        assert before.job.pairs is not None
+        yield f"sft.pairs: {describe_draw(before.job.pairs.head(None))}"
     for name, held_out in materials.job.evaluation_pairs.items():
         yield f"evaluation.pairs.{name}: {describe_draw(held_out)}"
     chat = materials.first.messages is not None

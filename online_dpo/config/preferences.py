@@ -131,5 +131,5 @@ class EvaluationPairs(PairColumns):
     """The longest answer in tokens. null takes the limit of `pairs` (of `sft.pairs` for demonstrations), or 512 where
     that is missing."""
     append_eos: bool | None = None
-    """Whether answers that have no end token get the tokenizer's. null takes the value of `pairs` (of demonstrations: of
-    `sft.pairs`), or false in a run without it."""
+    """Whether answers that have no end token get the tokenizer's. null takes the value of `pairs` (of `sft.pairs` for
+    demonstrations), or false where that is missing."""

@@ -44,7 +44,13 @@ def work(tmp_path: Path, tiny_model: Path) -> Path:
             "chat_template_kwargs": {"chat_template": TEMPLATE},
         },
         "sft": {
-            "pairs": {"source": "train.jsonl", "format": "demonstrations", "completion": "chosen"},
+            "pairs": {
+                "source": "train.jsonl",
+                "format": "demonstrations",
+                "completion": "chosen",
+                "max_prompt_tokens": 300,
+                "max_completion_tokens": 32,
+            },
             "rounds": 2,
             "lr": 1e-2,
         },
