@@ -20,7 +20,7 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
     lengths = []
     if config.needs_generators:
         lengths.append((section, config.max_prompt_tokens, "sampling.max_tokens", config.sampling.max_tokens))
-    for field, pairs in (("pairs", config.pairs), ("sft.pairs", config.sft and config.sft.pairs)):
+    for field, pairs in (("pairs", config.pairs), ("sft.pairs", None if config.sft is None else config.sft.pairs)):
         if pairs is not None:
             limits = (pairs.max_prompt_tokens, pairs.max_completion_tokens)
             lengths.append((f"{field}.max_prompt_tokens", limits[0], f"{field}.max_completion_tokens", limits[1]))
