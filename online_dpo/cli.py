@@ -69,8 +69,21 @@ def validate(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the config with every default filled in, and check no more.")
     ] = False,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of the GPUs that the run is for.", min=1.0)
+    ] = None,
+    shapes: Annotated[
+        Path | None,
+        typer.Option(
+            "--shapes",
+            metavar="FOLDER",
+            help="config.json files of models on the hub, as org--name.json; `shapes` beside CONFIG by default.",
+            callback=expect_usable,
+        ),
+    ] = None,
 ) -> None:
-    """Check a config and what it names, without starting an engine; says what was not checked."""
+    """Check a config and what it names, without starting an engine; says what it needs and what was not checked."""
+    from online_dpo.commands.preparing.estimating import Machine
     from online_dpo.commands.validate import validate_deep, validate_light
     from online_dpo.config.loading import dump_config, load_config
 
@@ -79,7 +92,8 @@ def validate(
         typer.echo(dump_config(loaded), nl=False)
         return
     typer.echo(f"config: {config} is valid; the run directory is {loaded.run_dir}")
-    for line in validate_deep(loaded) if deep else validate_light(loaded):
+    machine = Machine(gpu_gib=gpu_memory, shapes=config.parent / "shapes" if shapes is None else shapes)
+    for line in validate_deep(loaded, machine) if deep else validate_light(loaded, machine):
         typer.echo(line)
 
 
