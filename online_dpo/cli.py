@@ -11,7 +11,17 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from online_dpo.commands.terminal.parameters import AsEvents, Config, Overrides, Quiet, RunDir, Yes, expect_usable
+from online_dpo.commands.terminal.parameters import (
+    AsEvents,
+    Config,
+    GpuMemory,
+    Overrides,
+    Quiet,
+    RunDir,
+    Shapes,
+    Yes,
+    expect_usable,
+)
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
 from online_dpo.version import __version__
@@ -69,18 +79,8 @@ def validate(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the config with every default filled in, and check no more.")
     ] = False,
-    gpu_memory: Annotated[
-        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of the GPUs that the run is for.", min=1.0)
-    ] = None,
-    shapes: Annotated[
-        Path | None,
-        typer.Option(
-            "--shapes",
-            metavar="FOLDER",
-            help="config.json files of models on the hub, as org--name.json; `shapes` beside CONFIG by default.",
-            callback=expect_usable,
-        ),
-    ] = None,
+    gpu_memory: GpuMemory = None,
+    shapes: Shapes = None,
 ) -> None:
     """Check a config and what it names, without starting an engine; says what it needs and what was not checked."""
     from online_dpo.commands.preparing.estimating import Machine

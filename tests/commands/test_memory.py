@@ -22,7 +22,6 @@ RANK, LENGTH = 16, 256
 COMMON = {"vocab_size": 1024, "max_position_embeddings": 2048, "hidden_size": 256, "num_hidden_layers": 4}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 896, "num_attention_heads": 8, "num_key_value_heads": 2},
-    "qwen2": {"intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen3": {"intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64},
     "gpt_neox": {"intermediate_size": 1024, "num_attention_heads": 4},
 }

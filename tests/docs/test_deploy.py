@@ -93,7 +93,7 @@ FAKES = {
     "hostname": "echo 10.0.0.1 10.0.0.2",
     "ray": """echo "ray $* token=${#RAY_AUTH_TOKEN}" >> "$LOG"
         if [ "$1" = start ]; then echo $$ >> "$LOG.pids"; exec sleep 300; fi""",
-    "python": 'echo joined >> "$LOG"; exit "${NOT_JOINED:-0}"',
+    "python": """[ -z "${NOT_JOINED:-}" ] && [ "$(grep -c '^ray start' "$LOG")" = 2 ] && echo joined >> "$LOG\"""",
     "online-dpo": """echo "online-dpo $* at=$RAY_ADDRESS" >> "$LOG"
         trap 'echo stopped >> "$LOG"; exit 130' TERM
         for _ in $(seq "${LASTS:-0}"); do sleep 0.1; done
