@@ -92,7 +92,7 @@ def validate(
         typer.echo(dump_config(loaded), nl=False)
         return
     typer.echo(f"config: {config} is valid; the run directory is {loaded.run_dir}")
-    machine = Machine(gpu_gib=gpu_memory, shapes=config.parent / "shapes" if shapes is None else shapes)
+    machine = Machine.of(config, gpu_gib=gpu_memory, shapes=shapes)
     for line in validate_deep(loaded, machine) if deep else validate_light(loaded, machine):
         typer.echo(line)
 

@@ -97,6 +97,10 @@ def validate_deep(config: RunConfig, machine: Machine) -> Iterator[str]:
     yield from estimate.lines()
     estimate.check()
     materials = prepare(config)
+    if estimate.policy is None:  # what was on the hub is here now
+        estimate = Estimate(config, machine)
+        yield from estimate.lines()
+        estimate.check()
     yield "models: every weight is there and has the shape that its model's config gives it; LoRA fits the policy"
     check_weights(materials.models)
     yield "weights: every value is a finite number"
