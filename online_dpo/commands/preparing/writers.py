@@ -13,7 +13,6 @@ from online_dpo.data.candidates import CandidateEncoder
 from online_dpo.data.encoding import AnswerEncoder
 from online_dpo.errors import DataError
 from online_dpo.loop.candidates.writers import Writers
-from online_dpo.models import model_files
 from online_dpo.models.inspection import ModelInfo, inspect_model
 from online_dpo.models.locating import locate
 from online_dpo.types import Prompt
@@ -87,6 +86,6 @@ def engine_tokens(config: RunConfig, model: ModelInfo) -> int:
             asked = max(len(principle.encode()) for principle in section.principles) + len(section.revision.encode())
             both = 2 * config.max_prompt_tokens + 2 * longest + critique + asked + TEMPLATE_TOKENS
             needed = max(needed, both)
-    switch = model_files.rope_switch(model_files.read_json(model.folder / "config.json", "model.path"))
-    bounds = [bound for bound in (model.max_model_len, switch) if bound is not None]
+    # Beyond the switch vLLM would turn the positions of every row in another way.
+    bounds = [bound for bound in (model.max_model_len, model.rope_switch) if bound is not None]
     return max(config.max_model_len, min([needed, *bounds]))
