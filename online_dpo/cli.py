@@ -167,9 +167,12 @@ def export(
 ) -> None:
     """Write a round's policy as a PEFT adapter, or as a merged model."""
     from online_dpo.commands.export import export as write
+    from online_dpo.commands.export import origin
 
     number = write(run_dir, out, round_number=round_number, merge=merge)
     typer.echo(f"round {number} of {run_dir}: {'merged model' if merge else 'adapter'} in {out}")
+    for line in origin(run_dir):
+        typer.echo(f"the run was {line}")
 
 
 @app.command()
@@ -184,6 +187,24 @@ def rewind(
     from online_dpo.commands.rewind import rewind as set_aside
 
     for line in set_aside(run_dir, round_number=round_number, delete=delete):
+        typer.echo(line)
+
+
+@app.command()
+def fork(
+    run_dir: RunDir,
+    new_dir: Annotated[Path, typer.Argument(metavar="NEW_DIR", help="A new folder.", callback=expect_usable)],
+    round_number: Annotated[int, typer.Option("--round", help="The round to do anew in part, counted from 1.")],
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="sample, judge, pair or learn; by default what changed says."),
+    ] = None,
+) -> None:
+    """Judge, pair or train on a round's samples again under another config, in a new run; RUN_DIR is only read."""
+    from online_dpo.commands.fork import fork as make
+
+    for line in make(run_dir, new_dir, round_number=round_number, overrides=overrides or (), start=start):
         typer.echo(line)
 
 

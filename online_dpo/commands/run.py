@@ -185,18 +185,19 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Seq
     return continue_run(recorded_config(Path(run_dir), overrides), listeners=listeners)
 
 
-def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of a run directory, with its place as it is now."""
+def recorded_config(run_dir: Path, overrides: Sequence[str] = (), *, place: Path | None = None) -> RunConfig:
+    """The config of a run directory, with its place as it is now, or with another place."""
     if not RunStore.exists(run_dir):
         raise RunDirectoryError(
             f"{run_dir} holds no run; give the folder that `online-dpo run` printed, such as runs/NAME"
         )
     with RunStore.read(run_dir) as store:
         mapping = _yaml_mapping(store.config_yaml)
-    place = run_dir.resolve()
+    folder = run_dir if place is None else place
+    whole = folder.resolve()
     # A path such as `.` does not say where it is.
-    parent = run_dir.parent if run_dir.name == place.name else place.parent
-    mapping["run"] |= {"name": place.name, "dir": str(parent)}
+    parent = folder.parent if folder.name == whole.name else whole.parent
+    mapping["run"] |= {"name": whole.name, "dir": str(parent)}
     return load_config(mapping, overrides)
 
 
