@@ -15,7 +15,9 @@ from kill_kit import WORK, Camera, go_on_and_compare, restore
 from loop_kit import EOS, by_text
 from loop_runs import PlainTokenizer, Run, comparable, records
 
+from online_dpo.commands.preparing.fork_stages import is_taken
 from online_dpo.errors import JudgingStopped
+from online_dpo.reports.page.answers.cards import card_of, outcome_of, read_answers
 from online_dpo.store.candidates import CandidateCommits, candidates_counted
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import Asked, ShardCommits
@@ -93,6 +95,12 @@ def test_candidates_join_the_samples_and_leave_their_figures_alone(tmp_path: Pat
     assert {s: f["num_chosen"] for s, f in first["candidates"].items()} == {
         s: chosen[s] for s in ("column", "own", "t", "r")
     }
+    # The page shows who wrote what.
+    with RunStore.read(run.path) as store:
+        answers = read_answers(store.round(0))
+    card = card_of(answers, some.prompt_id, outcome_of(run.config, answers, some.prompt_id))
+    assert {answer["i"]: answer.get("w") for answer in card["a"]}.items() <= dict(enumerate(sources)).items()
+    assert all(("g" in answer) == ("w" not in answer) for answer in card["a"])
     lacking = int("p5" in prompts)
     assert first["candidates"]["column"]["outcomes"] == {"kept": 5 - lacking, **({"missing": 1} if lacking else {})}
     assert first["candidates"]["t"]["counters"]["num_prompt_tokens"] == 30 * 5
@@ -217,6 +225,12 @@ def test_an_answer_that_is_assumed_to_be_better_is_chosen(is_judged: bool, tmp_p
         assert not tape.calls("judge") and only["judges"] == {} and only["reward"] is None
         assert {name: n for name, n in only["outcomes"].items() if n} == {"paired": 9, "too_few_completions": 1}
         assert only["on_policy_share"] == 0.5
+
+
+def test_a_fork_takes_what_was_paid_for() -> None:
+    names = ("completions/shard-00000", "candidates-teacher/shard-00000", "candidate-parts-teacher/shard-00001-000")
+    assert all(is_taken(name, "judge", changed=("judge.path",)) for name in names)
+    assert not any(is_taken(name, "sample", changed=("candidates.0.temperature",)) for name in names)
 
 
 def judged_by(run: Run) -> list[Completion]:
