@@ -172,8 +172,13 @@ def _text(prompt_id: str, number: int, reply: _Reply) -> WrittenText:
     if isinstance(reply, _NoSample):
         return WrittenText(prompt_id=prompt_id, number=number, outcome="no_sample")
     if isinstance(reply, CallFailed):
-        return WrittenText(prompt_id=prompt_id, number=number, outcome="failed", detail=reply.reason)
+        return WrittenText(prompt_id=prompt_id, number=number, outcome="failed", detail=_storable(reply.reason))
     assert isinstance(reply, ChatReply)
     if reply.refused:
         return WrittenText(prompt_id=prompt_id, number=number, outcome="refused")
     return WrittenText(prompt_id=prompt_id, number=number, text=reply.text, is_cut=reply.cut_short)
+
+
+def _storable(text: str) -> str:
+    """Without halves of characters, which an error's text may hold and no file can."""
+    return text.encode(errors="replace").decode()

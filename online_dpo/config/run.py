@@ -157,6 +157,11 @@ class RunConfig(Section):
         """Writers whose answers are taken to be better than the policy's, so that no judge is asked about them."""
         return frozenset(writer.source for writer in self.candidates if writer.assume == "better")
 
+    def most_completions(self, *, are_judged: bool = False) -> int:
+        """Completions of a prompt in a round, candidates included; all of them, or those that a judge is shown."""
+        writers = [writer for writer in self.candidates if not (are_judged and writer.assume == "better")]
+        return self.sampling.num_samples + sum(writer.num_answers for writer in writers)
+
     @property
     def hosted_writers(self) -> dict[str, ChatWriter]:
         """Field -> writer that an actor of its own hosts."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from online_dpo.data.encoding import AnswerEncoder, is_blank
+from online_dpo.data.encoding import AnswerEncoder, EncodedAnswer, is_blank
 from online_dpo.errors import ModelError, first_line
 from online_dpo.models.tokenizer import control_ids
 from online_dpo.types import Prompt
@@ -45,7 +46,7 @@ class CandidateEncoder:
             ModelError: it does.
         """
         try:
-            self._ids(prompt, _TRIAL)
+            self._encode(prompt, _TRIAL)
         # A template raises what its author chose.
         except Exception as error:
             raise ModelError(
@@ -53,8 +54,8 @@ class CandidateEncoder:
                 f"candidates cannot be tokenised: correct the template, or remove candidates"
             ) from error
 
-    def encode(self, prompt: Prompt, text: str, *, is_cut: bool) -> tuple[int, ...] | Outcome:
-        """`[T]` ids of an answer, or why it cannot be one.
+    def encode(self, prompt: Prompt, text: str, *, is_cut: bool) -> EncodedAnswer | Outcome:
+        """An answer's token ids, or why it cannot be one.
 
         Args:
             prompt: that it answers.
@@ -64,23 +65,23 @@ class CandidateEncoder:
         if is_blank(text):
             return "empty"
         try:
-            ids, harmless = self._ids(prompt, text), self._ids(prompt, _TRIAL)
-        except UnicodeEncodeError:  # a lone half of a character, which is no text
+            found, harmless = self._encode(prompt, text), self._encode(prompt, _TRIAL).token_ids
+        except Exception:  # as in `check`; or half of a character, which a reply may hold and no text
             return "template"
-        except Exception:  # as above; `check` has seen that it writes another answer
-            return "template"
-        if self._controls(ids) != self._controls(harmless):
+        ids = found.token_ids
+        own = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if self._controls(own) or self._controls(ids) != self._controls(harmless):
             return "control_tokens"
         if is_cut and ids and ids[-1] in self._ends:
             ids = ids[:-1]
         if not ids or set(ids) <= self._ends:
             return "empty"
-        return "too_long" if len(ids) > self._max_tokens else ids
+        return "too_long" if len(ids) > self._max_tokens else replace(found, token_ids=ids)
 
-    def _ids(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+    def _encode(self, prompt: Prompt, text: str) -> EncodedAnswer:
         if prompt.messages is None:
-            return self.prompts.encode_text_answer(prompt.text or "", prompt.token_ids, text).token_ids
-        return self.prompts.encode_chat_answer(prompt.messages, prompt.token_ids, text).token_ids
+            return self.prompts.encode_text_answer(prompt.text or "", prompt.token_ids, text)
+        return self.prompts.encode_chat_answer(prompt.messages, prompt.token_ids, text)
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
         return [token_id for token_id in ids if token_id in self._control]

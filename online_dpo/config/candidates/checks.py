@@ -68,13 +68,12 @@ def _check_assumptions(config: Any) -> None:
 
 def _check_judge(config: Any) -> None:
     judged = [i for i, writer in enumerate(config.candidates) if writer.assume is None]
-    num_judged = config.sampling.num_samples + sum(config.candidates[i].num_answers for i in judged)
     if config.judge is None and judged:
         raise ValueError(
             f"judge is missing and candidates.{judged[0]}.assume is null, so that nobody compares its answers with the "
             f"policy's: set judge, or assume: better"
         )
-    if config.judge is not None and num_judged < 2:
+    if config.judge is not None and config.most_completions(are_judged=True) < 2:
         raise ValueError(
             "judge is set, but sampling.num_samples is 1 and every candidate has assume: better, so that the judge has "
             "nothing to compare: remove judge, or raise sampling.num_samples"

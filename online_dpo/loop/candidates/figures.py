@@ -12,7 +12,7 @@ from online_dpo.statistics.samples import mean
 from online_dpo.store.candidates import CandidateCommits
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import Completion, Items, Pair, Verdict
+from online_dpo.types import Completion, Items, Labelled, Pair, Verdict
 
 CANDIDATES = "candidates"
 """The figure of a round's summary that has those of each writer."""
@@ -44,7 +44,7 @@ def describe_candidates(
     if not config.candidates:
         return {}
     commits = CandidateCommits(store)
-    pairs = [item for item in items if isinstance(item, Pair)]
+    chosen, rejected = _sides(items)
     found = {}
     for writer in config.candidates:
         source, total = writer.source, commits.total(writer.source)
@@ -54,12 +54,24 @@ def describe_candidates(
             "outcomes": dict(total.outcomes),
             "length_mean": mean([len(answer.token_ids) for answer in answers]),
             "reward": mean(scores_of(answers, verdicts)),
-            "num_chosen": sum(pair.chosen.source == source for pair in pairs),
-            "num_rejected": sum(pair.rejected.source == source for pair in pairs),
+            "num_chosen": chosen[source],
+            "num_rejected": rejected[source],
             "reasons": dict(total.details),
             "counters": dict(total.counters),
         }
     return {CANDIDATES: found}
+
+
+def _sides(items: Items) -> tuple[Counter[str | None], Counter[str | None]]:
+    """How often each writer's answers are chosen and rejected, or desirable and undesirable."""
+    chosen, rejected = Counter[str | None](), Counter[str | None]()
+    for item in items:
+        if isinstance(item, Pair):
+            chosen[item.chosen.source] += 1
+            rejected[item.rejected.source] += 1
+        elif isinstance(item, Labelled):
+            (chosen if item.desirable else rejected)[item.completion.source] += 1
+    return chosen, rejected
 
 
 def on_policy_share(items: Items, version: int) -> float | None:

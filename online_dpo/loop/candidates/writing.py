@@ -12,6 +12,7 @@ from typing import Any
 
 from online_dpo.config.candidates.section import CandidateSection, ColumnWriter, ReviseWriter
 from online_dpo.config.run import RunConfig
+from online_dpo.data.encoding import EncodedAnswer
 from online_dpo.loop.calls import Call, Calls
 from online_dpo.loop.candidates.own_revisions import OwnRevisions, Revised, SampleFrom
 from online_dpo.loop.candidates.writers import Writers, candidate
@@ -20,8 +21,8 @@ from online_dpo.loop.verdicts import Asking
 from online_dpo.statistics.judges import kind_of
 from online_dpo.store.candidates import CandidateCommits, Given
 from online_dpo.store.round_store import RoundStore
-from online_dpo.types import Completion, Prompt, Shard
-from online_dpo.written import Written, WrittenText
+from online_dpo.types import Completion, FinishReason, Prompt, Shard
+from online_dpo.written import Outcome, Written, WrittenText
 
 Then = Callable[[], Iterator[Event]]
 
@@ -86,12 +87,17 @@ class Writing:
         first = self._writers.first_index(section.source, self._config.sampling.num_samples)
         outcomes: Counter[str] = Counter()
         details: Counter[str] = Counter()
-        completions = []
+        completions, num_split = [], 0
         for text in written.texts:
-            found = self._completion(section, prompts[text.prompt_id], text, first)
+            prompt = prompts[text.prompt_id]
+            content = text.text if prompt.messages is not None else f"{section.separator}{text.text}"
+            found = self._encode(prompt, content, text)
             outcomes[found if isinstance(found, str) else "kept"] += 1
-            if isinstance(found, Completion):
-                completions.append(found)
+            if isinstance(found, EncodedAnswer):
+                num_split += found.is_split
+                reason: FinishReason = "length" if text.is_cut else "stop"
+                index = first + text.number
+                completions.append(candidate(prompt, index, found.token_ids, content, reason, section.source))
             if text.detail is not None:
                 details[kind_of(text.detail)] += 1
         given = Given(
@@ -99,7 +105,7 @@ class Writing:
             prompt_ids=tuple(dict.fromkeys(text.prompt_id for text in written.texts)),
             outcomes=dict(outcomes),
             details=dict(details),
-            counters=written.counters,
+            counters={**written.counters, "num_split_boundaries": num_split},
         )
         if written.stopped is not None:
             self._commits.put(section.source, shard.index, given, is_part=True)
@@ -126,14 +132,10 @@ class Writing:
         if not pending:
             yield from then()
 
-    def _completion(self, section: CandidateSection, prompt: Prompt, text: WrittenText, first: int) -> Completion | str:
+    def _encode(self, prompt: Prompt, content: str, text: WrittenText) -> EncodedAnswer | Outcome:
         if text.outcome != "kept":
             return text.outcome
-        content = text.text if prompt.messages is not None else f"{section.separator}{text.text}"
-        ids = self._writers.encoder.encode(prompt, content, is_cut=text.is_cut)
-        if isinstance(ids, str):
-            return ids
-        return candidate(prompt, first + text.number, ids, content, "length" if text.is_cut else "stop", section.source)
+        return self._writers.encoder.encode(prompt, content, is_cut=text.is_cut)
 
 
 def _of_column(prompt: Prompt, column: str) -> WrittenText:
