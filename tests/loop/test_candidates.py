@@ -120,12 +120,11 @@ def test_a_run_without_candidates_has_no_column_or_figure_of_them(tmp_path: Path
 def test_a_kill_at_any_change_of_the_disk_asks_nothing_twice(every: bool, tmp_path: Path) -> None:
     """Would catch an answer that is paid for again, tokens that differ, and a push that is forgotten for a revision."""
     with serve(short_word) as server:
-        run = run_with(
-            tmp_path, COLUMN, OWN, asks(server, "teacher", budget={"calls": 1000}), evaluation={}, run__rounds=2,
-        )  # fmt: skip
+        writers = (OWN, asks(server, "teacher", budget={"calls": 1000}))
+        run = run_with(tmp_path, *writers, evaluation={}, run__rounds=1, prompts__per_round=3)
         with Camera(run.path) as camera:
             work = run.go_on(stages_of(run)).tape.calls(*WORK)
-        assert Counter(call.split()[0] for call in work)["write"] == 4 and len(server.requests) == 8
+        assert Counter(call.split()[0] for call in work)["write"] == 2 and len(server.requests) == 3
         expected = comparable(run.path)
         for number in instants(camera.picture_kinds, every=every):
             killed = run.at(tmp_path / "killed")
