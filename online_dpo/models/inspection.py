@@ -33,7 +33,7 @@ class ModelInfo:
     quantised: bool
     hidden_size: int | None = None  # of the residual stream; None = the config does not say
     num_layers: int | None = None  # of the decoder; None = the config does not say
-    rope_switch: int | None = None  # tokens beyond which positions are turned in another way (longrope); None = never
+    rope_switch: int | None = None  # see `model_files.rope_switch`
 
 
 def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelInfo:

@@ -10,10 +10,11 @@ from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import evaluation_limits
 from online_dpo.errors import ConfigError
 from online_dpo.models.inspection import ModelInfo
+from online_dpo.models.shapes import ModelShape
 from online_dpo.reports.trackers.registry import make_trackers
 
 
-def check_lengths(config: RunConfig, model: ModelInfo) -> None:
+def check_lengths(config: RunConfig, model: ModelInfo | ModelShape) -> None:
     """Raises ConfigError when the longest prompt and completion do not fit into the model's context."""
     section = "prompts.max_tokens" if config.prompts is not None else "pairs.max_prompt_tokens"
     lengths = []
