@@ -12,7 +12,7 @@ from candidates_kit import COLUMN, OWN, asks, run_with, short_word, stages_of
 from crashing_disk import EVERY, instants
 from judge_servers import Answer, completion, serve
 from kill_kit import WORK, Camera, go_on_and_compare, restore
-from loop_kit import EOS, by_text
+from loop_kit import EOS, FakeGenerator, by_text, shuffled
 from loop_runs import PlainTokenizer, Run, comparable, records
 
 from online_dpo.commands.preparing.fork_stages import is_taken
@@ -21,7 +21,7 @@ from online_dpo.reports.page.answers.cards import card_of, outcome_of, read_answ
 from online_dpo.store.candidates import CandidateCommits, candidates_counted
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import Asked, ShardCommits
-from online_dpo.types import Completion, Pair, Prompt, group_by_prompt
+from online_dpo.types import Completion, Labelled, Pair, Prompt, group_by_prompt
 
 
 def rounds_of(run: Run) -> list[dict[str, Any]]:
@@ -224,6 +224,35 @@ def test_an_answer_that_is_assumed_to_be_better_is_chosen(is_judged: bool, tmp_p
         assert not tape.calls("judge") and only["judges"] == {} and only["reward"] is None
         assert {name: n for name, n in only["outcomes"].items() if n} == {"paired": 9, "too_few_completions": 1}
         assert only["on_policy_share"] == 0.5
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_neither_the_order_of_calls_nor_the_number_of_engines_changes_a_byte(overlap: int, tmp_path: Path) -> None:
+    """Would catch a revision by another policy than the one that sampled, and an order in which writers must answer."""
+    with serve(short_word) as server:
+        writers = (OWN, COLUMN, asks(server, "teacher"), asks(server, "revise", name="r", num_samples=2))
+        options: dict[str, Any] = {"overlap": overlap, "run__rounds": 3, "evaluation": {}}
+        runs = [run_with(tmp_path, *writers, name=name, **options) for name in ("plain", "shuffled")]
+        runs[0].go_on(stages_of(runs[0]))
+        engines = [FakeGenerator(), FakeGenerator()]
+        listener = runs[1].go_on(stages_of(runs[1], order=shuffled(overlap), generators=engines))
+    assert comparable(runs[1].path) == comparable(runs[0].path)
+    sampled = [call.split()[1] for call in listener.tape.calls("sample")]
+    assert Counter(sampled) == ({"v0": 12, "v1": 6} if overlap else {"v0": 6, "v1": 6, "v2": 6})
+    assert rounds_of(runs[0])[2]["on_policy_share"] < 1.0
+
+
+def test_labels_count_candidates_as_desirable_or_not(tmp_path: Path) -> None:
+    labels = {"objective": {"type": "kto"}, "pairing": {"labels": {"type": "threshold", "value": 2.0}}}
+    run = run_with(tmp_path, COLUMN, evaluation={}, run__rounds=1, prompts__per_round=6, **labels)
+    run.go_on(stages_of(run))
+    with RunStore.read(run.path) as store:
+        items = store.round(0).get_records("labelled", Labelled)
+    [only] = rounds_of(run)
+    found, of_column = only["candidates"]["column"], [item for item in items if item.completion.source == "column"]
+    assert 0 < len(of_column) == found["num_candidates"] == found["num_chosen"] + found["num_rejected"]
+    assert found["num_chosen"] == sum(item.desirable for item in of_column)
+    assert only["on_policy_share"] == 1 - len(of_column) / len(items)
 
 
 def test_a_fork_takes_what_was_paid_for() -> None:
