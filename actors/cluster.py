@@ -27,6 +27,7 @@ from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import Gap, check_digests, check_gap
 from online_dpo.models.merging import Received
+from online_dpo.store.candidates import COUNTED
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -99,7 +100,6 @@ class RayStages:
         first: Prompt,
         counted: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
         writers: Mapping[str, WriterSpec] | None = None,
-        written: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
     ) -> None:
         """Start the hosts of all judges and writers and try each on something canned. The engines load meanwhile.
 
@@ -107,9 +107,8 @@ class RayStages:
             specs: judge's name -> judge.
             learner: the learner's making.
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
-            counted: gives, for each judge's name, the sums of its counters in the run so far.
+            counted: gives the sums of counters in the run so far, by judge's name and by `candidates/` and writer's.
             writers: writer's name -> writer of candidates.
-            written: as `counted`, for writers.
 
         Raises:
             JudgeError: judges or writers cannot be built or do not keep their contract; a line for each.
@@ -119,7 +118,7 @@ class RayStages:
                 "judge", f"judge {name}", partial(self._new_host, JudgeActor, name, spec, counted)
             )
         for name, writer in (writers or {}).items():
-            make = partial(self._new_host, WriterActor, name, writer, written)
+            make = partial(self._new_host, WriterActor, f"{COUNTED}{name}", writer, counted)
             self._writers[name] = self._supervised("writer", f"writer {name}", make)
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}

@@ -246,15 +246,10 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
 
     def counted() -> dict[str, dict[str, int | float]]:
         judges, sets = list(materials.judges), list(config.evaluation.sets)
-        return {} if store is None else counted_so_far(store, judges, sets)
-
-    def written() -> dict[str, dict[str, int | float]]:
-        return {} if store is None else candidates_counted(store, list(writers))
+        return {} if store is None else counted_so_far(store, judges, sets) | candidates_counted(store, list(writers))
 
     learner, writers = learner_spec(materials), writer_specs(config)
-    stages.start_judges(
-        materials.judges, learner, first=materials.first, counted=counted, writers=writers, written=written
-    )
+    stages.start_judges(materials.judges, learner, first=materials.first, counted=counted, writers=writers)
     if store is None:
         info = run_info(materials)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))

@@ -17,6 +17,9 @@ from online_dpo.types import Completion
 WHOLE, PARTS = "candidates-", "candidate-parts-"
 """How the folders of whole shards and of parts begin; the writer's name follows."""
 
+COUNTED = "candidates/"
+"""How the names of writers begin beside those of judges, which have no slash."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
@@ -120,7 +123,7 @@ class CandidateCommits:
 
 
 def candidates_counted(store: RunStore, sources: Sequence[str]) -> dict[str, dict[str, int | float]]:
-    """Writer -> sums of what it counted in all that is committed."""
+    """`candidates/WRITER` -> sums of what it counted in all that is committed."""
     rounds = [*(store.round(index) for index in store.finished_rounds()), *store.unfinished_rounds()]
     found: dict[str, dict[str, int | float]] = {}
     for source in sources:
@@ -128,7 +131,7 @@ def candidates_counted(store: RunStore, sources: Sequence[str]) -> dict[str, dic
         for part in rounds:
             for counts in CandidateCommits(part).counted(source):
                 total.update(counts)
-        found[source] = dict(total)
+        found[f"{COUNTED}{source}"] = dict(total)
     return found
 
 

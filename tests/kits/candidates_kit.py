@@ -47,7 +47,10 @@ def stages_of(run: Run, **options: Any) -> FakeStages:
     if RunStore.exists(run.path):
         with RunStore.read(run.path) as store:
             counted = candidates_counted(store, list(specs))
-    hosts = {source: WriterHost(spec, counted=counted.get(source), sleep=no_wait) for source, spec in specs.items()}
+    hosts = {
+        source: WriterHost(spec, counted=counted.get(f"candidates/{source}"), sleep=no_wait)
+        for source, spec in specs.items()
+    }
     return FakeStages(run.config, writers=hosts, **options)
 
 

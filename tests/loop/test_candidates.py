@@ -191,7 +191,7 @@ def test_an_endpoint_that_cannot_be_used_stops_the_run_and_what_was_paid_for_is_
         with RunStore.read(run.path) as store:
             kept = CandidateCommits(store.unfinished_rounds()[0]).parts("teacher", 0)
             assert {c.prompt_id for c in kept.completions} == {"p9", "p6"} == set(kept.prompt_ids)
-            assert candidates_counted(store, ["teacher"])["teacher"]["num_charged_calls"] == 2
+            assert candidates_counted(store, ["teacher"])["candidates/teacher"]["num_charged_calls"] == 2
         refused.clear()
         run.go_on(stages_of(run))
     assert set(asked.values()) == {1} and len(asked) == 8
