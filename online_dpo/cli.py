@@ -285,6 +285,26 @@ def judges() -> None:
         typer.echo(line)
 
 
+@app.command("reward-model")
+def reward_model(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a reward model on preferences, a run's pairs or people's votes; `judge.path` takes its folder."""
+    from online_dpo.commands.reward_model.card import show_report
+    from online_dpo.commands.reward_model.command import train_reward_model
+    from online_dpo.config.loading import load_reward_model
+
+    loaded = load_reward_model(config, overrides or ())
+    report = train_reward_model(loaded, lambda line: typer.echo(line, err=as_json))
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    show_report(report, Console() if sys.stdout.isatty() else Console(width=160))
+    typer.echo(f"\nreward model: {loaded.output}")
+
+
 @app.command()
 def annotate(
     run_dir: RunDir,

@@ -19,6 +19,7 @@ from online_dpo.commands.preparing.inputs import (
     prepare,
 )
 from online_dpo.commands.preparing.model_checks import check_weights
+from online_dpo.commands.preparing.sft import sft_run
 from online_dpo.config.control import PathReference
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.run import RunConfig
@@ -108,6 +109,10 @@ def validate_deep(config: RunConfig, machine: Machine) -> Iterator[str]:
         yield f"evaluation.sets.{name}: {len(prompts)} prompts"
     if materials.job.pairs is not None:
         yield f"pairs: {describe_draw(materials.job.pairs.head(None))}"
+    if config.sft is not None:
+        before = prepare(sft_run(materials.config))
+        assert before.job.pairs is not None
+        yield f"sft.pairs: {describe_draw(before.job.pairs.head(None))}"
     for name, held_out in materials.job.evaluation_pairs.items():
         yield f"evaluation.pairs.{name}: {describe_draw(held_out)}"
     chat = materials.first.messages is not None
