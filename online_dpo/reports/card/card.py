@@ -37,7 +37,8 @@ def write_card(record: RunRecord, index: int, folder: Path, *, form: str, base_l
         form: "adapter", "model", or the name of the trainer that the folder is for.
         base_license: of the base model, where it is known.
     """
-    assert record.config is not None
+    config = record.config
+    assert config is not None  # whoever exports has read it
     results = [result for result in record.results if result.round <= index]
     record = replace(record, results=results, finished=[i for i in record.finished if i <= index])
     found = (draw(chart) for chart in run_charts(results, record.initial) if chart.kind == "lines")
@@ -45,9 +46,9 @@ def write_card(record: RunRecord, index: int, folder: Path, *, form: str, base_l
     if drawings:
         (folder / CURVES).write_text(_svg(drawings), encoding="utf-8")
     body = _environment(autoescape=False).get_template("card.md.jinja").render(
-        **_values(record, record.config, index, form), has_curves=bool(drawings), curves=CURVES
+        **_values(record, config, index, form), has_curves=bool(drawings), curves=CURVES
     )  # fmt: skip
-    (folder / CARD).write_text(f"{_metadata(record.config, form, base_license)}\n{body}", encoding="utf-8")
+    (folder / CARD).write_text(f"{_metadata(config, form, base_license)}\n{body}", encoding="utf-8")
 
 
 def _metadata(config: RunConfig, form: str, base_license: str | None) -> str:
