@@ -15,20 +15,20 @@ from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter
 
 
-def expect_new(out: Path) -> None:
+def expect_new(out: Path, *, field: str = "OUT") -> None:
     """Refuse a place where something lies already.
 
     Raises:
         UserError: `out` is a file, or a folder that is not empty.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"OUT is {out}, which is a file; name a new folder")
+        raise UserError(f"{field} is {out}, which is a file; name a new folder")
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"OUT is {out}, which is not empty; name a new folder")
+        raise UserError(f"{field} is {out}, which is not empty; name a new folder")
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, *, field: str = "OUT") -> Iterator[Path]:
     """A folder to fill, which becomes `out` when all is written: on a full disk nothing is left behind.
 
     Raises:
@@ -36,14 +36,17 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     partial = out.with_name(f".partial-{out.name}")
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir(parents=True)
         try:
             yield partial
             partial.replace(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"OUT is {out}, which cannot be written ({error.strerror}); name a folder that can") from error
+        raise UserError(
+            f"{field} is {out}, which cannot be written ({error.strerror}); name a folder that can"
+        ) from error
 
 
 def chosen_round(store: RunStore, run_dir: Path, number: int | None) -> int:

@@ -19,6 +19,7 @@ from online_dpo.models.adapters import read_adapter
 from online_dpo.models.inspection import ModelInfo, inspect_model
 from online_dpo.models.locating import locate
 from online_dpo.models.tokenizer import load_tokenizer
+from online_dpo.store.run_format import INITIAL_POLICY
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter, Prompt
 
@@ -58,6 +59,8 @@ def read_starting_point(config: RunConfig, store: RunStore, index: int, which: W
     base = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
     initial = None if config.model.adapter is None else read_adapter(config.model.adapter, base=base)
     _expect_same_inputs(config, store, base, initial)
+    if config.sft is not None:
+        initial = Adapter.from_files(0, store.round(0).get_files(INITIAL_POLICY))
     policy = policy_of(store, index + 1, initial)
     assert policy is not None  # a round makes an adapter
     reference = initial

@@ -57,3 +57,15 @@ Private = Annotated[bool, typer.Option("--private", help="Make the repository pr
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="With --push-to-hub: write OUT, list what would be uploaded, send nothing.")
 ]
+GpuMemory = Annotated[
+    float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of the GPUs that the run is for.", min=1.0)
+]
+Shapes = Annotated[
+    Path | None,
+    typer.Option(
+        "--shapes",
+        metavar="FOLDER",
+        help="config.json files of models on the hub, as org--name.json; `shapes` beside CONFIG by default.",
+        callback=expect_usable,
+    ),
+]

@@ -128,6 +128,8 @@ def _made(record: RunRecord, config: RunConfig) -> Iterator[tuple[str, str]]:
     yield "base model", plain(public_name(config.model.path))
     if config.model.adapter is not None:
         yield "initial policy", f"the base model with the adapter {plain(public_name(config.model.adapter))}"
+    if config.sft is not None:
+        yield "fine-tuned first on", plain(public_name(config.sft.pairs.source))
     if config.prompts is not None:
         sampled = sum(result.sampling.num_prompts or 0 for result in record.results)
         sampling = config.sampling
