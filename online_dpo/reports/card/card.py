@@ -20,6 +20,7 @@ from online_dpo.reports.page.run_charts import run_charts
 from online_dpo.reports.page.run_record import RunRecord
 from online_dpo.reports.page.safe_text import visible
 from online_dpo.reports.results import Estimate, EvaluationResult, RoundResult
+from online_dpo.store.forking import describe_forks
 from online_dpo.types import REWARD
 
 CARD, CURVES = "README.md", "curves.svg"
@@ -157,6 +158,7 @@ def _made(record: RunRecord, config: RunConfig) -> Iterator[tuple[str, str]]:
     if steps:
         yield "optimizer steps", str(steps)
     yield "seed", str(config.run.seed)
+    yield from (("the run was", plain(public_text(line))) for line in describe_forks(record.info))
 
 
 def _beta(config: RunConfig) -> str:
