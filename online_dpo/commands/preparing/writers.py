@@ -11,6 +11,7 @@ from online_dpo.config.candidates.section import ColumnWriter, ReviseWriter, Tea
 from online_dpo.config.run import RunConfig
 from online_dpo.data.candidates import CandidateEncoder
 from online_dpo.data.encoding import AnswerEncoder
+from online_dpo.data.row_formats import kind
 from online_dpo.errors import DataError
 from online_dpo.loop.candidates.writers import Writers
 from online_dpo.models.inspection import ModelInfo, inspect_model
@@ -66,6 +67,11 @@ def load_writers(config: RunConfig, tokenizer: Any, model: ModelInfo, first: Pro
             raise DataError(
                 f"candidates.{index}.column is {section.column}, and a row of prompts.source has {known}: name the "
                 f"column that holds a reference answer, or remove this writer"
+            )
+        if isinstance(section, ColumnWriter) and not isinstance(value := first.metadata[section.column], str | None):
+            raise DataError(
+                f"candidates.{index}.column is {section.column}, which is {kind(value)} in a row of prompts.source; a "
+                f"reference answer is text: write it as text, or name another column"
             )
     ends = model.eos_token_ids
     answers = AnswerEncoder(tokenizer, config.chat_template_kwargs, eos_token_ids=ends, append_eos=True)
