@@ -16,6 +16,7 @@ from online_dpo.errors import DataError
 from online_dpo.loop.candidates.writers import Writers
 from online_dpo.models.inspection import ModelInfo, inspect_model
 from online_dpo.models.locating import locate
+from online_dpo.models.shapes import ModelShape
 from online_dpo.types import Prompt
 
 TEMPLATE_TOKENS = 256
@@ -80,7 +81,7 @@ def load_writers(config: RunConfig, tokenizer: Any, model: ModelInfo, first: Pro
     return Writers(sections=tuple(config.candidates), encoder=encoder, max_model_len=engine_tokens(config, model))
 
 
-def engine_tokens(config: RunConfig, model: ModelInfo) -> int:
+def engine_tokens(config: RunConfig, model: ModelInfo | ModelShape) -> int:
     """Tokens that the policy's engines must have room for: a prompt and its answer, or a critique of it and a revision.
 
     A conversation that finds no room in the model's context is counted when it comes up.
