@@ -19,9 +19,10 @@ Message: TypeAlias = dict[str, str]
 PromptContent: TypeAlias = str | list[Message]
 """What a judge sees of a prompt: text for plain prompts, chat messages for chat prompts."""
 
-Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place"]
-"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; or it was asked in
-both orders, and what was shown first (or second) won both times."""
+Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place", "unclosed"]
+"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; it was asked in both
+orders, and what was shown first (or second) won both times; or it was not asked, since the completion's thought has no
+end (`judge.view`)."""
 
 REWARD = "reward"
 """The training judge's name, beside the names of the evaluation's judges."""
@@ -54,8 +55,8 @@ class Prompt:
 class Completion:
     """One answer. `token_ids` is what training uses; `text` is for judges and people.
 
-    The last four fields tell how it was sampled. An answer from a data set has none of them: no policy of this run
-    made it, so it has no log-probs of a sampler, and nothing may take its place.
+    The fields from `finish_reason` to `seed` tell how it was sampled. An answer from a data set has none of them: no
+    policy of this run made it, so it has no log-probs of a sampler, and nothing may take its place.
     """
 
     prompt_id: str
@@ -66,6 +67,7 @@ class Completion:
     sampler_logps: tuple[float, ...] | None  # [T] nats, at temperature 1, as the engine computed them when it sampled
     policy_version: int | None  # number of learner pushes before it was sampled; 0 = the initial policy
     seed: int | None
+    answer_tokens: int | None = None  # those that belong to no thought, where `judge.view` is set; else None
 
     def __post_init__(self) -> None:
         name = f"completion {self.prompt_id}/{self.sample_index}"

@@ -12,19 +12,20 @@ from judges.llm.budget import BudgetAccount
 from judges.llm.client import EndpointChat
 from judges.llm.judge import ChatJudge
 from judges.llm.key import read_key
+from judges.llm.rubric import RubricJudge
 from judges.protocol import Limits
 from judges.spec import JudgeSpec
 from online_dpo.config.judges.llm import LlmJudge
 
 
-def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> ChatJudge:
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> ChatJudge | RubricJudge:
     """Build the judge that a spec describes."""
     return build_llm(spec.section, spec.field, hosting=hosting)
 
 
 def build_llm(
     section: LlmJudge, field: str, *, hosting: Hosting = NO_HOSTING, sleep: Sleep = asyncio.sleep
-) -> ChatJudge:
+) -> ChatJudge | RubricJudge:
     """Build the judge where it will live.
 
     Args:
@@ -39,7 +40,8 @@ def build_llm(
     if section.endpoint is None:
         # One call at a time: what shares a batch of the engine must not depend on what else is being judged.
         # A call goes through or fails at once, and how long it takes depends on the batch: no limit of time fits.
-        return ChatJudge(section, _engine(section, field, hosting), limits=Limits(calls_in_flight=1, own_retries=True))
+        limits = Limits(calls_in_flight=1, own_retries=True)
+        return _judge(section, _engine(section, field, hosting), limits)
     place = f"{field}.endpoint"
     account = BudgetAccount(
         section.budget,
@@ -59,7 +61,13 @@ def build_llm(
         sleep=sleep,
     )
     # A prompt at a time, so that the budget ends between two prompts and not within many.
-    return ChatJudge(section, chat, limits=Limits(questions_per_call=1, own_retries=True))
+    return _judge(section, chat, Limits(questions_per_call=1, own_retries=True))
+
+
+def _judge(section: LlmJudge, chat: Chat, limits: Limits) -> ChatJudge | RubricJudge:
+    if section.rubric is not None:
+        return RubricJudge(section, section.rubric, chat, limits=limits)
+    return ChatJudge(section, chat, limits=limits)
 
 
 def _engine(section: LlmJudge, field: str, hosting: Hosting) -> Chat:

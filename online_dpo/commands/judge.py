@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from online_dpo.config.judges.human import HumanJudge
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.loading import load_judges
 from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError
+from online_dpo.pairing.answers import with_answers
 from online_dpo.reports.metrics import describe_latency
 from online_dpo.statistics.comparisons import against_gold, agreement, comparisons_of, describe, order_consistency
 from online_dpo.statistics.judge_warnings import warnings
@@ -46,14 +48,14 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
     from actors.judge_host import JudgeHost  # neither Ray nor an engine is needed
     from judges.registry import make_spec
 
-    section, field = _section(config, overrides, options.judge)
+    section, field, view = _section(config, overrides, options.judge)
     if isinstance(section, HumanJudge):
         raise ConfigError(
             f"{field}.type is human, and people are asked in a run alone: start one with `online-dpo run {config}`, "
             f"and open its questions with `online-dpo annotate`"
         )
     rows = read_rows(file, gold=options.gold, limit=options.limit)
-    spec = make_spec(section, field=field, base_dir=Path.cwd())
+    spec = make_spec(section, field=field, base_dir=Path.cwd(), view=view)
     host = JudgeHost(spec, threads=section.threads if isinstance(section.threads, int) else None)
 
     async def ask() -> tuple[Judged, Judged | None, Judged | None, float]:
@@ -65,6 +67,7 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
         return judged, again, await _judge(host, rows, swapped=True) if options.swap else None, elapsed
 
     judged, again, swapped, elapsed = asyncio.run(ask())
+    rows = [replace(row, completions=tuple(with_answers(row.completions, spec.view))) for row in rows]
     figures: dict[str, Any] = describe(rows, judged.verdicts)
     completions = [completion for row in rows for completion in row.completions]
     repeats = () if again is None else again.verdicts
@@ -145,16 +148,17 @@ async def _judge(host: Any, rows: Sequence[JudgeRow], *, swapped: bool = False) 
     return replace(judged, verdicts=verdicts)
 
 
-def _section(config: Path, overrides: Sequence[str], name: str | None) -> tuple[Any, str]:
+def _section(config: Path, overrides: Sequence[str], name: str | None) -> tuple[Any, str, ViewSection | None]:
+    """A judge's section, its field, and the training judge's view."""
     loaded = load_judges(config, overrides)
     if name is None:
         if loaded.judge is None:
             raise ConfigError(f"{config} has no judge section; add one, or name one of evaluation.judges by --judge")
-        return loaded.judge, "judge"
+        return loaded.judge, "judge", None
     judges = loaded.evaluation.judges
     if name not in judges:
         raise ConfigError(f"--judge {name} is none of evaluation.judges; they are: {', '.join(judges) or 'none'}")
-    return judges[name], f"evaluation.judges.{name}"
+    return judges[name], f"evaluation.judges.{name}", None if loaded.judge is None else loaded.judge.view
 
 
 def _prompt(row: JudgeRow, verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -199,11 +199,12 @@ class Sampling:
             yield from self._commit(*self._waiting.pop(0))
 
     def _commit(self, shard: Shard, result: Sampled) -> Iterator[Event]:
-        self._rollouts.commits.put_completions(shard.index, result.completions)
-        num_tokens = sum(len(c.token_ids) for c in result.completions)
-        num_completions = len(result.completions)
+        completions = tuple(map(self._calls.measured, result.completions))
+        self._rollouts.commits.put_completions(shard.index, completions)
+        num_tokens = sum(len(c.token_ids) for c in completions)
+        num_completions = len(completions)
         yield self._asking.event("shard_sampled", shard, num_tokens=num_tokens, num_completions=num_completions)
-        yield from self._asking.ask(shard, result.completions)
+        yield from self._asking.ask(shard, completions)
 
 
 def rows_of(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Row]:

@@ -43,7 +43,7 @@ def select(
     Raises:
         NoPairsError: the config reads scores, and the judge gave comparisons only.
     """
-    rules, sampling = config.pairing, config.sampling
+    rules, sampling, view = config.pairing, config.sampling, config.view
     if rules.score_reader is not None and scores_nothing(verdicts):
         raise NoPairsError(
             f"round {round_index + 1}: {explain_no_scores(rules, 'the judge')}, and start a new run under another "
@@ -57,6 +57,7 @@ def select(
             rules=rules,
             truncated=sampling.truncated,
             truncated_penalty=sampling.truncated_penalty,
+            view=view,
         )
         return Selected(items=found.items, outcomes=found.outcomes, counts=found.counts, labels=found.labels)
     pairing = build_pairs(
@@ -68,6 +69,7 @@ def select(
         truncated_penalty=sampling.truncated_penalty,
         seed=config.run.seed,
         round_index=round_index,
+        view=view,
     )
     return Selected(items=pairing.pairs, outcomes=pairing.outcomes, counts=pairing.counts)
 

@@ -55,6 +55,7 @@ _COMPLETION_COLUMNS = {
     "seed": pa.int64(),
 }
 _COMPLETION = _schema({"prompt_id": pa.string(), "text": pa.string(), **_COMPLETION_COLUMNS})
+_VIEWED_COMPLETION = _COMPLETION.append(pa.field("answer_tokens", pa.int32(), False))  # where judge.view is set
 _VERDICT = _schema(
     {
         "prompt_id": pa.string(),
@@ -167,8 +168,8 @@ def _schema_of(records: Sequence[Record]) -> pa.Schema:
     match records[0]:
         case Prompt():
             return _PROMPT
-        case Completion():
-            return _COMPLETION
+        case Completion(answer_tokens=number):
+            return _COMPLETION if number is None else _VIEWED_COMPLETION
         case Verdict():
             return _VERDICT
         case CastVote():
@@ -192,7 +193,8 @@ def _to_row(record: Record) -> Columns:
                 "metadata": _metadata(record),
             }
         case Completion():
-            return {"prompt_id": record.prompt_id, "text": record.text, **_completion_columns(record)}
+            viewed = {} if record.answer_tokens is None else {"answer_tokens": record.answer_tokens}
+            return {"prompt_id": record.prompt_id, "text": record.text, **_completion_columns(record), **viewed}
         case Verdict():
             return {name: getattr(record, name) for name in _VERDICT.names}
         case CastVote():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ from crashing_disk import CrashingDisk
 from loop_kit import FakeStages, shard_of
 from loop_runs import Run, comparable, tree
 
+from online_dpo.config.run import RunConfig
 from online_dpo.loop.stages import Event
 from online_dpo.loop.updates import newest_checkpoint
 from online_dpo.store.files import TEMPORARY
@@ -103,9 +104,15 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
     return +left
 
 
-def go_on_and_compare(run: Run, work: list[str], expected: dict[str, Any], when: str) -> None:
+def go_on_and_compare(
+    run: Run,
+    work: list[str],
+    expected: dict[str, Any],
+    when: str,
+    world: Callable[[RunConfig], FakeStages] = FakeStages,
+) -> None:
     """Let a new process finish the run; it must do exactly what is left, and end as if there had been no kill."""
-    left, stages = work_left(run.path, work), FakeStages(run.config)
+    left, stages = work_left(run.path, work), world(run.config)
     run.go_on(stages)
     assert Counter(stages.tape.calls(*WORK)) == left, when
     # Weights are pushed where something is left to sample from them, and nowhere else.
