@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from judges.calling import Caller, Sleep
 from judges.chat import Chat, ChatEngineRequest
 from judges.hosting import NO_HOSTING, Hosting
-from judges.llm.budget import BudgetAccount
+from judges.llm.budget import BudgetAccount, scope_of
 from judges.llm.client import EndpointChat
 from judges.llm.judge import ChatJudge
 from judges.llm.key import read_key
@@ -41,14 +41,14 @@ def build_llm(
         # One call at a time: what shares a batch of the engine must not depend on what else is being judged.
         # A call goes through or fails at once, and how long it takes depends on the batch: no limit of time fits.
         limits = Limits(calls_in_flight=1, own_retries=True)
-        return _judge(section, _engine(section, field, hosting), limits)
+        return judge_of(section, _engine(section, field, hosting), limits)
     place = f"{field}.endpoint"
     account = BudgetAccount(
         section.budget,
         section.endpoint.prices,
         field=f"{field}.budget",
         counted=hosting.counted,
-        scope=_scope(field),
+        scope=scope_of(field),
     )
     chat = EndpointChat(
         section.endpoint,
@@ -61,10 +61,11 @@ def build_llm(
         sleep=sleep,
     )
     # A prompt at a time, so that the budget ends between two prompts and not within many.
-    return _judge(section, chat, Limits(questions_per_call=1, own_retries=True))
+    return judge_of(section, chat, Limits(questions_per_call=1, own_retries=True))
 
 
-def _judge(section: LlmJudge, chat: Chat, limits: Limits) -> ChatJudge | RubricJudge:
+def judge_of(section: LlmJudge, chat: Chat, limits: Limits) -> ChatJudge | RubricJudge:
+    """The judge that asks what the section says."""
     if section.rubric is not None:
         return RubricJudge(section, section.rubric, chat, limits=limits)
     return ChatJudge(section, chat, limits=limits)
@@ -83,10 +84,3 @@ def _engine(section: LlmJudge, field: str, hosting: Hosting) -> Chat:
         label=f"{field}.engine",
     )
     return hosting.engine(request)
-
-
-def _scope(field: str) -> str:
-    """Empty for a judge that has a host of its own; else where it is inside that judge."""
-    own = {"judge": 1, "pairing": 2}.get(field.split(".")[0], 3)  # judge, pairing.annotator, evaluation.judges.NAME
-    inside = ".".join(field.split(".")[own:])
-    return f"[{inside}]" if inside else ""

@@ -67,6 +67,14 @@ class RubricJudge:
             for index, (question, checklist) in enumerate(zip(questions, checklists, strict=True))
         ]
 
+    def requests(self, question: Question) -> list[ChatRequest]:
+        """What would be asked about a question; nothing is asked."""
+        checklist = checklist_of(question.metadata, self._rubric)
+        if isinstance(checklist, Abstain):
+            return []
+        texts = dict.fromkeys(question.completions)
+        return [one.request for text in texts for one in self._asked(question, text, checklist)]
+
     def _asked(self, question: Question, text: str, checklist: Checklist) -> Iterator[_Asked]:
         section = self._section
         if num_chars(question.prompt, [text, *checklist.criteria]) > section.max_chars:

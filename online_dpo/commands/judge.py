@@ -13,8 +13,9 @@ from typing import Any
 from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.loading import load_judges
+from online_dpo.config.run import RunConfig
 from online_dpo.data.completion_files import JudgeRow, read_rows
-from online_dpo.errors import ConfigError
+from online_dpo.errors import ConfigError, UserError
 from online_dpo.pairing.answers import with_answers
 from online_dpo.reports.metrics import describe_latency
 from online_dpo.statistics.comparisons import against_gold, agreement, comparisons_of, describe, order_consistency
@@ -93,6 +94,42 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
     for verdict in judged.verdicts:
         said.setdefault(verdict.prompt_id, []).append(verdict)
     return {"prompts": [_prompt(row, said.get(row.prompt.prompt_id, [])) for row in rows], "figures": figures}
+
+
+def estimate_run(
+    config: Path, file: Path | None, overrides: Sequence[str], *, judge: str | None, as_json: bool
+) -> Iterator[str]:
+    """Lines about what a whole run would ask of chat models, or one line of JSON.
+
+    Args:
+        config: of the run.
+        file: must be None; an override that stands in its place is taken as one.
+        overrides: of the config.
+        judge: one of evaluation.judges alone; None = every judge.
+        as_json: for machines.
+
+    Raises:
+        UserError: the config is not a run's, or is wrong.
+    """
+    from online_dpo.commands.preparing.inputs import prepare
+    from online_dpo.commands.preparing.spending import expected_spending
+    from online_dpo.commands.terminal import spending
+
+    if file is not None:
+        if "=" not in str(file):
+            raise UserError(f"--estimate is about the prompts of a whole run, and {file} is given; leave the file out")
+        overrides = [str(file), *overrides]
+    loaded = load_judges(config, overrides)
+    if not isinstance(loaded, RunConfig):
+        raise ConfigError(f"{config} has judges alone, and --estimate is of a whole run; add model and prompts")
+    field = "" if judge is None else _section(config, overrides, judge)[1]
+    expected = [one for one in expected_spending(prepare(loaded)) if f"{one.field}.".startswith(field and f"{field}.")]
+    if as_json:
+        yield json.dumps(spending.as_json(expected))
+    elif expected:
+        yield from spending.describe(expected)
+    else:
+        yield "no judge asks a chat model; what code of yours asks is not known here"
 
 
 def show(report: dict[str, Any], *, num_prompts: int) -> Iterator[str]:

@@ -33,6 +33,7 @@ from online_dpo.reports.round_tables import (
 from online_dpo.reports.under_way import overview, stage_of, time_left
 from online_dpo.reports.yields import read_yield, yield_table
 from online_dpo.store.files import is_in_use
+from online_dpo.store.forking import FORKS, describe_forks
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.text_files import printable
@@ -61,7 +62,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         waits = awaited(store) is not None
         current = None if is_complete and not first.names() else _progress(first, records)
         ahead = _progress(second, records) if second.names() else None
-        stage = stage_of(first)
+        stage, forks = stage_of(first), store.info.get(FORKS)
     is_running = not is_complete and stopped is None and is_in_use(run_dir)
     # A round whose summary is written but not committed would be done again.
     rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]
@@ -77,6 +78,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         )
     return {
         "run_dir": str(run_dir),
+        **({FORKS: forks} if forks else {}),
         "num_rounds": config.run.rounds,
         "num_finished": len(finished),
         "preferences": [r for r in records if r["kind"] == "evaluated_pairs"],
@@ -105,6 +107,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
 
     for line in overview(status, width=console.width, ascii_only=console.options.ascii_only):
         console.print(Text(line), soft_wrap=True)
+    for line in describe_forks(status):
+        say(line)
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
         if status["initial"]:
