@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from judges.chat import CallFailed, Chat, ChatReply, ChatRequest
 from judges.llm.checklists import Checklist, checklist_of
@@ -82,7 +83,12 @@ class RubricJudge:
         auto = section.reply_tokens + (
             CRITERION_TOKENS * len(checklist.criteria) if section.max_tokens == "auto" else 0
         )
-        asked = {"criteria": checklist.criteria, "prompt": question.prompt, "answer": text, "seed": section.seed}
+        asked: dict[str, Any] = {
+            "criteria": checklist.criteria,
+            "prompt": question.prompt,
+            "answer": text,
+            "seed": section.seed,
+        }
         for vote in range(section.votes):
             wanted = make_rubric_format(
                 credit=self._rubric.credit, coded=section.endpoint is not None, vote=vote, explains=section.explain,

@@ -140,6 +140,7 @@ def show(report: dict[str, Any], *, num_prompts: int) -> Iterator[str]:
             yield f"  [{place}] {_short(text)}"
         for verdict in prompt["verdicts"]:
             yield f"  {_sentence(verdict)}"
+            yield from (f"    {line}" for line in str(verdict.get("rationale", "")).splitlines())
     left = len(report["prompts"]) - num_prompts
     if left > 0:
         yield f"... and {left} more (--show N, or --json for all)"
@@ -199,7 +200,7 @@ def _section(config: Path, overrides: Sequence[str], name: str | None) -> tuple[
 
 
 def _prompt(row: JudgeRow, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    names = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty")
+    names = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty", "rationale")
     return {
         "line": int(row.prompt.prompt_id),
         "prompt": row.prompt.content,

@@ -199,9 +199,7 @@ CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
-    RunConfig.model_validate(
-        {**COMMON, "judge": {"type": "llm", "endpoint": PRICED, "form": "rubric", "rubric": RUBRIC}}
-    ),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED, **RUBRIC}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "process_reward_model", "path": "j", "marker": "<m>"}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "human"}}),
     RunConfig.model_validate({**COMMON, "judge": {**JUDGE, "view": {"tags": [{"open": "[", "close": "]"}]}}}),
