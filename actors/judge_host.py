@@ -56,13 +56,16 @@ class JudgeHost:
 
     async def try_it(
         self, chat: bool, metadata: Mapping[str, Any] | None = None, rules: PairingSection | None = None
-    ) -> None:
+    ) -> list[Verdict]:
         """Build the judge and try it on two canned completions.
 
         Args:
             chat: whether the run's prompts are chat messages.
             metadata: that of the run's first prompt.
             rules: of the training judge; where they read scores, it must give some.
+
+        Returns:
+            What it said about the two.
 
         Raises:
             JudgeError: it cannot be built, or does not keep its contract.
@@ -75,6 +78,7 @@ class JudgeHost:
                 f"{self._spec.field}.view.unclosed is {view.unclosed:g}, a score, and {self._spec.label} only compares "
                 f"two answers: set it to abstain or worst"
             )
+        return said
 
     async def judge_shard(self, shard: Shard, completions: Sequence[Completion], again: bool = False) -> Judged:
         """Judge all completions of a shard. Batches never cross shards, so a redone shard gets the same verdicts.

@@ -31,7 +31,7 @@ async def try_judges(
         rules: of the training judge; where they read scores, it must give some.
 
     Returns:
-        What the outermost judge says.
+        What the judge said about the two.
 
     Raises:
         JudgeError: a line for each that does not keep its contract.
