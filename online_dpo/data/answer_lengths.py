@@ -42,17 +42,25 @@ class AnswerLengths:
         if answer.kept == ((0, len(text)),):
             return replace(completion, answer_tokens=len(completion.token_ids))
         *spans, last = answer.kept if answer.is_closed else (*answer.kept, None)
-        number = sum(self._between(completion.token_ids, *span) for span in spans if span is not None)
+        number = sum(self._between(completion.token_ids, text, *span) for span in spans if span is not None)
         if last is not None:
             number += self._after(completion.token_ids, self._tail(completion.token_ids, text, last[0]))
         return replace(completion, answer_tokens=number)
 
-    def _between(self, ids: Sequence[int], start: int, end: int) -> int:
+    def _between(self, ids: Sequence[int], text: str, start: int, end: int) -> int:
         """Tokens whose text lies in these characters."""
         until = _largest(len(ids), lambda n: len(self._decode(ids[:n])) <= end)
-        # Those before `start` and the one across it.
-        before = _largest(len(ids), lambda n: len(self._decode(ids[:n])) < start) + 1 if start else 0
-        return max(0, until - before)
+        return max(0, until - self._first_from(ids, text, start))
+
+    def _first_from(self, ids: Sequence[int], text: str, start: int) -> int:
+        """The first token that lies wholly behind these characters."""
+        if not start:
+            return 0
+        number = _largest(len(ids), lambda n: len(self._decode(ids[:n])) < start) + 1
+        # Some bytes of the last character count as all of it.
+        while number < len(ids) and self._decode(ids[:number]).endswith(BROKEN) and text[start - 1] != BROKEN:
+            number += 1
+        return number
 
     def _tail(self, ids: Sequence[int], text: str, start: int) -> str:
         """What the tokens say after the last thought: also the stop string, which the text lacks."""
