@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from online_dpo.commands.preparing.inputs import judge_sections
 from online_dpo.config.control import PathReference
-from online_dpo.config.judges.hosted import RewardModelJudge
-from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.hosted import ClassifierJudge, ScoringEngineSection
+from online_dpo.config.judges.llm import ChatEngineSection, LlmJudge
 from online_dpo.config.judges.section import hosted_judges
 from online_dpo.config.learner import LoraSection
 from online_dpo.config.objective.section import KTOObjective, SFTObjective
@@ -89,7 +89,7 @@ def actors_memory(config: RunConfig, shapes: Shapes, gpu_gib: float) -> list[Act
         found.append(_learner(config, policy, shapes))
     for field, section in judge_sections(config).items():
         for place, judge in hosted_judges(section, field):
-            if isinstance(judge, RewardModelJudge | LlmJudge):
+            if isinstance(judge, ClassifierJudge | LlmJudge):
                 found += _judge(place, judge, shapes, gpu_gib)
     return found
 
@@ -174,20 +174,20 @@ def _learner(config: RunConfig, policy: ModelShape, shapes: Shapes) -> ActorMemo
     )
 
 
-def _judge(field: str, judge: RewardModelJudge | LlmJudge, shapes: Shapes, gpu_gib: float) -> Iterator[ActorMemory]:
+def _judge(field: str, judge: ClassifierJudge | LlmJudge, shapes: Shapes, gpu_gib: float) -> Iterator[ActorMemory]:
     """Nothing for an endpoint, whose memory is somebody else's."""
-    engine = judge.engine
-    path = judge.path if isinstance(judge, RewardModelJudge) else None if judge.engine is None else judge.engine.path
+    engine: ScoringEngineSection | ChatEngineSection | None = getattr(judge, "engine", None)
+    path = judge.path if isinstance(judge, ClassifierJudge) else getattr(engine, "path", None)
     shape = None if path is None else shapes(path)
     if shape is None:
         return
-    dtype = judge.dtype if isinstance(judge, RewardModelJudge) else "bfloat16"
+    dtype = judge.dtype if isinstance(judge, ClassifierJudge) else "bfloat16"
     parts, limit = {"weights": _weights(shape, BYTES[dtype], None)}, None
     advice = f"set {field}.dtype to bfloat16, or take a smaller model"
     if engine is not None:
         parts["vLLM"], limit = ENGINE_GIB, engine.gpu_memory_utilization * gpu_gib
         advice = f"raise {field}.engine.gpu_memory_utilization, or take a smaller model"
-    elif isinstance(judge, RewardModelJudge):
+    elif isinstance(judge, ClassifierJudge):
         tokens = judge.batch_tokens
         # Nothing is kept without gradients: what one layer holds at its widest.
         one_layer = 6 * shape.hidden_size + 3 * shape.intermediate_size
