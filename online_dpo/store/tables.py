@@ -2,9 +2,9 @@
 
 `pairs.parquet` is a preference data set as `datasets` and TRL's `DPOTrainer` take it: `prompt`, `chosen` and
 `rejected` are text, or lists of `{role, content}` messages for chat prompts; `chosen` and `rejected` hold the answer
-alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`, and
-`demonstrations.parquet` for `SFTTrainer`: `prompt` and `completion`. The other columns carry
-what text cannot: the token ids that were sampled, and where each answer came from.
+alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`, and `demonstrations.parquet`
+for `SFTTrainer`: `prompt` and `completion`. The other columns carry what text cannot: the token ids that were sampled,
+and where each answer came from.
 
 The same records give the same bytes (with the same pyarrow), and reading gives equal records back: floats are
 float64, seeds int64. Metadata is a column of JSON, since its keys differ from source to source.
@@ -55,7 +55,7 @@ _COMPLETION_COLUMNS = {
     "seed": pa.int64(),
 }
 _COMPLETION = _schema({"prompt_id": pa.string(), "text": pa.string(), **_COMPLETION_COLUMNS})
-_VIEWED_COMPLETION = _COMPLETION.append(pa.field("answer_tokens", pa.int32(), False))  # where judge.view is set
+_VIEWED_COMPLETION = _COMPLETION.append(pa.field("answer_tokens", pa.int32()))  # where judge.view is set
 _VERDICT = _schema(
     {
         "prompt_id": pa.string(),
@@ -81,8 +81,7 @@ _VOTE = _schema(
 )
 # How a completion was sampled; null all together in an answer from a data set, and nowhere else.
 _PROVENANCE = ("finish_reason", "sampler_logps", "policy_version", "seed")
-# Margin and probability: null = from a data set. Reference log-probs: nats, summed over the completion; null = not
-# computed.
+# Margin and probability: null = from a data set. Reference log-probs: nats, of the completion; null = not computed.
 _PAIR_LOGPS = ("chosen_ref_logps", "rejected_ref_logps", "chosen_ref_tail_logps", "rejected_ref_tail_logps")
 _PAIR_NUMBERS = ("margin", "probability", "weight", *_PAIR_LOGPS)
 _LABELLED_LOGPS = ("ref_logps", "kl_ref_logps")
@@ -168,8 +167,9 @@ def _schema_of(records: Sequence[Record]) -> pa.Schema:
     match records[0]:
         case Prompt():
             return _PROMPT
-        case Completion(answer_tokens=number):
-            return _COMPLETION if number is None else _VIEWED_COMPLETION
+        case Completion():
+            viewed = any(getattr(record, "answer_tokens", None) is not None for record in records)
+            return _VIEWED_COMPLETION if viewed else _COMPLETION
         case Verdict():
             return _VERDICT
         case CastVote():
@@ -193,8 +193,7 @@ def _to_row(record: Record) -> Columns:
                 "metadata": _metadata(record),
             }
         case Completion():
-            viewed = {} if record.answer_tokens is None else {"answer_tokens": record.answer_tokens}
-            return {"prompt_id": record.prompt_id, "text": record.text, **_completion_columns(record), **viewed}
+            return {name: getattr(record, name) for name in _VIEWED_COMPLETION.names}
         case Verdict():
             return {name: getattr(record, name) for name in _VERDICT.names}
         case CastVote():
