@@ -15,6 +15,7 @@ from judges.calling import Caller
 from judges.hosting import Hosting
 from judges.protocol import Abstain, Question, count
 from judges.reward.classifier import TokenClassifier
+from judges.reward.inputs import what_is_cut, write_chat
 from judges.reward.scoring_model import ScoringModel
 from judges.spec import JudgeSpec
 from online_dpo.config.judges.hosted import ProcessRewardModelJudge
@@ -111,7 +112,7 @@ class ProcessRewardModel(ScoringModel):
             answer += [*ids, *self._marker]
             places.append(len(before) + len(answer) - 1)
         ids = [*before, *answer, *after]
-        keep, number = self._num_cut(ids)
+        keep, number = what_is_cut(self._tokenizer, ids, self._max_tokens)
         if keep + number > len(before):
             count("num_judge_too_long")
             return Abstain(f"too long: the completion has {len(answer)} tokens, and the input {self._max_tokens}")
@@ -126,14 +127,18 @@ class ProcessRewardModel(ScoringModel):
         while any(place in message["content"] or place in message["role"] for message in prompt):
             place += "-answer"
         # The last one: a template may write the word itself.
-        before, found, after = self._rendered(prompt, place).rpartition(place)
+        before, found, after = write_chat(self._tokenizer, prompt, place).rpartition(place)
         if not found:
             raise JudgeError("has a chat template that does not write the answer; choose a model whose template does")
         return self._tokens(before), self._tokens(after)
 
     def _tokens(self, text: str, *, splits_special: bool = False) -> list[int]:
         """Of a part of the input; with `splits_special` what spells a special token is plain text."""
-        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=splits_special).input_ids)
+        return list(
+            self._tokenizer(
+                text, add_special_tokens=False, split_special_tokens=splits_special, verbose=False
+            ).input_ids
+        )
 
     def _special_ends(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a plain text."""

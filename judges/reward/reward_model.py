@@ -14,6 +14,7 @@ from judges.calling import Caller
 from judges.hosting import NO_HOSTING, Hosting, Scorer, ScorerRequest
 from judges.protocol import count
 from judges.reward.classifier import Classifier
+from judges.reward.inputs import cut_input, encode_input
 from judges.reward.scoring_model import ScoringModel
 from judges.spec import JudgeSpec
 from online_dpo.config.judges.hosted import RewardModelJudge, ScoringEngineSection
@@ -92,8 +93,8 @@ class RewardModel(ScoringModel):
         hosting.can_sleep(self)
 
     def _score(self, texts: Sequence[tuple[PromptContent, str]]) -> list[float]:
-        encoded = [self._encode(prompt, completion) for prompt, completion in texts]
-        rows = [self._cut(ids) for ids in encoded]
+        encoded = [encode_input(self._tokenizer, prompt, completion) for prompt, completion in texts]
+        rows = [cut_input(self._tokenizer, ids, self._max_tokens) for ids in encoded]
         logits = self._scorer.logits([self._until_read(row) for row in rows])
         count("num_truncated_judge_inputs", sum(len(row) < len(ids) for row, ids in zip(rows, encoded, strict=True)))
         return [math.fsum(w * x for w, x in zip(self._weights, row, strict=True) if w) for row in logits]
@@ -104,17 +105,6 @@ class RewardModel(ScoringModel):
             return ids
         end = max((i + 1 for i, token in enumerate(ids) if token != self._own_pad_id), default=1)
         return ids[:end]
-
-    def _encode(self, prompt: PromptContent, completion: str) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self._tokenizer(prompt + completion).input_ids)
-        # The template has written the special tokens already, a BOS among them.
-        return list(self._tokenizer(self._rendered(prompt, completion), add_special_tokens=False).input_ids)
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """At most `max_tokens`."""
-        keep, number = self._num_cut(ids)
-        return ids[:keep] + ids[keep + number :]
 
 
 def _head_weights(output: int | Sequence[float] | None, config: Any, *, field: str, label: str) -> list[float]:

@@ -19,7 +19,7 @@ from online_dpo.models.inspection import inspect_model
 from online_dpo.models.loading import read_config
 from online_dpo.models.locating import locate
 from online_dpo.models.tokenizer import load_tokenizer
-from online_dpo.types import Message, PromptContent, Verdict
+from online_dpo.types import PromptContent, Verdict
 
 
 class ScoringModel(ABC):
@@ -91,26 +91,6 @@ class ScoringModel(ABC):
             return self._score(texts)
         finally:
             self._lock.release()
-
-    def _rendered(self, prompt: Sequence[Message], answer: str) -> str:
-        """A chat and the answer to it as the model's template writes them, special tokens included."""
-        if self._tokenizer.chat_template is None:
-            raise JudgeError(
-                "has no chat template, and the prompts are chat messages; choose a reward model for chats, or use "
-                "plain text prompts"
-            )
-        messages = [*prompt, {"role": "assistant", "content": answer}]
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-
-    def _num_cut(self, ids: Sequence[int]) -> tuple[int, int]:
-        """How many tokens stay at the start, and how many after them go, where there are more than `max_tokens`.
-
-        The start of the prompt goes first, never the end, nor a leading BOS or CLS.
-        """
-        if len(ids) <= self._max_tokens:
-            return 0, 0
-        keep = 1 if ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) else 0
-        return keep, len(ids) - self._max_tokens
 
     def _input_limit(self, max_tokens: int | None, positions: int | None, field: str) -> int:
         if max_tokens is not None and positions is not None and max_tokens > positions:
