@@ -55,8 +55,9 @@ class Prompt:
 class Completion:
     """One answer. `token_ids` is what training uses; `text` is for judges and people.
 
-    The fields from `finish_reason` to `seed` tell how it was sampled. An answer from a data set has none of them: no
-    policy of this run made it, so it has no log-probs of a sampler, and nothing may take its place.
+    Four fields, from `finish_reason` to `seed`, tell how it was sampled. An answer from a data set has none of them: no policy of this run made it, so
+    it has no log-probs of a sampler, and nothing may take its place. A candidate, which a writer under `candidates`
+    gave, has its finish reason alone.
     """
 
     prompt_id: str
@@ -68,10 +69,15 @@ class Completion:
     policy_version: int | None  # number of learner pushes before it was sampled; 0 = the initial policy
     seed: int | None
     answer_tokens: int | None = None  # those that belong to no thought, where `judge.view` is set; else None
+    source: str | None = None  # the writer under `candidates`; None = the policy's sample, or of a data set
 
     def __post_init__(self) -> None:
         name = f"completion {self.prompt_id}/{self.sample_index}"
         provenance = (self.finish_reason, self.sampler_logps, self.policy_version, self.seed)
+        if self.source is not None:
+            if self.finish_reason is None or provenance[1:] != (None, None, None):
+                raise ValueError(f"{name}: a candidate has a finish reason, and nothing else of a sample")
+            return
         if any(value is None for value in provenance) != all(value is None for value in provenance):
             raise ValueError(f"{name}: only a part of what tells how it was sampled is set")
         if self.sampler_logps is not None and len(self.sampler_logps) != len(self.token_ids):
@@ -79,7 +85,7 @@ class Completion:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether a policy of this run made it; otherwise it is from a data set."""
+        """Whether it is a sample of a policy of this run; otherwise it is a candidate, or from a data set."""
         return self.policy_version is not None
 
 

@@ -35,6 +35,10 @@ class Said:
     votes: tuple[CastVote, ...] = ()  # of people
 
 
+NOTHING_SAID = Said(verdicts=(), repeats=(), counters={}, agreement={})
+"""Where there is no judge."""
+
+
 class Asking:
     """The questions to judges that are under way, and what to do when one is answered.
 
@@ -47,6 +51,7 @@ class Asking:
         commits: ShardCommits,
         judges: Sequence[str],
         again: Mapping[str, Collection[str]] | None = None,
+        unjudged: Collection[str] = (),
     ) -> None:
         """Nothing is asked yet.
 
@@ -55,8 +60,9 @@ class Asking:
             commits: of the sampling that is judged.
             judges: names.
             again: judge -> prompts that it is asked about a second time, where it had an opinion.
+            unjudged: writers whose answers no judge is shown.
         """
-        self._calls, self._commits = calls, commits
+        self._calls, self._commits, self._unjudged = calls, commits, unjudged
         self._judges, self._again = judges, again or {}
         self._stopped: str | None = None  # why a judge stopped
         self._lacks_answers = False  # of people, and the run is not to wait for them
@@ -64,6 +70,10 @@ class Asking:
     @property
     def is_stopped(self) -> bool:
         return self._stopped is not None
+
+    def stop(self, reason: str) -> None:
+        """Ask nothing more: a writer of candidates can go on no more, and judges are to see its answers too."""
+        self._stopped = self._stopped or reason
 
     def ask(self, shard: Shard, completions: Sequence[Completion]) -> Iterator[Event]:
         """Ask every judge about a shard, unless what it says is committed."""
@@ -135,7 +145,7 @@ class Asking:
         """Ask about what is not among the parts yet."""
         parts = self._commits.parts(shard.index, asked)
         judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
-        left = tuple(c for c in completions if c.prompt_id not in judged)
+        left = tuple(c for c in completions if c.prompt_id not in judged and c.source not in self._unjudged)
         then, people = partial(self._on_judged, shard, asked), self._calls.people
         if people is not None and asked.judge in people.judges:
             self._calls.add(

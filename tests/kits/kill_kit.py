@@ -15,7 +15,6 @@ from crashing_disk import CrashingDisk
 from loop_kit import FakeStages, shard_of
 from loop_runs import Run, comparable, tree
 
-from online_dpo.config.run import RunConfig
 from online_dpo.loop.stages import Event
 from online_dpo.loop.updates import newest_checkpoint
 from online_dpo.store.files import TEMPORARY
@@ -23,7 +22,7 @@ from online_dpo.store.run_store import RunStore
 from online_dpo.store.tables import from_parquet
 from online_dpo.types import Completion, Verdict
 
-WORK = ("sample", "judge", "repeat", "reference_logps", "step")
+WORK = ("sample", "write", "judge", "repeat", "reference_logps", "step")
 
 
 class Camera(CrashingDisk):
@@ -93,6 +92,14 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
                     if part.has(repeats):
                         asked = dict.fromkeys(v.prompt_id for v in part.get_records(repeats, Verdict))
                         del left[f"repeat {judge} {shard.split()[0]} {','.join(asked)}"]
+            for name in part.names("candidates-"):
+                ids, source = part.get_json(name)["prompt_ids"], name.removeprefix("candidates-").partition("/")[0]
+                del left[f"write {source} {','.join(ids)}"]
+                # The policy's critiques and revisions are samples of `prompt/sample`.
+                asked = [call for call in left if call.startswith("sample ") and "/" in call]
+                for call in asked if source == "own" else ():
+                    if {name.rpartition("/")[0] for name in call.split()[2].split(",")} <= set(ids):
+                        del left[call]
             if any(part.has(name) for name in ("pairs", "labelled", "demonstrations")):
                 left[references[part.index]] -= 1
             num_steps = 0
@@ -109,10 +116,10 @@ def go_on_and_compare(
     work: list[str],
     expected: dict[str, Any],
     when: str,
-    world: Callable[[RunConfig], FakeStages] = FakeStages,
+    make: Callable[[Run], FakeStages] = lambda run: FakeStages(run.config),
 ) -> None:
     """Let a new process finish the run; it must do exactly what is left, and end as if there had been no kill."""
-    left, stages = work_left(run.path, work), world(run.config)
+    left, stages = work_left(run.path, work), make(run)
     run.go_on(stages)
     assert Counter(stages.tape.calls(*WORK)) == left, when
     # Weights are pushed where something is left to sample from them, and nowhere else.

@@ -88,7 +88,7 @@ def test_a_kill_at_any_event_changes_nothing(tmp_path: Path) -> None:
         killed = run.at(tmp_path / f"{number}")
         with pytest.raises(Kill):
             killed.go_on(Stages(run.config), kill_at=number)
-        go_on_and_compare(killed, work, expected, f"killed before event {number}", Stages)
+        go_on_and_compare(killed, work, expected, f"killed before event {number}", lambda run: Stages(run.config))
 
 
 def test_a_round_in_which_no_thought_ends_is_no_pair_by_accident(tmp_path: Path) -> None:
