@@ -20,9 +20,8 @@ PromptContent: TypeAlias = str | list[Message]
 """What a judge sees of a prompt: text for plain prompts, chat messages for chat prompts."""
 
 Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place", "unclosed"]
-"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; it was asked in both
-orders, and what was shown first (or second) won both times; or it was not asked, since the completion's thought has no
-end (`judge.view`)."""
+"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; what was shown first
+(or second) won in both orders; or nobody was asked, since the completion's thought has no end (`judge.view`)."""
 
 REWARD = "reward"
 """The training judge's name, beside the names of the evaluation's judges."""
@@ -55,9 +54,8 @@ class Prompt:
 class Completion:
     """One answer. `token_ids` is what training uses; `text` is for judges and people.
 
-    Four fields, from `finish_reason` to `seed`, tell how it was sampled. An answer from a data set has none of them: no policy of this run made it, so
-    it has no log-probs of a sampler, and nothing may take its place. A candidate, which a writer under `candidates`
-    gave, has its finish reason alone.
+    The fields from `finish_reason` to `seed` tell how it was sampled. An answer from a data set, which no policy of the
+    run made, has none of them, and nothing may take their place. A candidate, which a writer gave, has the first alone.
     """
 
     prompt_id: str
