@@ -65,6 +65,8 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         ahead = _progress(second, records) if second.names() else None
         stage, forks = stage_of(first), store.info.get(FORKS)
         before = None if config.sft is None else _sft(run_dir, config.sft.rounds)
+        if before is not None and before["num_finished"] < before["num_rounds"]:
+            stage = f"supervised fine-tuning before it, round {before['num_finished'] + 1} of {before['num_rounds']}"
     is_running = not is_complete and stopped is None and is_in_use(run_dir)
     # A round whose summary is written but not committed would be done again.
     rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]

@@ -21,6 +21,7 @@ from judges.reward.reward_model import RewardModel
 from online_dpo.annotation.records import Question as Asked
 from online_dpo.annotation.records import Rules
 from online_dpo.annotation.store import FILE, AnnotationStore
+from online_dpo.commands.export import new_folder
 from online_dpo.commands.reward_model import command
 from online_dpo.commands.reward_model.command import REPORT, train_reward_model
 from online_dpo.commands.reward_model.preferences import prepare_sides
@@ -295,3 +296,11 @@ def test_without_trl_or_with_a_loss_that_is_no_number_nothing_is_written(
     with pytest.raises(UserError, match=r"which is not installed; pip install 'online-dpo\[trl\]'"):
         train_reward_model(config, silent)
     assert {file.name for file in tmp_path.iterdir()} == {"pairs.jsonl"}
+
+
+def test_the_folder_that_one_stands_in_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with new_folder(Path()) as folder:
+        (folder / "file").write_text("whole")
+    assert (tmp_path / "out" / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
