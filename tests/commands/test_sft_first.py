@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from config_kit import BASE
 
+from online_dpo.commands.preparing.fork_stages import check_later_round, first_stage, is_taken
 from online_dpo.commands.preparing.sft import initial_policy, sft_run
 from online_dpo.commands.run import _keep_sft
 from online_dpo.commands.status import read_status
@@ -194,6 +195,15 @@ def test_killed_in_the_fine_tuning_and_right_after_it(tmp_path: Path, tiny_model
     play("resume", "runs/r", cwd=killed)
     assert data_files(run_dir) == data_files(tmp_path / "whole" / "runs" / "r")
     assert "all is whole, 2 finished rounds" in play("verify", "runs/r", cwd=killed)
+
+
+def test_a_fork_takes_what_it_made_unless_the_fine_tuning_is_another_one() -> None:
+    old, new = (load_config(with_sft(sft={**SECTION, "rounds": rounds})) for rounds in (2, 3))
+    assert is_taken("initial-policy", "judge", changed=["judge.target"])
+    assert first_stage(old, new, ["sft.rounds"])[0] == "sample"
+    assert not is_taken("initial-policy", "sample", changed=["sft.rounds"])
+    with pytest.raises(ConfigError, match=r"sft.rounds changed, and the policy that the round begins with was made"):
+        check_later_round(old, new, ["sft.rounds"], 2, 1.0)
 
 
 def test_a_changed_fine_tuning_is_not_taken_back(tmp_path: Path) -> None:
