@@ -152,6 +152,8 @@ def _made(record: RunRecord, config: RunConfig, sources: Mapping[str, str]) -> I
                 f"temperature {sampling.temperature:g}, top\\_p {sampling.top_p:g}"
             ),
         )
+    if config.candidates:
+        yield "answers that are not the policy's", ", ".join(map(_writer, config.candidates))
     judges = {"judge": config.judge, "annotator": config.pairing.annotator}
     judges |= {f"evaluation judge {name}": section for name, section in config.evaluation.judges.items()}
     for name, section in judges.items():
@@ -176,14 +178,21 @@ def _beta(config: RunConfig) -> str:
 
 def _judge(section: Any) -> str:
     """Its kind, and the models or code that answer."""
-    inner = []
-    for _, hosted in hosted_judges(section, "judge"):
-        endpoint, engine = getattr(hosted, "endpoint", None), getattr(hosted, "engine", None)
-        name = getattr(hosted, "target", None) or getattr(hosted, "path", None) or getattr(endpoint, "model", None)
-        name = name or getattr(engine, "path", None)
-        if name is not None:
-            inner.append(plain(public_name(str(name))))
+    inner = [name for _, hosted in hosted_judges(section, "judge") if (name := _who(hosted)) is not None]
     return plain(section.type) + (f": {', '.join(inner)}" if inner else "")
+
+
+def _writer(section: Any) -> str:
+    who = _who(section)
+    return plain(section.type) + (f" ({who})" if who is not None else "")
+
+
+def _who(section: Any) -> str | None:
+    """The model or code that answers."""
+    endpoint, engine = getattr(section, "endpoint", None), getattr(section, "engine", None)
+    name = getattr(section, "target", None) or getattr(section, "path", None) or getattr(endpoint, "model", None)
+    name = name or getattr(engine, "path", None)
+    return None if name is None else plain(public_name(str(name)))
 
 
 def _held_out(result: RoundResult) -> Iterator[tuple[str, str, str]]:
