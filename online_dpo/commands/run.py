@@ -196,6 +196,8 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     from actors.session import ray_session
 
     config = materials.config
+    for overlap in materials.job.overlaps:
+        guard.note(str(overlap) if overlap.is_dropped else f"warning: {overlap}")
     guard.note("starting Ray and the judges" if materials.judges else "starting Ray")
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))

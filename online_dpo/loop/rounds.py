@@ -13,7 +13,9 @@ from typing import Any
 
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
+from online_dpo.data.decontamination import Overlap
+from online_dpo.data.drawing import Cursor, MixtureCursor
+from online_dpo.data.mixtures import PromptMixture
 from online_dpo.data.preferences import PairDraw, PairSource
 from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import AnswersMissing
@@ -36,6 +38,7 @@ from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
 from online_dpo.loop.verdicts import report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
+from online_dpo.statistics.domains import describe_domains
 from online_dpo.statistics.judge_warnings import judge_warnings, warnings
 from online_dpo.statistics.overoptimisation import compare_with_best
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
@@ -50,11 +53,12 @@ class Job:
     """What a run works on, besides its config."""
 
     config: RunConfig
-    prompts: PromptSource | None  # None = nothing is sampled to train on
+    prompts: PromptSource | PromptMixture | None  # None = nothing is sampled to train on
     evaluation_sets: Mapping[str, Sequence[Prompt]]
     probe: Sequence[Row]
     pairs: PairSource | None = None
     evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
+    overlaps: Sequence[Overlap] = ()  # training prompts that are held out as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +67,7 @@ class Gathered:
 
     items: Items
     figures: Mapping[str, Any]  # of the round's summary
-    cursor: Cursor
+    cursor: Cursor | MixtureCursor
     pairs_cursor: Cursor
 
 
@@ -179,6 +183,9 @@ class Rounds:
             **said.counters,
             REWARD: mean([verdict.score for verdict in said.verdicts if verdict.score is not None]),
         }
+        if config.prompts is not None and config.prompts.sources:
+            of_all = (drawn.prompts, collected.completions, said.verdicts, selected.items)
+            figures["domains"] = describe_domains(*of_all)
         yield Event(kind="paired", round_index=store.index, data={"num_items": len(selected.items), **figures})
         told = [warning for judge, found in reports.items() for warning in warnings(judge, found)]
         check_not_empty(selected, store.index, len(drawn.prompts), told)

@@ -6,7 +6,8 @@ from collections.abc import Generator, Iterator
 
 from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
+from online_dpo.data.drawing import Cursor, MixtureCursor
+from online_dpo.data.mixtures import PromptMixture
 from online_dpo.data.prompts import PromptSource
 from online_dpo.loop.calls import Calls
 from online_dpo.loop.coverage import check_coverage, reopen
@@ -28,7 +29,7 @@ class RoundSampler:
     def __init__(
         self,
         config: RunConfig,
-        prompts: PromptSource | None,
+        prompts: PromptSource | PromptMixture | None,
         calls: Calls,
         store: RunStore,
         pusher: Pusher,
@@ -46,7 +47,7 @@ class RoundSampler:
         self.store, self.pusher = store, pusher
 
     def draw(
-        self, store: RoundStore, cursor: Cursor, kind: str = "stage"
+        self, store: RoundStore, cursor: Cursor | MixtureCursor, kind: str = "stage"
     ) -> Generator[Event, None, tuple[DrawnPrompts, Rollouts]]:
         """The prompts that the round samples, and what of their rollouts is committed."""
         assert self.prompts is not None
@@ -91,7 +92,9 @@ class RoundSampler:
             check_coverage(store, rollouts.prompts, collected, self.config.verdicts.min_coverage)
         return collected
 
-    def sample_ahead(self, position: Position, cursor: Cursor) -> Generator[Event, None, Sampling | None]:
+    def sample_ahead(
+        self, position: Position, cursor: Cursor | MixtureCursor
+    ) -> Generator[Event, None, Sampling | None]:
         """With `overlap: 1`, begin to sample the next round by the policy that this round begins with.
 
         The learner trains on meanwhile, so its weights are no longer that policy's.

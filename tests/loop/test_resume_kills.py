@@ -185,6 +185,10 @@ COMMON: dict[str, Any] = {
     "prompts": {"source": "p"},
     "evaluation": {"sets": {"heldout": {"source": "h"}}, "judges": GOLD},
 }
+MIXED: dict[str, Any] = {
+    "prompts": {"sources": [{"source": "p"}]},
+    "evaluation": {"sets": {"heldout": {"sources": [{"source": "h"}]}}},
+}
 PAIRWISE = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 JUDGE = {"type": "python", "target": "j"}
 VERIFIER = {"type": "verifier", "method": "exact", "answer": "a"}
@@ -197,6 +201,7 @@ CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "ensemble", "last": 2}, **CONTROL}),
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
+    RunConfig.model_validate({**COMMON, **MIXED, "judge": JUDGE}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "human"}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "engine": {"path": "m"}}}),

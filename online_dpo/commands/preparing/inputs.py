@@ -18,10 +18,12 @@ from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
 from online_dpo.config.run import RunConfig
 from online_dpo.config.threads import resolve_threads
+from online_dpo.data.decontamination import decontaminate
 from online_dpo.data.encoding import PromptEncoder
+from online_dpo.data.mixtures import PromptMixture, load_evaluation_sets, load_prompts
 from online_dpo.data.preference_files import peek_preferences
 from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
-from online_dpo.data.prompts import Cursor, PromptSource, validate_source
+from online_dpo.data.prompts import Cursor, validate_source
 from online_dpo.errors import JudgeError, ModelError
 from online_dpo.loop.draws import check_one_form, first_written
 from online_dpo.loop.people.opening import check_gold
@@ -150,10 +152,8 @@ def peek_sources(config: RunConfig) -> None:
     Raises:
         DataError: one is missing, malformed there, or lacks a column.
     """
-    if config.prompts is not None:
-        validate_source(config.prompts, field="prompts")
-    for name, section in config.evaluation.sets.items():
-        validate_source(section, field=f"evaluation.sets.{name}")
+    for field, part in config.prompt_parts.items():
+        validate_source(part, field=field)
     for field, pairs in pair_sections(config).items():
         peek_preferences(pairs, field=field)
     check_gold(config)
@@ -202,13 +202,13 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         "chat_template_kwargs": config.chat_template_kwargs,
         "seed": config.run.seed,
     }
-    sets = {
-        name: PromptSource.load(section, field=f"evaluation.sets.{name}", **common).head(section.count).prompts
-        for name, section in config.evaluation.sets.items()
-    }
-    prompts, sampled = None, [prompt for found in sets.values() for prompt in found]
-    if config.prompts is not None:
-        prompts = PromptSource.load(config.prompts, field="prompts", **common)
+    sets = load_evaluation_sets(config, **common)
+    evaluation_pairs = load_evaluation_pairs(config, tokenizer, model)
+    prompts, sampled = load_prompts(config, **common), [prompt for found in sets.values() for prompt in found]
+    overlaps = decontaminate(config, prompts, sets, evaluation_pairs)
+    if config.prompts is not None and prompts is not None:
+        if isinstance(prompts, PromptMixture):
+            prompts.check(config.prompts.per_round, config.run.rounds)
         # The first round's first prompts; too small or too long a source is reported here, before any engine starts.
         sampled = list(prompts.draw(Cursor(), config.prompts.per_round).prompts)
     pairs = load_pairs(config, tokenizer, model)
@@ -232,6 +232,7 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
             max_tokens=config.max_model_len - 1,
         ),
         pairs=pairs,
-        evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
+        evaluation_pairs=evaluation_pairs,
+        overlaps=overlaps,
     )
     return job, first[0]
