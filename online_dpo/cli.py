@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from online_dpo.commands.terminal.parameters import AsEvents, Config, Overrides, Quiet, RunDir, expect_usable
+from online_dpo.commands.terminal.parameters import AsEvents, Config, Overrides, Quiet, RunDir, Yes, expect_usable
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
 from online_dpo.version import __version__
@@ -39,22 +39,26 @@ def options(
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
+def run(
+    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False, yes: Yes = False
+) -> None:
     """Start a run, or continue the one in its run directory."""
     from online_dpo.commands.run import run as launch
     from online_dpo.commands.terminal.playing import play
     from online_dpo.config.loading import load_config
 
-    play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json)
+    play(launch, lambda: load_config(config, overrides or ()), quiet=quiet, as_json=as_json, yes=yes)
 
 
 @app.command()
-def resume(run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False) -> None:
+def resume(
+    run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False, yes: Yes = False
+) -> None:
     """Continue a run from what it committed last."""
     from online_dpo.commands.run import continue_run, recorded_config
     from online_dpo.commands.terminal.playing import play
 
-    play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json)
+    play(continue_run, lambda: recorded_config(run_dir, overrides or ()), quiet=quiet, as_json=as_json, yes=yes)
 
 
 @app.command()
@@ -163,9 +167,12 @@ def export(
 ) -> None:
     """Write a round's policy as a PEFT adapter, or as a merged model."""
     from online_dpo.commands.export import export as write
+    from online_dpo.commands.export import origin
 
     number = write(run_dir, out, round_number=round_number, merge=merge)
     typer.echo(f"round {number} of {run_dir}: {'merged model' if merge else 'adapter'} in {out}")
+    for line in origin(run_dir):
+        typer.echo(f"the run was {line}")
 
 
 @app.command()
@@ -180,6 +187,24 @@ def rewind(
     from online_dpo.commands.rewind import rewind as set_aside
 
     for line in set_aside(run_dir, round_number=round_number, delete=delete):
+        typer.echo(line)
+
+
+@app.command()
+def fork(
+    run_dir: RunDir,
+    new_dir: Annotated[Path, typer.Argument(metavar="NEW_DIR", help="A new folder.", callback=expect_usable)],
+    round_number: Annotated[int, typer.Option("--round", help="The round to do anew in part, counted from 1.")],
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="sample, judge, pair or learn; by default what changed says."),
+    ] = None,
+) -> None:
+    """Judge, pair or train on a round's samples again under another config, in a new run; RUN_DIR is only read."""
+    from online_dpo.commands.fork import fork as make
+
+    for line in make(run_dir, new_dir, round_number=round_number, overrides=overrides or (), start=start):
         typer.echo(line)
 
 
@@ -202,8 +227,9 @@ def verify(
 def judge(
     config: Config,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=expect_usable)
-    ],
+        Path | None,
+        typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=expect_usable),
+    ] = None,
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option("--judge", help="One of evaluation.judges.")] = None,
     gold: Annotated[str | None, typer.Option("--gold", help="Column of known labels; `chosen` for pairs.")] = None,
@@ -211,12 +237,22 @@ def judge(
     swap: Annotated[bool, typer.Option("--swap", help="Ask again with the completions in opposite order.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", help="Read so many rows at most.", min=1)] = None,
     show: Annotated[int, typer.Option("--show", help="Print the verdicts on so many prompts.", min=0)] = 5,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Ask nothing; tell what a run would ask and cost."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Run only the judge, over prompts and completions from a file."""
-    from online_dpo.commands.judge import Options, judge_file
+    """Run only the judge, over prompts and completions from a file; or tell what a run's judges would cost."""
+    from online_dpo.commands.judge import Options, estimate_run, judge_file
     from online_dpo.commands.judge import show as lines
 
+    if estimate:
+        for line in estimate_run(config, file, overrides or (), judge=name, as_json=as_json):
+            typer.echo(line)
+        return
+    if file is None:
+        raise UserError("no FILE is given; give one with prompts and completions, or --estimate for what a run costs")
     options = Options(judge=name, gold=gold, repeat=repeat, swap=swap, limit=limit)
     report = judge_file(config, file, overrides or (), options)
     if as_json:

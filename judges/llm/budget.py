@@ -31,6 +31,12 @@ class Spend:
     def tokens(self) -> tuple[int, int]:
         return self.prompt, self.completion
 
+    def amount(self, name: str, prices: Prices | None) -> float:
+        """So much of a limit of the budget: calls, tokens or cost."""
+        if name == "calls":
+            return self.calls
+        return sum(self.tokens) if name == "tokens" else 0.0 if prices is None else prices.cost(*self.tokens)
+
     def __add__(self, other: Spend) -> Spend:
         return Spend(self.calls + other.calls, self.prompt + other.prompt, self.completion + other.completion)
 
@@ -55,7 +61,7 @@ class BudgetAccount:
         """
         self._budget, self._prices, self._field = budget, prices, field
         self._scope = scope
-        self._spent = Spend(*(int(counted.get(name + scope, 0)) for name in COUNTS.values()))
+        self._spent = _counted(counted, scope)
         self._reserved = Spend()
         self._closed: str | None = None
         self._changed = asyncio.Condition()
@@ -100,29 +106,40 @@ class BudgetAccount:
         return not self._exceeded(self._spent + self._reserved + wanted)
 
     def _exceeded(self, total: Spend) -> list[tuple[str, float, float]]:
-        limits = {
-            "calls": (self._budget.calls, total.calls),
-            "tokens": (self._budget.tokens, total.prompt + total.completion),
-            "cost": (self._budget.cost, self._cost(total)),
-        }
+        limits = {name: limit for name, limit in self._budget.model_dump().items() if limit is not None}
         return [
-            (name, limit, amount) for name, (limit, amount) in limits.items() if limit is not None and amount > limit
+            (name, limit, amount)
+            for name, limit in limits.items()
+            if (amount := total.amount(name, self._prices)) > limit
         ]
-
-    def _cost(self, total: Spend) -> float:
-        if self._prices is None:
-            return 0.0
-        return (total.prompt * self._prices.prompt + total.completion * self._prices.completion) / 1e6
 
     def _explain(self, wanted: Spend) -> str:
-        spent = {
-            "calls": self._spent.calls,
-            "tokens": self._spent.prompt + self._spent.completion,
-            "cost": self._cost(self._spent),
-        }
-        lines = [
-            f"{self._field}.{name} is {limit:g}, of which {spent[name]:g} are spent, and the next prompt may take "
-            f"up to {amount - spent[name]:g}"
-            for name, limit, amount in self._exceeded(self._spent + wanted)
-        ]
+        lines = []
+        for name, limit, amount in self._exceeded(self._spent + wanted):
+            spent = self._spent.amount(name, self._prices)
+            lines.append(
+                f"{self._field}.{name} is {limit:g}, of which {spent:g} are spent, and the next prompt may take "
+                f"up to {amount - spent:g}"
+            )
         return f"{'; '.join(lines)}: what was paid for is kept; raise it and resume"
+
+
+def spent_of(counted: Mapping[str, float], field: str) -> Spend:
+    """What a judge has spent of its budget, of what the judge that it is, or is inside of, counted.
+
+    Args:
+        counted: sums of the counters of that judge.
+        field: the judge's own section, such as `judge` or `judge.judges.a`.
+    """
+    return _counted(counted, scope_of(field))
+
+
+def scope_of(field: str) -> str:
+    """Empty for a judge that has a host of its own; else where it is inside that judge."""
+    own = {"judge": 1, "pairing": 2}.get(field.split(".")[0], 3)  # judge, pairing.annotator, evaluation.judges.NAME
+    inside = ".".join(field.split(".")[own:])
+    return f"[{inside}]" if inside else ""
+
+
+def _counted(counted: Mapping[str, float], scope: str) -> Spend:
+    return Spend(*(int(counted.get(name + scope, 0)) for name in COUNTS.values()))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from judges.calling import Caller, Sleep
 from judges.chat import Chat, ChatEngineRequest
 from judges.hosting import NO_HOSTING, Hosting
-from judges.llm.budget import BudgetAccount
+from judges.llm.budget import BudgetAccount, scope_of
 from judges.llm.client import EndpointChat
 from judges.llm.judge import ChatJudge
 from judges.llm.key import read_key
@@ -46,7 +46,7 @@ def build_llm(
         section.endpoint.prices,
         field=f"{field}.budget",
         counted=hosting.counted,
-        scope=_scope(field),
+        scope=scope_of(field),
     )
     chat = EndpointChat(
         section.endpoint,
@@ -75,10 +75,3 @@ def _engine(section: LlmJudge, field: str, hosting: Hosting) -> Chat:
         label=f"{field}.engine",
     )
     return hosting.engine(request)
-
-
-def _scope(field: str) -> str:
-    """Empty for a judge that has a host of its own; else where it is inside that judge."""
-    own = {"judge": 1, "pairing": 2}.get(field.split(".")[0], 3)  # judge, pairing.annotator, evaluation.judges.NAME
-    inside = ".".join(field.split(".")[own:])
-    return f"[{inside}]" if inside else ""

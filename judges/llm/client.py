@@ -293,10 +293,14 @@ class EndpointChat:
 
 def _worst(request: ChatRequest, extra_body: Mapping[str, Any]) -> Spend:
     """No tokenizer makes more tokens than there are bytes; the template adds a few."""
-    limits = [extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    most = max([request.max_tokens, *(limit for limit in limits if isinstance(limit, int))])
     num_bytes = sum(len(part.encode(errors="replace")) for m in request.messages for part in m.values())
-    return Spend(1, num_bytes + TEMPLATE_TOKENS, most)
+    return Spend(1, num_bytes + TEMPLATE_TOKENS, most_reply_tokens(request, extra_body))
+
+
+def most_reply_tokens(request: ChatRequest, extra_body: Mapping[str, Any]) -> int:
+    """The longest reply that a server may give, in tokens; fields of the endpoint's own may allow more than ours."""
+    limits = [extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    return max([request.max_tokens, *(limit for limit in limits if isinstance(limit, int))])
 
 
 def fewest_tokens(request: ChatRequest) -> int:

@@ -71,6 +71,10 @@ class ChatJudge:
             for index, question in enumerate(questions)
         ]
 
+    def requests(self, question: Question) -> list[ChatRequest]:
+        """What would be asked about a question; nothing is asked."""
+        return [one.request for one in self._vote_requests(0, question) if one.request is not None]
+
     def _explained(
         self, index: int, question: Question, verdict: Verdict, written: dict[tuple[int, Subject], list[str]]
     ) -> Verdict:

@@ -11,6 +11,7 @@ from online_dpo.commands.run import recorded_config
 from online_dpo.errors import RunDirectoryError, UserError
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
+from online_dpo.store.forking import describe_forks
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter
 
@@ -56,6 +57,12 @@ def export(run_dir: Path, out: Path, *, round_number: int | None, merge: bool) -
             for name, content in adapter.files().items():
                 (folder / name).write_bytes(content)
     return index + 1
+
+
+def origin(run_dir: Path) -> list[str]:
+    """Where a forked run comes from; nothing of any other run."""
+    with RunStore.read(run_dir) as store:
+        return describe_forks(store.info)
 
 
 @contextmanager

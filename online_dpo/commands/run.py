@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ from online_dpo.commands.preparing.inputs import Inputs, Materials, inspect_inpu
 from online_dpo.commands.preparing.learning_rates import keep_recorded_lr
 from online_dpo.commands.preparing.provenance import check_same_inputs, run_info
 from online_dpo.commands.preparing.specs import engine_spec, learner_spec
+from online_dpo.commands.preparing.spending import Expected, billed, expected_spending
+from online_dpo.commands.terminal.spending import beyond_budget, in_one_line
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
@@ -22,7 +24,7 @@ from online_dpo.loop.people.opening import judges_of, open_store, people_of
 from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import Event
 from online_dpo.reports.incidents import Incidents
-from online_dpo.reports.listening import Guarded, Listener
+from online_dpo.reports.listening import WARNING, Guarded, Listener
 from online_dpo.reports.metrics import MetricsWriter, check_metrics
 from online_dpo.reports.page.writing import ReportWriter
 from online_dpo.reports.result_reading import read_initial, read_rounds
@@ -32,8 +34,11 @@ from online_dpo.reports.trackers.registry import make_trackers
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 
+Approve = Callable[[Sequence[Expected]], None]
+"""Is told what judges behind endpoints will take before anything is started, and raises where that is too much."""
 
-def run(config: RunConfig, *, listeners: Sequence[object] = ()) -> RunResult:
+
+def run(config: RunConfig, *, listeners: Sequence[object] = (), approve: Approve | None = None) -> RunResult:
     """Start a run, or continue the one in its run directory.
 
     A run of which no round is finished, and which cannot be continued under this config, is set aside within its run
@@ -42,6 +47,7 @@ def run(config: RunConfig, *, listeners: Sequence[object] = ()) -> RunResult:
     Args:
         config: from `load_config`.
         listeners: objects with some of the methods of a `Listener`.
+        approve: is asked before judges behind endpoints are; None = nobody is.
 
     Raises:
         UserError: something the user can fix; nothing committed is lost.
@@ -51,27 +57,28 @@ def run(config: RunConfig, *, listeners: Sequence[object] = ()) -> RunResult:
     if RunStore.exists(config.run_dir):
         line = _make_room(config)
         if line is None:
-            return _continue(config, guard)
+            return _continue(config, guard, approve)
         guard.note(line)
     RunStore.expect_room(config.run_dir)  # before engines start, not after
     with ExitStack() as stack:
         materials = prepare(config)
         if config.learner.lr == "auto":
             guard.note(f"learner.lr is auto: {materials.config.learner.peak_lr:g} for this model")
+        _announce_spending(materials, None, guard, approve)
         return _play(materials, None, stack, guard)
 
 
-def continue_run(config: RunConfig, *, listeners: Sequence[object] = ()) -> RunResult:
-    """Continue the run in the config's run directory.
+def continue_run(config: RunConfig, *, listeners: Sequence[object] = (), approve: Approve | None = None) -> RunResult:
+    """Continue the run in the config's run directory; `approve` as in `run`, about what is left.
 
     Raises:
         ConfigError: it cannot be continued under this config.
         UserError, WeightMismatchError, ActorError, TrainingError: as `run`.
     """
-    return _continue(config, Guarded(listeners))
+    return _continue(config, Guarded(listeners), approve)
 
 
-def _continue(config: RunConfig, guard: Guarded) -> RunResult:
+def _continue(config: RunConfig, guard: Guarded, approve: Approve | None) -> RunResult:
     with ExitStack() as stack:
         store = stack.enter_context(RunStore.open(config.run_dir))
         inputs, notes = inspect_continuation(config, store)
@@ -81,6 +88,8 @@ def _continue(config: RunConfig, guard: Guarded) -> RunResult:
         stopped = None if is_finished else why_stopped(config, store)
         awaited = None if is_finished or stopped else _awaited(inputs.config, store)
         materials = None if is_finished or stopped or awaited else load_inputs(inputs)
+        if materials is not None:
+            _announce_spending(materials, store, guard, approve)
         if portable_yaml(inputs.config) != store.config_yaml:
             store.amend(config_yaml=portable_yaml(inputs.config))
         if materials is not None:
@@ -174,19 +183,31 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = (), *, listeners: Seq
     return continue_run(recorded_config(Path(run_dir), overrides), listeners=listeners)
 
 
-def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of a run directory, with its place as it is now."""
+def recorded_config(run_dir: Path, overrides: Sequence[str] = (), *, place: Path | None = None) -> RunConfig:
+    """The config of a run directory, with its place as it is now, or with another place."""
     if not RunStore.exists(run_dir):
         raise RunDirectoryError(
             f"{run_dir} holds no run; give the folder that `online-dpo run` printed, such as runs/NAME"
         )
     with RunStore.read(run_dir) as store:
         mapping = _yaml_mapping(store.config_yaml)
-    place = run_dir.resolve()
+    folder = run_dir if place is None else place
+    whole = folder.resolve()
     # A path such as `.` does not say where it is.
-    parent = run_dir.parent if run_dir.name == place.name else place.parent
-    mapping["run"] |= {"name": place.name, "dir": str(parent)}
+    parent = folder.parent if folder.name == whole.name else whole.parent
+    mapping["run"] |= {"name": whole.name, "dir": str(parent)}
     return load_config(mapping, overrides)
+
+
+def _announce_spending(materials: Materials, store: RunStore | None, guard: Guarded, approve: Approve | None) -> None:
+    """Say what judges behind endpoints will take, and whether their budgets suffice; `approve` may refuse."""
+    expected = billed(expected_spending(materials, store))
+    if expected:
+        guard.note(in_one_line(expected))
+        for line in beyond_budget(expected):
+            guard.note(f"{WARNING}{line}")
+        if approve is not None:
+            approve(expected)
 
 
 def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard: Guarded) -> RunResult:

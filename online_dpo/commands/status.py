@@ -19,6 +19,7 @@ from online_dpo.loop.people.leaving import awaited
 from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import INCIDENT
 from online_dpo.reports.data_set_lines import show_preferences
+from online_dpo.reports.domains.tables import domain_tables
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.reports.metrics import check_metrics
 from online_dpo.reports.people import annotators_table, people_lines, read_people
@@ -33,6 +34,7 @@ from online_dpo.reports.round_tables import (
 from online_dpo.reports.under_way import overview, stage_of, time_left
 from online_dpo.reports.yields import read_yield, yield_table
 from online_dpo.store.files import is_in_use
+from online_dpo.store.forking import FORKS, describe_forks
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.text_files import printable
@@ -61,7 +63,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         waits = awaited(store) is not None
         current = None if is_complete and not first.names() else _progress(first, records)
         ahead = _progress(second, records) if second.names() else None
-        stage = stage_of(first)
+        stage, forks = stage_of(first), store.info.get(FORKS)
     is_running = not is_complete and stopped is None and is_in_use(run_dir)
     # A round whose summary is written but not committed would be done again.
     rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]
@@ -77,6 +79,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         )
     return {
         "run_dir": str(run_dir),
+        **({FORKS: forks} if forks else {}),
         "num_rounds": config.run.rounds,
         "num_finished": len(finished),
         "preferences": [r for r in records if r["kind"] == "evaluated_pairs"],
@@ -105,6 +108,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
 
     for line in overview(status, width=console.width, ascii_only=console.options.ascii_only):
         console.print(Text(line), soft_wrap=True)
+    for line in describe_forks(status):
+        say(line)
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
         if status["initial"]:
@@ -116,6 +121,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
     if status["rounds"]:  # the initial policy alone has no rows in these
         console.print(training_table(status))
         console.print(samples_table(status))
+        for table in domain_tables(status["rounds"]):
+            console.print(table)
         for table in (judges_table(status["rounds"]), latency_table(status["rounds"])):
             if table is not None:
                 console.print(table)

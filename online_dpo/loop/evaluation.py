@@ -26,6 +26,7 @@ from online_dpo.statistics.samples import (
     scores_by_prompt,
     win_rate,
 )
+from online_dpo.store.forking import former_judges
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import evaluation_base
@@ -174,8 +175,14 @@ def _comparisons(sampled: SampledSet, seed: int) -> Generator[Event, None, dict[
 
 
 def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
-    """What was found for a policy on an evaluation set, scores by prompt included."""
-    return store.round(max(0, version - 1)).get_json(f"{evaluation_base(name, is_initial=version == 0)}summary")
+    """What was found for a policy on an evaluation set, scores by prompt included.
+
+    Of rounds before a fork, scores of judges that the fork changed are left out: they compare with none after it.
+    """
+    index = max(0, version - 1)
+    found = store.round(index).get_json(f"{evaluation_base(name, is_initial=version == 0)}summary")
+    former = former_judges(store.info, index)
+    return {**found, "scores": {judge: by for judge, by in found["scores"].items() if judge not in former}}
 
 
 def evaluation_plan(config: RunConfig, name: str, version: int) -> SamplingPlan:

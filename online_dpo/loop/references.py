@@ -63,7 +63,7 @@ def restore_reference(config: RunConfig, store: RunStore, initial: Adapter | Non
     """The reference that the last finished round left, read back and never derived anew (DESIGN invariant 5)."""
     last = store.round(len(store.finished_rounds()) - 1)
     versions = tuple(last.state()["reference_versions"])
-    if not versions:
+    if not (versions and config.objective.needs_reference):  # before a fork, another objective may have needed one
         return first_reference(config, initial)
     if len(versions) == 1:
         folder = last.get_files("reference") if last.has("reference") else None

@@ -8,7 +8,7 @@ goes on. Every other change of the same file is damage again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,17 @@ def read_accepted(files: Files) -> Mapping[str, dict[str, str | None]]:
 
 def put_accepted(files: Files, damages: Sequence[Damage]) -> None:
     """Add to the record. A kill on the way leaves the damage unaccepted, so that it is found again."""
-    accepted = {**read_accepted(files), **{d.key: {"recorded": d.recorded, "found": d.found} for d in damages}}
+    _put(files, {**read_accepted(files), **{d.key: {"recorded": d.recorded, "found": d.found} for d in damages}})
+
+
+def copy_accepted(files: Files, new: Files, wants: Callable[[str], bool]) -> None:
+    """Write what a run accepted into another run directory, of the files that are wanted."""
+    accepted = {key: digests for key, digests in read_accepted(files).items() if wants(key)}
+    if accepted:
+        _put(new, accepted)
+
+
+def _put(files: Files, accepted: Mapping[str, Mapping[str, str | None]]) -> None:
     commits = _commits(files)
     if commits.has(ACCEPTED):
         commits.remove(ACCEPTED)

@@ -120,6 +120,11 @@ class ShardCommits:
             yield from (values["counters"] for values in whole)
             yield from (values["counters"] for values in parts if values["shard"] not in finished)
 
+    def num_judged(self, asked: Asked) -> int:
+        """Prompts on which verdicts are committed, in whole shards or parts."""
+        names = [*self._names(asked.verdicts), *self._names(asked.parts)]
+        return len({verdict.prompt_id for name in names for verdict in self.store.get_records(name, Verdict)})
+
     def _put_part(self, shard: int, asked: Asked, part: Judged) -> None:
         number = len(self._part_names(shard, asked))
         self._put(f"{self._name(asked.parts, shard)}-{number:03d}", shard, part)

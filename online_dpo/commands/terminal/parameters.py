@@ -37,3 +37,4 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Errors, warnings and the l
 AsEvents = Annotated[
     bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before judges are asked that cost money.")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from online_dpo.commands.terminal.showing import display
+from online_dpo.commands.terminal.spending import ask_before_spending
 from online_dpo.config.run import RunConfig
 from online_dpo.reports.run_result import RunResult
 from online_dpo.store.run_store import RunStore
@@ -18,7 +19,9 @@ AWAITS_PEOPLE = 4
 """The exit code of a run that asked people, does not wait for them, and goes on once they have answered."""
 
 
-def play(launch: Callable[..., RunResult], load: Callable[[], RunConfig], *, quiet: bool, as_json: bool) -> None:
+def play(
+    launch: Callable[..., RunResult], load: Callable[[], RunConfig], *, quiet: bool, as_json: bool, yes: bool
+) -> None:
     """Play a run under the display that is asked for.
 
     Args:
@@ -26,6 +29,7 @@ def play(launch: Callable[..., RunResult], load: Callable[[], RunConfig], *, qui
         load: reads the config.
         quiet: warnings and the last line only.
         as_json: one JSON object a line.
+        yes: spend money without a question.
 
     Raises:
         typer.Exit: the run ended before its last round, though nothing went wrong.
@@ -33,7 +37,8 @@ def play(launch: Callable[..., RunResult], load: Callable[[], RunConfig], *, qui
     with display(quiet=quiet, as_json=as_json) as shown:
         config = load()
         try:
-            result = launch(config, listeners=(shown.begin(config.run_dir),))
+            approve = None if yes or as_json else ask_before_spending(shown.paused)
+            result = launch(config, listeners=(shown.begin(config.run_dir),), approve=approve)
         except KeyboardInterrupt:
             shown.end()
             typer.echo(f"\ninterrupted; {_way_on(config.run_dir)}", err=True)

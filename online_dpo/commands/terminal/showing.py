@@ -62,6 +62,14 @@ class Display:
             self.listener.earlier = lambda: _finished(run_dir)
         return self.listener
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The terminal is somebody else's for a while."""
+        self.end()
+        yield
+        if isinstance(self.listener, Terminal):
+            self._stack.enter_context(self.listener)
+
     def end(self) -> None:
         """Give the terminal back; safe to repeat."""
         self._stack.close()

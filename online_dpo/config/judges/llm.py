@@ -22,6 +22,10 @@ class Prices(Section):
     completion: float = changeable(..., ge=0.0)
     """The price of a million tokens of replies."""
 
+    def cost(self, prompt_tokens: float, reply_tokens: float) -> float:
+        """Money for so many tokens."""
+        return (prompt_tokens * self.prompt + reply_tokens * self.completion) / 1e6
+
 
 class Endpoint(Section):
     """A server that speaks the OpenAI chat protocol. No field holds the key; a field says where the key is found."""

@@ -24,6 +24,7 @@ from online_dpo.reports.page.run_charts import judge_charts, run_charts
 from online_dpo.reports.page.run_record import RunRecord, collect_record, reports_of
 from online_dpo.reports.people import ANNOTATOR_COLUMNS, annotator_rows, people_lines, read_people
 from online_dpo.reports.results import PairsResult, RoundResult
+from online_dpo.store.forking import describe_forks
 from online_dpo.store.run_store import RunStore
 from online_dpo.version import __version__
 
@@ -58,6 +59,7 @@ def page_values(record: RunRecord, answers: Mapping[str, Any]) -> dict[str, Any]
         "reasons": [line for summary in record.summaries for line in reasons_of(summary)],
         "spending": spending(record),
         **people_values(record),
+        "forks": describe_forks(record.info),
         "packages": record.info.get("packages", {}),
         "fingerprints": list(fingerprints(record)),
         "round_header": ROUND_COLUMNS,
