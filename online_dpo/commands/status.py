@@ -121,8 +121,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
     if status["rounds"]:  # the initial policy alone has no rows in these
         console.print(training_table(status))
         console.print(samples_table(status))
-        for table in domain_tables(status["rounds"]):
-            console.print(table)
+        for by_domain in domain_tables(status["rounds"]):
+            console.print(by_domain)
         for table in (judges_table(status["rounds"]), latency_table(status["rounds"])):
             if table is not None:
                 console.print(table)

@@ -207,6 +207,10 @@ def test_names_and_what_may_change_on_resume() -> None:
     assert "weight: 2.0" in dump_config(config)
     with pytest.raises(ConfigError, match=r"^prompts.sources.0.weight was 2.0 and is now 3.0\nthese fields change the"):
         check_resumable(config, configured([{**parts[0], "weight": 3}, *parts[1:]]))
+    dropped, kept = ({**config.prompts.model_dump(), "contaminated": what} for what in ("drop", "keep"))
+    with pytest.raises(ConfigError, match=r"^prompts.contaminated was \"warn\" and is now \"drop\"\nthese fields ch"):
+        check_resumable(config, load_config({**BASE, "prompts": dropped}))
+    assert len(check_resumable(config, load_config({**BASE, "prompts": kept}))) == 1
     with pytest.raises(ConfigError, match=r"prompts.sources.2.source was .* and is now null"):
         check_resumable(config, configured(parts[:2]))
 

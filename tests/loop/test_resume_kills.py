@@ -178,6 +178,7 @@ CHANGEABLE = {
     "alarm.bands",
     "alarm.over_optimisation",
     "verdicts.min_coverage",
+    "prompts.contaminated",  # unless they are dropped
 }
 
 COMMON: dict[str, Any] = {
