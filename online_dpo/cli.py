@@ -11,7 +11,17 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from online_dpo.commands.terminal.parameters import AsEvents, Config, Overrides, Quiet, RunDir, Yes, expect_usable
+from online_dpo.commands.terminal.parameters import (
+    AsEvents,
+    Config,
+    GpuMemory,
+    Overrides,
+    Quiet,
+    RunDir,
+    Shapes,
+    Yes,
+    expect_usable,
+)
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
 from online_dpo.version import __version__
@@ -69,8 +79,11 @@ def validate(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the config with every default filled in, and check no more.")
     ] = False,
+    gpu_memory: GpuMemory = None,
+    shapes: Shapes = None,
 ) -> None:
-    """Check a config and what it names, without starting an engine; says what was not checked."""
+    """Check a config and what it names, without starting an engine; says what it needs and what was not checked."""
+    from online_dpo.commands.preparing.estimating import Machine
     from online_dpo.commands.validate import validate_deep, validate_light
     from online_dpo.config.loading import dump_config, load_config
 
@@ -79,7 +92,8 @@ def validate(
         typer.echo(dump_config(loaded), nl=False)
         return
     typer.echo(f"config: {config} is valid; the run directory is {loaded.run_dir}")
-    for line in validate_deep(loaded) if deep else validate_light(loaded):
+    machine = Machine(gpu_gib=gpu_memory, shapes=config.parent / "shapes" if shapes is None else shapes)
+    for line in validate_deep(loaded, machine) if deep else validate_light(loaded, machine):
         typer.echo(line)
 
 

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import evaluation_limits
 from online_dpo.errors import ConfigError
-from online_dpo.models import model_files
 from online_dpo.models.inspection import ModelInfo
+from online_dpo.models.shapes import ModelShape
 from online_dpo.reports.trackers.registry import make_trackers
 
 
-def check_lengths(config: RunConfig, model: ModelInfo) -> None:
+def check_lengths(config: RunConfig, model: ModelInfo | ModelShape) -> None:
     """Raises ConfigError when the longest prompt and completion do not fit into the model's context."""
     section = "prompts.max_tokens" if config.prompts is not None else "pairs.max_prompt_tokens"
     lengths = []
@@ -33,7 +33,7 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
                 f"{first} is {num_first} and {second} is {num_second}, together {num_first + num_second}; the context "
                 f"of {config.model.path} is {model.max_model_len} tokens: lower either"
             )
-    switch = model_files.rope_switch(model_files.read_json(model.folder / "config.json", "model.path"))
+    switch = model.rope_switch
     if config.needs_generators and switch is not None and config.max_model_len > switch:
         raise ConfigError(
             f"the longest prompt and completion are together {config.max_model_len} tokens, and {config.model.path} "

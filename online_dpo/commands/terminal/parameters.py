@@ -38,3 +38,15 @@ AsEvents = Annotated[
     bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before judges are asked that cost money.")]
+GpuMemory = Annotated[
+    float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of the GPUs that the run is for.", min=1.0)
+]
+Shapes = Annotated[
+    Path | None,
+    typer.Option(
+        "--shapes",
+        metavar="FOLDER",
+        help="config.json files of models on the hub, as org--name.json; `shapes` beside CONFIG by default.",
+        callback=expect_usable,
+    ),
+]
