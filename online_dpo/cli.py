@@ -92,7 +92,7 @@ def validate(
         typer.echo(dump_config(loaded), nl=False)
         return
     typer.echo(f"config: {config} is valid; the run directory is {loaded.run_dir}")
-    machine = Machine(gpu_gib=gpu_memory, shapes=config.parent / "shapes" if shapes is None else shapes)
+    machine = Machine.of(config, gpu_gib=gpu_memory, shapes=shapes)
     for line in validate_deep(loaded, machine) if deep else validate_light(loaded, machine):
         typer.echo(line)
 
@@ -283,6 +283,26 @@ def judges() -> None:
 
     for line in installed_judges():
         typer.echo(line)
+
+
+@app.command("reward-model")
+def reward_model(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a reward model on preferences, a run's pairs or people's votes; `judge.path` takes its folder."""
+    from online_dpo.commands.reward_model.card import show_report
+    from online_dpo.commands.reward_model.command import train_reward_model
+    from online_dpo.config.loading import load_reward_model
+
+    loaded = load_reward_model(config, overrides or ())
+    report = train_reward_model(loaded, lambda line: typer.echo(line, err=as_json))
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    show_report(report, Console() if sys.stdout.isatty() else Console(width=160))
+    typer.echo(f"\nreward model: {loaded.output}")
 
 
 @app.command()

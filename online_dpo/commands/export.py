@@ -33,10 +33,7 @@ def export(run_dir: Path, out: Path, *, round_number: int | None, merge: bool) -
         UserError: `out` is not empty.
     """
     config = recorded_config(run_dir)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"OUT is {out}, which is a file; name a new folder")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"OUT is {out}, which is not empty; name a new folder")
+    expect_new(out)
     with RunStore.read(run_dir) as store:
         finished = store.finished_rounds()
         if not finished:
@@ -50,13 +47,25 @@ def export(run_dir: Path, out: Path, *, round_number: int | None, merge: bool) -
                 f"{len(finished)}"
             )
         adapter = Adapter.from_files(index + 1, store.round(index).get_files("adapter"))
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         if merge:
             _write_merged(locate(config.model.path, field="model.path"), adapter, folder, dtype=config.model.dtype)
         else:
             for name, content in adapter.files().items():
                 (folder / name).write_bytes(content)
     return index + 1
+
+
+def expect_new(out: Path, *, field: str = "OUT") -> None:
+    """Refuse a folder that has something in it.
+
+    Raises:
+        UserError: it is a file, or not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{field} is {out}, which is a file; name a new folder")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{field} is {out}, which is not empty; name a new folder")
 
 
 def origin(run_dir: Path) -> list[str]:
@@ -66,7 +75,7 @@ def origin(run_dir: Path) -> list[str]:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, *, field: str = "OUT") -> Iterator[Path]:
     """A folder to fill, which becomes `out` when all is written: on a full disk nothing is left behind.
 
     Raises:
@@ -74,14 +83,17 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """
     partial = out.with_name(f".partial-{out.name}")
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir(parents=True)
         try:
             yield partial
             partial.replace(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"OUT is {out}, which cannot be written ({error.strerror}); name a folder that can") from error
+        raise UserError(
+            f"{field} is {out}, which cannot be written ({error.strerror}); name a folder that can"
+        ) from error
 
 
 def _write_merged(base: Path, adapter: Adapter, out: Path, *, dtype: str) -> None:

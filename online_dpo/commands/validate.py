@@ -19,6 +19,7 @@ from online_dpo.commands.preparing.inputs import (
     prepare,
 )
 from online_dpo.commands.preparing.model_checks import check_weights
+from online_dpo.commands.preparing.sft import sft_run
 from online_dpo.config.control import PathReference
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.run import RunConfig
@@ -96,6 +97,10 @@ def validate_deep(config: RunConfig, machine: Machine) -> Iterator[str]:
     yield from estimate.lines()
     estimate.check()
     materials = prepare(config)
+    if estimate.policy is None:  # what was on the hub is here now
+        estimate = Estimate(config, machine)
+        yield from estimate.lines()
+        estimate.check()
     yield "models: every weight is there and has the shape that its model's config gives it; LoRA fits the policy"
     check_weights(materials.models)
     yield "weights: every value is a finite number"
@@ -107,6 +112,10 @@ def validate_deep(config: RunConfig, machine: Machine) -> Iterator[str]:
         yield f"evaluation.sets.{name}: {len(prompts)} prompts"
     if materials.job.pairs is not None:
         yield f"pairs: {describe_draw(materials.job.pairs.head(None))}"
+    if config.sft is not None:
+        before = prepare(sft_run(materials.config))
+        assert before.job.pairs is not None
+        yield f"sft.pairs: {describe_draw(before.job.pairs.head(None))}"
     for name, held_out in materials.job.evaluation_pairs.items():
         yield f"evaluation.pairs.{name}: {describe_draw(held_out)}"
     chat = materials.first.messages is not None

@@ -167,8 +167,13 @@ def find_shape(path: str, folder: Path) -> Path | None:
         path: the hub id, `org/name`.
         folder: of `org--name.json` files.
     """
-    file = folder / f"{path.replace('/', '--')}.json"
+    file = folder / file_name(path)
     return file if file.is_file() else None
+
+
+def file_name(path: str) -> str:
+    """That of a hub id in a folder of shapes."""
+    return f"{path.replace('/', '--')}.json"
 
 
 def _entries(matrices: tuple[tuple[int, int], ...]) -> int:

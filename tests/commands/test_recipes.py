@@ -8,13 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_kit import Outcome, called
+from cli_kit import Outcome, called, write_inputs
 
 from judges.protocol import Question
 from judges.verifier.verifier import Verifier
+from online_dpo.commands.preparing.hours import hours
 from online_dpo.commands.preparing.memory import kept_bytes, lora_parameters
 from online_dpo.config.judges.hosted import VerifierJudge
 from online_dpo.config.loading import load_config
+from online_dpo.embedded import path_of
 from online_dpo.models.shapes import ModelShape, find_shape, read_shape
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
@@ -66,8 +68,6 @@ def test_a_recipe_fits_the_gpus_that_it_names(name: str, place: Path) -> None:
     assert said.code == 0, said
     assert f"GPUs: {number} of {gib} GiB" in said.out and "does not fit" not in said.out
     assert "fit into its shape's context" in said.out and "hours: about " in said.out
-    usual = validate(name, place)  # without a GPU here, a model of the hub is meant for GPUs of 80 GB
-    assert "of 79 GiB; estimates" in usual.out
     config = load_config(RECIPES / f"{name}.yaml")
     assert config.run.name and config.evaluation.every <= config.run.rounds
 
@@ -105,7 +105,12 @@ def test_what_does_not_fit_is_said(name: str, arguments: list[object], message: 
 
 def test_where_a_shape_is_looked_for(place: Path) -> None:
     shutil.copy(RECIPES / "two-nodes.yaml", place / "config.yaml")
-    assert "is a hub id; not looked up without --deep" in called("validate", "config.yaml", cwd=place).out
+    said = called("validate", "config.yaml", cwd=place)
+    assert "is a hub id; not looked up without --deep" in said.out
+    assert "put its config.json there as shapes/meta-llama--Llama-3.1-8B-Instruct.json" in said.out
+    assert "not estimated: judge.path is Skywork/Skywork-Reward-V2-Llama-3.1-8B, and its sizes are not here" in said.out
+    assert "which is no folder" in called("validate", "config.yaml", "--shapes", "nowhere", cwd=place).refusal
+    assert "--gpu-memory is inf" in called("validate", "config.yaml", "--gpu-memory", "inf", cwd=place).refusal
     said = called("validate", "config.yaml", "--shapes", RECIPES / "shapes", cwd=place)
     assert "GPUs: 16 of 79 GiB" in said.out
     (place / "shapes").mkdir()
@@ -120,6 +125,23 @@ def test_where_a_shape_is_looked_for(place: Path) -> None:
         file.write_text(content)
         message = called("validate", "config.yaml", cwd=place).refusal
         assert "meta-llama--Llama-3.1-8B-Instruct.json" in message and complaint in message
+
+
+def test_a_local_model_of_unknown_sizes_is_no_error(tmp_path: Path) -> None:
+    """Where a GPU is in question; nothing is said of GPUs otherwise."""
+    write_inputs(tmp_path, Path("embedded:policy"))
+    assert "GPU" not in called("validate", "config.yaml", cwd=tmp_path).out
+    said = called("validate", "config.yaml", "--gpu-memory", 8, cwd=tmp_path)
+    assert "GPUs: 2 of 8 GiB" in said.out and "not estimated" not in said.out  # a generator and a learner
+    shutil.copytree(path_of("embedded:policy"), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    sizes = json.loads(file.read_text())
+    del sizes["num_attention_heads"]
+    file.write_text(json.dumps(sizes))
+    said = called("validate", "config.yaml", "model.path=model", "--gpu-memory", 8, cwd=tmp_path)
+    assert (
+        said.code == 0 and "not estimated: model.path is model, whose config.json says its sizes in a way" in said.out
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,6 +168,29 @@ def test_numbers_by_hand() -> None:
     layer = 32768 + 2 * (6 * 4096 + 14336) + 2 * (2 * 4096 + 2 * 1024) + 6 * 14336 + 2 * 7 * 16
     assert kept_bytes(llama, 16) == 33 * layer + 6 * 4096
     assert kept_bytes(llama, 16, checkpointed=True) == 32 * 2 * 4096 + 2 * layer + 6 * 4096
+
+
+def test_hours_by_hand() -> None:
+    """Two rounds on an 8 B model: 10 prompts of 100 tokens, 4 answers of 900, one pair of each prompt."""
+    base = load_config(RECIPES / "two-nodes.yaml").model_dump(mode="json")
+    small = {
+        "run": {"rounds": 2}, "overlap": 0, "prompts": {**base["prompts"], "per_round": 10, "max_tokens": 100},
+        "sampling": {**base["sampling"], "num_samples": 4, "max_tokens": 900}, "evaluation": {}, "judge": base["judge"],
+        "model": base["model"], "generator": {"replicas": 2}, "learner": {"num_workers": 2, "epochs": 3},
+    }  # fmt: skip
+    found = hours(load_config(small), shape)
+    assert found is not None
+    peak = 989e12 * 3600
+    p = shape("meta-llama/Llama-3.1-8B-Instruct").num_parameters - 128256 * 4096  # a lookup multiplies nothing
+    q = shape("Skywork/Skywork-Reward-V2-Llama-3.1-8B").num_decoder_parameters
+    # Two engines at a tenth of the peak; a judge at 35 %; two workers, with a reference pass and three epochs of a pass
+    # forward and one back over the two answers of a pair.
+    assert found.sampling == pytest.approx(2 * p * 2 * (40 * 900 + 10 * 100) / (2 * 0.10 * peak))
+    assert found.judging == pytest.approx(2 * q * 2 * 40 * 1000 / (0.35 * peak))
+    assert found.learning == pytest.approx(2 * p * 2 * 10 * 2 * 1000 * (1 + 3 * 2) / (2 * 0.35 * peak))
+    assert found.total == max(found.sampling, found.judging) + found.learning
+    overlapping = hours(load_config({**small, "overlap": 1}), shape)
+    assert overlapping is not None and overlapping.total == max(found.sampling, found.judging, found.learning)
 
 
 def test_the_verifier_reads_the_answers_of_the_recipe() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,9 +12,9 @@ from online_dpo.commands.preparing import memory
 from online_dpo.commands.preparing.hours import JUDGING_SHARE, LEARNING_SHARE, SAMPLING_SHARE, TFLOPS, Hours, hours
 from online_dpo.commands.preparing.memory import ActorMemory
 from online_dpo.config.run import RunConfig
-from online_dpo.errors import ConfigError
-from online_dpo.models.locating import is_hub_id, locate
-from online_dpo.models.shapes import ModelShape, find_shape, read_shape
+from online_dpo.errors import ConfigError, ModelError, UserError
+from online_dpo.models.locating import cached_config, is_hub_id, locate
+from online_dpo.models.shapes import SHAPES, ModelShape, file_name, find_shape, read_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,19 @@ class Machine:
 
     gpu_gib: float | None = None  # of each GPU; None = of this machine's, or of a usual one
     shapes: Path | None = None  # the folder of shapes
+
+    @classmethod
+    def of(cls, config: Path, *, gpu_gib: float | None, shapes: Path | None) -> Machine:
+        """As the command line has it: without a folder of shapes, the one beside the config is taken.
+
+        Raises:
+            UserError: the memory is no number, or the folder is none.
+        """
+        if gpu_gib is not None and not math.isfinite(gpu_gib):
+            raise UserError(f"--gpu-memory is {gpu_gib}; give the GiB of a GPU, such as 79")
+        if shapes is not None and not shapes.is_dir():
+            raise UserError(f"--shapes is {shapes}, which is no folder; give one with files such as org--name.json")
+        return cls(gpu_gib=gpu_gib, shapes=config.parent / SHAPES if shapes is None else shapes)
 
 
 class Estimate:
@@ -40,14 +54,18 @@ class Estimate:
     def lines(self) -> Iterator[str]:
         """Memory of each actor, GPUs in all, what does not fit, and hours; nothing where no GPU is in question."""
         gpu_gib = self._gpu_gib()
-        if gpu_gib is None or self.policy is None:
+        if gpu_gib is None:
             return
         actors = memory.actors_memory(self._config, self.shape, gpu_gib)
-        yield f"GPUs: {memory.num_gpus(actors, self._config):g} of {gpu_gib:.0f} GiB; estimates for each of them:"
-        for actor in actors:
-            yield f"  {_memory(actor)}"
-        for sentence in memory.too_large(actors, self._config, gpu_gib):
-            yield f"  does not fit: {sentence}"
+        if self.policy is not None:
+            yield f"GPUs: {memory.num_gpus(actors, self._config):g} of {gpu_gib:.0f} GiB; estimates for each of them:"
+            for actor in actors:
+                yield f"  {_memory(actor)}"
+            for sentence in memory.too_large(actors, self._config, gpu_gib):
+                yield f"  does not fit: {sentence}"
+        for field, path in memory.models(self._config):
+            if self.shape(path) is None:
+                yield f"memory not estimated: {field} is {path}, {self._why_unknown(path)}"
         found = hours(self._config, self.shape)
         if found is not None:
             yield _time(found)
@@ -67,9 +85,25 @@ class Estimate:
 
     def _shape(self, path: str) -> ModelShape | None:
         if not is_hub_id(path):
-            return read_shape(locate(path, field="the model") / "config.json", field=path)
+            return self._of_file(locate(path, field="the model") / "config.json", path)
         file = None if self._machine.shapes is None else find_shape(path, self._machine.shapes)
-        return None if file is None else read_shape(file, field=path)
+        if file is not None:
+            return read_shape(file, field=path)
+        cached = cached_config(path)
+        return None if cached is None else self._of_file(cached, path)
+
+    def _of_file(self, file: Path, path: str) -> ModelShape | None:
+        """A model's own file; families that say their sizes in another way can run all the same."""
+        try:
+            return read_shape(file, field=path)
+        except ModelError:
+            return None
+
+    def _why_unknown(self, path: str) -> str:
+        if not is_hub_id(path):
+            return "whose config.json says its sizes in a way that is not known here"
+        folder = self._machine.shapes or SHAPES
+        return f"and its sizes are not here; put its config.json there as {folder}/{file_name(path)}"
 
 
 def _memory(actor: ActorMemory) -> str:

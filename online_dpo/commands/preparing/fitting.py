@@ -20,9 +20,10 @@ def check_lengths(config: RunConfig, model: ModelInfo | ModelShape) -> None:
     lengths = []
     if config.needs_generators:
         lengths.append((section, config.max_prompt_tokens, "sampling.max_tokens", config.sampling.max_tokens))
-    if config.pairs is not None:
-        limits = (config.pairs.max_prompt_tokens, config.pairs.max_completion_tokens)
-        lengths.append(("pairs.max_prompt_tokens", limits[0], "pairs.max_completion_tokens", limits[1]))
+    for field, pairs in (("pairs", config.pairs), ("sft.pairs", None if config.sft is None else config.sft.pairs)):
+        if pairs is not None:
+            limits = (pairs.max_prompt_tokens, pairs.max_completion_tokens)
+            lengths.append((f"{field}.max_prompt_tokens", limits[0], f"{field}.max_completion_tokens", limits[1]))
     for name, held_out in config.evaluation.pairs.items():
         of_set, field = evaluation_limits(config, held_out), f"evaluation.pairs.{name}"
         prompt, completion = of_set.max_prompt_tokens, of_set.max_completion_tokens

@@ -94,6 +94,24 @@ def actors_memory(config: RunConfig, shapes: Shapes, gpu_gib: float) -> list[Act
     return found
 
 
+def models(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """(field, path) of each model that takes memory of the run's own GPUs."""
+    yield "model.path", config.model.path
+    if isinstance(config.reference, PathReference) and config.reference.path != config.model.path:
+        yield "reference.path", config.reference.path
+    for field, section in judge_sections(config).items():
+        for place, judge in hosted_judges(section, field):
+            if (path := _path_of(judge)) is not None:
+                yield f"{place}.path" if isinstance(judge, RewardModelJudge) else f"{place}.engine.path", path
+
+
+def _path_of(judge: object) -> str | None:
+    """Of the model that a judge's own process holds."""
+    if isinstance(judge, RewardModelJudge):
+        return judge.path
+    return judge.engine.path if isinstance(judge, LlmJudge) and judge.engine is not None else None
+
+
 def num_gpus(actors: list[ActorMemory], config: RunConfig) -> float:
     """GPUs of all actors together."""
     return 1.0 if config.layout == "colocated" else sum(actor.number * actor.num_gpus for actor in actors)
@@ -176,12 +194,12 @@ def _learner(config: RunConfig, policy: ModelShape, shapes: Shapes) -> ActorMemo
 
 def _judge(field: str, judge: RewardModelJudge | LlmJudge, shapes: Shapes, gpu_gib: float) -> Iterator[ActorMemory]:
     """Nothing for an endpoint, whose memory is somebody else's."""
-    engine = judge.engine
-    path = judge.path if isinstance(judge, RewardModelJudge) else None if judge.engine is None else judge.engine.path
+    engine, path = judge.engine, _path_of(judge)
     shape = None if path is None else shapes(path)
     if shape is None:
         return
-    dtype = judge.dtype if isinstance(judge, RewardModelJudge) else "bfloat16"
+    dtype = judge.engine.dtype if isinstance(judge, LlmJudge) and judge.engine is not None else "bfloat16"
+    dtype = judge.dtype if isinstance(judge, RewardModelJudge) else dtype
     parts, limit = {"weights": _weights(shape, BYTES[dtype], None)}, None
     advice = f"set {field}.dtype to bfloat16, or take a smaller model"
     if engine is not None:
