@@ -161,7 +161,12 @@ def expect_text(value: Any, path: str = "") -> None:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML, every default written out; `load_config` reads the same config from it."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(config.model_dump(mode="python"))))
+    return to_yaml(config.model_dump(mode="python"))
+
+
+def to_yaml(mapping: dict[str, Any]) -> str:
+    """A mapping as YAML from which the same is read again, whatever its texts look like."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(mapping)))
 
 
 def _plain(value: Any) -> Any:

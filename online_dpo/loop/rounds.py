@@ -21,6 +21,14 @@ from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import AnswersMissing
 from online_dpo.loop.annotation import annotate
 from online_dpo.loop.calls import Calls
+from online_dpo.loop.candidates.figures import (
+    candidate_warnings,
+    describe_candidates,
+    on_policy_share,
+    scores_of,
+    split,
+)
+from online_dpo.loop.candidates.writers import Writers
 from online_dpo.loop.compared_policies import initial_answers
 from online_dpo.loop.control import advance, findings, measure
 from online_dpo.loop.draws import DrawnPrompts, draw_items, sampled_version, samples
@@ -35,7 +43,7 @@ from online_dpo.loop.rollouts import Collected
 from online_dpo.loop.sampling import RoundSampler
 from online_dpo.loop.stages import Event, Stages
 from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
-from online_dpo.loop.verdicts import report_on
+from online_dpo.loop.verdicts import NOTHING_SAID, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
 from online_dpo.statistics.domains import describe_domains
@@ -59,6 +67,7 @@ class Job:
     pairs: PairSource | None = None
     evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
     overlaps: Sequence[Overlap] = ()  # training prompts that are held out as well
+    writers: Writers | None = None  # of candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +131,7 @@ class Rounds:
         in_turns = job.config.layout == "colocated"
         self.calls = Calls(stages, people)
         self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
-        self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher)
+        self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher, job.writers)
 
     def play(self, position: Position) -> Generator[Event, None, Position]:
         """One round, from its first uncommitted piece of work to its commit.
@@ -167,9 +176,10 @@ class Rounds:
         self, store: RoundStore, position: Position, drawn: DrawnPrompts, collected: Collected
     ) -> Generator[Event, None, Gathered]:
         """The round's own pairs, or labelled answers; an annotator settles the pairs where there is one."""
-        config, said = self.config, collected.said[REWARD]
+        config, said = self.config, collected.said.get(REWARD, NOTHING_SAID)
         selected = select(config, drawn.prompts, collected.completions, said.verdicts, store.index)
-        reports, annotator = {REWARD: report_on(collected.completions, said)}, {}
+        own, judged = split(collected.completions, config.assumed_better)
+        reports, annotator = {name: report_on(judged, found) for name, found in collected.said.items()}, {}
         if config.pairing.annotator is not None:
             yield Event(kind="stage", round_index=store.index, data={"stage": "annotating"})
             annotated = yield from annotate(config, self.calls, store, selected)
@@ -177,11 +187,12 @@ class Rounds:
             reports[ANNOTATOR] = report_on(annotated.answers, annotated.said)
             annotator = {"annotator": {**annotated.figures, **annotated.said.counters}}
         figures = {
-            **describe_completions(collected.completions),
+            **describe_completions(own),
             **selected.figures,
             **annotator,
             **said.counters,
-            REWARD: mean([verdict.score for verdict in said.verdicts if verdict.score is not None]),
+            REWARD: mean(scores_of(own, said.verdicts)),
+            **describe_candidates(config, store, collected.completions, said.verdicts, selected.items),
         }
         if config.prompts is not None and config.prompts.sources:
             of_all = (drawn.prompts, collected.completions, said.verdicts, selected.items)
@@ -208,7 +219,8 @@ class Rounds:
         items = yield from commit_items(
             self.config, self.calls, store, gathered.items, written.items, reference, version
         )
-        figures = {**gathered.figures, **written.figures, **describe_items(items), **committed_sources(store)}
+        shares = {"on_policy_share": on_policy_share(items, version)} if self.config.candidates else {}
+        figures = {**gathered.figures, **written.figures, **describe_items(items), **committed_sources(store), **shares}
         return replace(gathered, items=items, figures=figures, pairs_cursor=written.cursor)
 
     def update(self, index: int, items: Items, beta_factor: float) -> Generator[Event, None, dict[str, float]]:
@@ -293,6 +305,7 @@ class Rounds:
         index, control = position.round_index, position.control
         assert updated.adapter is not None
         summary["warnings"] = [*judge_warnings(summary), *update_warnings(summary, self.config.learner)]
+        summary["warnings"] += candidate_warnings(self.store, index, summary)
         if summary["evaluation"]:
             since = compare_with_best(
                 partial(committed_evaluation, self.store),

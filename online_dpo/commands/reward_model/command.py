@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from judges.protocol import Question
-from online_dpo.commands.export import expect_new, new_folder
+from online_dpo.commands.handover.folders import expect_new, new_folder
 from online_dpo.commands.reward_model.card import write_card
 from online_dpo.commands.reward_model.preferences import Sides, prepare_sides
 from online_dpo.config.reward_model.section import RewardModelConfig
