@@ -14,9 +14,8 @@ from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from online_dpo.config.run import RunConfig
-from online_dpo.data.mixtures import PromptMixture
+from online_dpo.data.mixtures import AnyPrompts, PromptMixture
 from online_dpo.data.preferences import PairDraw
-from online_dpo.data.prompts import PromptSource
 from online_dpo.types import Message, Prompt, PromptContent
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Overlap:
 
 def decontaminate(
     config: RunConfig,
-    prompts: PromptSource | PromptMixture | None,
+    prompts: AnyPrompts | None,
     sets: Mapping[str, Iterable[Prompt]],
     pairs: Mapping[str, PairDraw],
 ) -> tuple[Overlap, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, lcm
-from typing import Any
+from typing import Any, TypeAlias
 
 from online_dpo.config.data import PromptSet, names_of
 from online_dpo.config.run import RunConfig
@@ -114,6 +114,9 @@ class PromptMixture:
         return {name: cursor.parts[name] for name in self.sources}  # committed JSON has its keys in another order
 
 
+AnyPrompts: TypeAlias = PromptSource | PromptMixture
+
+
 def allot(weights: Sequence[int], drawn: Sequence[int], n: int) -> list[int]:
     """Which data set each of the next `n` prompts is of.
 
@@ -153,7 +156,7 @@ def whole_numbers(weights: Sequence[float]) -> list[int]:
     return [int(weight * scale) for weight in exact]
 
 
-def load_prompts(config: RunConfig, **common: Any) -> PromptSource | PromptMixture | None:
+def load_prompts(config: RunConfig, **common: Any) -> AnyPrompts | None:
     """The prompts that a run samples for; None where there are none.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any
 
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor, MixtureCursor, read_cursor
-from online_dpo.data.mixtures import PromptMixture
+from online_dpo.data.mixtures import AnyPrompts
 from online_dpo.data.preferences import PairSource
-from online_dpo.data.prompts import REASONS, PromptSource
+from online_dpo.data.prompts import REASONS
 from online_dpo.errors import ConfigError, DataError
 from online_dpo.learner.items import kind_of
 from online_dpo.loop.items import name_of_items
@@ -69,7 +69,7 @@ def training_plan(config: RunConfig, index: int) -> SamplingPlan:
 
 
 def draw_prompts(
-    config: RunConfig, source: PromptSource | PromptMixture, store: RoundStore, cursor: Cursor | MixtureCursor
+    config: RunConfig, source: AnyPrompts, store: RoundStore, cursor: Cursor | MixtureCursor
 ) -> DrawnPrompts:
     """A round's prompts, drawn once and committed with where the next round's begin."""
     if not store.has("prompts"):

@@ -8,8 +8,7 @@ from functools import partial
 from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor, MixtureCursor
-from online_dpo.data.mixtures import PromptMixture
-from online_dpo.data.prompts import PromptSource
+from online_dpo.data.mixtures import AnyPrompts
 from online_dpo.loop.calls import Calls
 from online_dpo.loop.candidates.writers import Writers, needs_policy
 from online_dpo.loop.candidates.writing import Writing
@@ -32,7 +31,7 @@ class RoundSampler:
     def __init__(
         self,
         config: RunConfig,
-        prompts: PromptSource | PromptMixture | None,
+        prompts: AnyPrompts | None,
         calls: Calls,
         store: RunStore,
         pusher: Pusher,

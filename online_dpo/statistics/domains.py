@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from online_dpo.config.data import PromptsSection
 from online_dpo.statistics.samples import mean
 from online_dpo.types import DOMAIN, Completion, Items, Prompt, Verdict
 
@@ -16,6 +18,19 @@ def by_domain(prompts: Sequence[Prompt]) -> dict[str, frozenset[str]]:
     return {domain: frozenset(found[domain]) for domain in sorted(found)}
 
 
+def domain_figures(
+    section: PromptsSection | None,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    verdicts: Sequence[Verdict],
+    items: Items,
+) -> dict[str, Any]:
+    """`domains` of a round's summary, where its prompts are a mixture."""
+    if section is None or not section.sources:
+        return {}
+    return {"domains": describe_domains(prompts, completions, verdicts, items)}
+
+
 def describe_domains(
     prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict], items: Items
 ) -> dict[str, dict[str, float | int | None]]:
@@ -23,7 +38,7 @@ def describe_domains(
 
     Args:
         prompts: that it drew.
-        completions: of these.
+        completions: the policy's own of these.
         verdicts: of the training judge.
         items: pairs or labelled answers that came of it.
 
@@ -32,14 +47,15 @@ def describe_domains(
         length and truncation as `describe_samples` has them.
     """
     described: dict[str, dict[str, float | int | None]] = {}
+    sampled = {(c.prompt_id, c.sample_index) for c in completions}
     for domain, ids in by_domain(prompts).items():
         own = [item.prompt.prompt_id for item in items if item.prompt.prompt_id in ids]
-        scores = [v.score for v in verdicts if v.prompt_id in ids and v.score is not None]
+        said = [v for v in verdicts if v.prompt_id in ids and (v.prompt_id, v.first) in sampled]
         described[domain] = {
             "num_prompts": len(ids),
             "num_prompts_used": len(set(own)),
             "num_items": len(own),
-            "reward": mean(scores),
+            "reward": mean([v.score for v in said if v.score is not None]),
             **describe_samples([c for c in completions if c.prompt_id in ids]),
         }
     return described

@@ -19,11 +19,11 @@ from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
 from online_dpo.config.run import RunConfig
 from online_dpo.config.threads import resolve_threads
-from online_dpo.data.decontamination import decontaminate
+from online_dpo.data.decontamination import Overlap, decontaminate
 from online_dpo.data.encoding import PromptEncoder
-from online_dpo.data.mixtures import PromptMixture, load_evaluation_sets, load_prompts
+from online_dpo.data.mixtures import AnyPrompts, PromptMixture, load_evaluation_sets, load_prompts
 from online_dpo.data.preference_files import peek_preferences
-from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
+from online_dpo.data.preferences import PairDraw, load_evaluation_pairs, load_pairs
 from online_dpo.data.prompts import Cursor, validate_source
 from online_dpo.errors import JudgeError, ModelError
 from online_dpo.loop.draws import check_one_form, first_written
@@ -193,8 +193,18 @@ def load_inputs(inputs: Inputs) -> Materials:
     )
 
 
-def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
-    """Load every data set; the job, and the prompt in whose form judges are tried.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllPrompts:
+    """The prompts of a run, those to train on and those that are held out."""
+
+    prompts: AnyPrompts | None  # without those that are to be left out
+    sets: Mapping[str, tuple[Prompt, ...]]
+    pairs: Mapping[str, PairDraw]
+    overlaps: tuple[Overlap, ...]
+
+
+def load_all_prompts(config: RunConfig, model: ModelInfo, tokenizer: Any) -> AllPrompts:
+    """Load the prompts of a run, and leave out what the config says.
 
     Raises:
         UserError: a data set is malformed, or has not enough usable rows.
@@ -206,9 +216,19 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         "seed": config.run.seed,
     }
     sets = load_evaluation_sets(config, **common)
-    evaluation_pairs = load_evaluation_pairs(config, tokenizer, model)
-    prompts, sampled = load_prompts(config, **common), [prompt for found in sets.values() for prompt in found]
-    overlaps = decontaminate(config, prompts, sets, evaluation_pairs)
+    pairs = load_evaluation_pairs(config, tokenizer, model)
+    prompts = load_prompts(config, **common)
+    return AllPrompts(prompts=prompts, sets=sets, pairs=pairs, overlaps=decontaminate(config, prompts, sets, pairs))
+
+
+def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
+    """Load every data set; the job, and the prompt in whose form judges are tried.
+
+    Raises:
+        UserError: a data set is malformed, or has not enough usable rows.
+    """
+    asked = load_all_prompts(config, model, tokenizer)
+    prompts, sampled = asked.prompts, [prompt for found in asked.sets.values() for prompt in found]
     if config.prompts is not None and prompts is not None:
         if isinstance(prompts, PromptMixture):
             prompts.check(config.prompts.per_round, config.run.rounds)
@@ -227,7 +247,7 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
     job = Job(
         config=config,
         prompts=prompts,
-        evaluation_sets=sets,
+        evaluation_sets=asked.sets,
         probe=probe_rows(
             [p.token_ids for p in first],
             min(vocab_size, len(tokenizer)),
@@ -235,8 +255,8 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
             max_tokens=config.max_model_len - 1,
         ),
         pairs=pairs,
-        evaluation_pairs=evaluation_pairs,
-        overlaps=overlaps,
+        evaluation_pairs=asked.pairs,
+        overlaps=asked.overlaps,
         writers=load_writers(config, tokenizer, model, first[0]),
     )
     return job, first[0]
