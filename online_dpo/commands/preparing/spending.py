@@ -18,7 +18,7 @@ from online_dpo.config.human_checks import human_judges
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import JudgeSection, OuterJudge, hosted_judges
 from online_dpo.config.pairing import ANNOTATOR
-from online_dpo.data.prompts import Cursor
+from online_dpo.data.drawing import Cursor, MixtureCursor
 from online_dpo.loop.draws import samples
 from online_dpo.models.tokenizer import load_tokenizer
 from online_dpo.store.run_store import RunStore
@@ -160,7 +160,8 @@ class _Plan:
 
     def _training_prompts(self) -> Sequence[Prompt]:
         """The first of the run's prompts in the order in which they are drawn, which is shuffled."""
-        source, config, cursor = self._job.prompts, self._config, Cursor()
+        source, config = self._job.prompts, self._config
+        cursor: Cursor | MixtureCursor = Cursor()
         found: list[Prompt] = []
         if source is None or config.prompts is None:
             return found
