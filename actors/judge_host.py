@@ -53,7 +53,7 @@ class JudgeHost:
 
     async def try_it(
         self, chat: bool, metadata: Mapping[str, Any] | None = None, rules: PairingSection | None = None
-    ) -> None:
+    ) -> list[Verdict]:
         """Build the judge and try it on two canned completions.
 
         Args:
@@ -61,11 +61,14 @@ class JudgeHost:
             metadata: that of the run's first prompt.
             rules: of the training judge; where they read scores, it must give some.
 
+        Returns:
+            What it said about the two.
+
         Raises:
             JudgeError: it cannot be built, or does not keep its contract.
             ModelError: its model's folder is missing or incomplete.
         """
-        await try_judges(self._ready(), chat=chat, metadata=metadata, rules=rules)
+        return await try_judges(self._ready(), chat=chat, metadata=metadata, rules=rules)
 
     async def judge_shard(self, shard: Shard, completions: Sequence[Completion], again: bool = False) -> Judged:
         """Judge all completions of a shard. Batches never cross shards, so a redone shard gets the same verdicts.

@@ -38,6 +38,14 @@ def config_reference() -> str:
     return markdown_reference()
 
 
+def reward_model_reference() -> str:
+    """Every field of the config of `online-dpo reward-model`."""
+    from online_dpo.commands.config import markdown_reference
+    from online_dpo.config.reward_model.section import RewardModelConfig
+
+    return markdown_reference(RewardModelConfig)
+
+
 def event_reference() -> str:
     """Every kind of event, when it comes, and its data."""
     from online_dpo.reports.listening import EVENTS
@@ -53,6 +61,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "cli.md": cli_reference,
     "config.md": config_reference,
     "events.md": event_reference,
+    "reward-model.md": reward_model_reference,
 }
 """File in `_generated/` -> what makes it."""
 

@@ -21,7 +21,7 @@ ANSWERS = (" a quiet joy from the first scene to the last.", " far too long, and
 
 async def try_judges(
     caller: Caller, *, chat: bool, metadata: Mapping[str, Any] | None = None, rules: PairingSection | None = None
-) -> None:
+) -> list[Verdict]:
     """Try a judge, after those inside it, so that what is said names the one that is wrong.
 
     Args:
@@ -29,6 +29,9 @@ async def try_judges(
         chat: whether the run's prompts are chat messages.
         metadata: that of the run's first prompt.
         rules: of the training judge; where they read scores, it must give some.
+
+    Returns:
+        What the judge said about the two.
 
     Raises:
         JudgeError: a line for each that does not keep its contract.
@@ -46,6 +49,7 @@ async def try_judges(
     )
     if rules is not None and rules.score_reader is not None and scores_nothing(said):
         raise JudgeError(explain_no_scores(rules, caller.label))
+    return said
 
 
 async def try_judge(

@@ -17,6 +17,7 @@ _siblings.pin()
 if TYPE_CHECKING:
     from judges.protocol import Abstain, Judge, Question
     from judges.user.writing import write_judge
+    from online_dpo.commands.handover.reward_function import RewardFunction, as_reward_function
     from online_dpo.commands.run import resume, run
     from online_dpo.config.loading import load_config
     from online_dpo.config.run import RunConfig
@@ -39,6 +40,7 @@ _EXPORTS = {
     "Pair": "online_dpo.types",
     "Prompt": "online_dpo.types",
     "Question": "judges.protocol",
+    "RewardFunction": "online_dpo.commands.handover.reward_function",
     "RoundResult": "online_dpo.reports.results",
     "RunConfig": "online_dpo.config.run",
     "RunResult": "online_dpo.reports.run_result",
@@ -47,6 +49,7 @@ _EXPORTS = {
     "Tracker": "online_dpo.reports.trackers.tracker",
     "UserError": "online_dpo.errors",
     "Verdict": "online_dpo.types",
+    "as_reward_function": "online_dpo.commands.handover.reward_function",
     "load_config": "online_dpo.config.loading",
     "resume": "online_dpo.commands.run",
     "run": "online_dpo.commands.run",
@@ -63,6 +66,7 @@ __all__ = [
     "Pair",
     "Prompt",
     "Question",
+    "RewardFunction",
     "RoundResult",
     "RunConfig",
     "RunResult",
@@ -71,6 +75,7 @@ __all__ = [
     "Tracker",
     "UserError",
     "Verdict",
+    "as_reward_function",
     "load_config",
     "resume",
     "run",

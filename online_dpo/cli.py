@@ -11,7 +11,22 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from online_dpo.commands.terminal.parameters import AsEvents, Config, Overrides, Quiet, RunDir, Yes, expect_usable
+from online_dpo.commands.terminal.parameters import (
+    AsEvents,
+    Config,
+    DryRun,
+    ForTrainer,
+    GpuMemory,
+    Overrides,
+    Private,
+    PushToHub,
+    Quiet,
+    Reference,
+    RunDir,
+    Shapes,
+    Yes,
+    expect_usable,
+)  # fmt: skip
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
 from online_dpo.version import __version__
@@ -69,8 +84,11 @@ def validate(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the config with every default filled in, and check no more.")
     ] = False,
+    gpu_memory: GpuMemory = None,
+    shapes: Shapes = None,
 ) -> None:
-    """Check a config and what it names, without starting an engine; says what was not checked."""
+    """Check a config and what it names, without starting an engine; says what it needs and what was not checked."""
+    from online_dpo.commands.preparing.estimating import Machine
     from online_dpo.commands.validate import validate_deep, validate_light
     from online_dpo.config.loading import dump_config, load_config
 
@@ -79,7 +97,8 @@ def validate(
         typer.echo(dump_config(loaded), nl=False)
         return
     typer.echo(f"config: {config} is valid; the run directory is {loaded.run_dir}")
-    for line in validate_deep(loaded) if deep else validate_light(loaded):
+    machine = Machine.of(config, gpu_gib=gpu_memory, shapes=shapes)
+    for line in validate_deep(loaded, machine) if deep else validate_light(loaded, machine):
         typer.echo(line)
 
 
@@ -164,15 +183,21 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=expect_usable)],
     round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
+    trainer: ForTrainer = None,
+    reference: Reference = "run",
+    repo_id: PushToHub = None,
+    private: Private = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Write a round's policy as a PEFT adapter, or as a merged model."""
-    from online_dpo.commands.export import export as write
-    from online_dpo.commands.export import origin
+    """Write a round's policy with a model card: a PEFT adapter, a merged model, or a start for another trainer."""
+    from online_dpo.commands.export import Options, export_lines
 
-    number = write(run_dir, out, round_number=round_number, merge=merge)
-    typer.echo(f"round {number} of {run_dir}: {'merged model' if merge else 'adapter'} in {out}")
-    for line in origin(run_dir):
-        typer.echo(f"the run was {line}")
+    options = Options(
+        round_number=round_number, merge=merge, trainer=trainer, reference=reference,
+        repo_id=repo_id, private=private, dry_run=dry_run,
+    )  # fmt: skip
+    for line in export_lines(run_dir, out, options):
+        typer.echo(line)
 
 
 @app.command()
@@ -269,6 +294,26 @@ def judges() -> None:
 
     for line in installed_judges():
         typer.echo(line)
+
+
+@app.command("reward-model")
+def reward_model(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a reward model on preferences, a run's pairs or people's votes; `judge.path` takes its folder."""
+    from online_dpo.commands.reward_model.card import show_report
+    from online_dpo.commands.reward_model.command import train_reward_model
+    from online_dpo.config.loading import load_reward_model
+
+    loaded = load_reward_model(config, overrides or ())
+    report = train_reward_model(loaded, lambda line: typer.echo(line, err=as_json))
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    show_report(report, Console() if sys.stdout.isatty() else Console(width=160))
+    typer.echo(f"\nreward model: {loaded.output}")
 
 
 @app.command()

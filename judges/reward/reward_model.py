@@ -18,6 +18,7 @@ from judges.calling import Caller
 from judges.hosting import NO_HOSTING, Hosting, Scorer, ScorerRequest
 from judges.protocol import Limits, Question, count
 from judges.reward.classifier import Classifier
+from judges.reward.inputs import cut_input, encode_input
 from judges.spec import JudgeSpec
 from judges.threads import in_thread
 from online_dpo.config.judges.hosted import RewardModelJudge, ScoringEngineSection
@@ -140,8 +141,8 @@ class RewardModel:
             if given_up.is_set():
                 return [], 0
         try:
-            encoded = [self._encode(prompt, completion) for prompt, completion in texts]
-            rows = [self._cut(ids) for ids in encoded]
+            encoded = [encode_input(self._tokenizer, prompt, completion) for prompt, completion in texts]
+            rows = [cut_input(self._tokenizer, ids, self._max_tokens) for ids in encoded]
             logits = self._scorer.logits([self._until_read(row) for row in rows])
         finally:
             self._lock.release()
@@ -154,26 +155,6 @@ class RewardModel:
             return ids
         end = max((i + 1 for i, token in enumerate(ids) if token != self._own_pad_id), default=1)
         return ids[:end]
-
-    def _encode(self, prompt: PromptContent, completion: str) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self._tokenizer(prompt + completion).input_ids)
-        if self._tokenizer.chat_template is None:
-            raise JudgeError(
-                "has no chat template, and the prompts are chat messages; choose a reward model for chats, or use "
-                "plain text prompts"
-            )
-        messages = [*prompt, {"role": "assistant", "content": completion}]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        # The template has written the special tokens already, a BOS among them.
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """At most `max_tokens`: the start of the prompt goes first, never the end, nor a leading BOS or CLS."""
-        if len(ids) <= self._max_tokens:
-            return ids
-        keep = 1 if ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) else 0
-        return ids[:keep] + ids[len(ids) - self._max_tokens + keep :]
 
     def _input_limit(self, max_tokens: int | None, positions: int | None, field: str) -> int:
         if max_tokens is not None and positions is not None and max_tokens > positions:

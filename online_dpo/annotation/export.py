@@ -83,6 +83,21 @@ def make_export(snapshot: Snapshot, format: Format) -> Export:
         snapshot: of a store.
         format: of all files.
     """
+    preferences, left_out = preference_rows(snapshot)
+    votes = [_vote_row(snapshot, vote) for vote in snapshot.votes]
+    files = {
+        **_files("preferences", preferences, _PREFERENCE, ("chosen", "rejected"), format),
+        **_files("votes", votes, _VOTE_ROW, (), format),
+    }
+    return Export(files=files, num_preferences=len(preferences), num_votes=len(votes), left_out=left_out)
+
+
+def preference_rows(snapshot: Snapshot) -> tuple[list[Row], dict[str, int]]:
+    """The settled questions that have a winner by the consensus of the rules; why how many others make no preference.
+
+    Args:
+        snapshot: of a store.
+    """
     rules, counted = snapshot.rules, snapshot.counted()
     settled = {name: votes for name, votes in counted.items() if name not in snapshot.unsettled}
     found = find_consensus(
@@ -97,12 +112,7 @@ def make_export(snapshot: Snapshot, format: Format) -> Export:
             left_out[reason] += 1
         else:
             preferences.append(_preference_row(snapshot.questions[name], found[name], counted[name]))
-    votes = [_vote_row(snapshot, vote) for vote in snapshot.votes]
-    files = {
-        **_files("preferences", preferences, _PREFERENCE, ("chosen", "rejected"), format),
-        **_files("votes", votes, _VOTE_ROW, (), format),
-    }
-    return Export(files=files, num_preferences=len(preferences), num_votes=len(votes), left_out=dict(left_out))
+    return preferences, dict(left_out)
 
 
 def write_export(export: Export, folder: Path) -> None:

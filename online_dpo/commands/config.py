@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from online_dpo.config.base import Section
 from online_dpo.config.run import RunConfig
 
 WIDTH = 120
@@ -27,9 +28,13 @@ Node = Mapping[str, Any]
 """A part of a JSON schema."""
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a config file, for editors: `# yaml-language-server: $schema=FILE`."""
-    schema = RunConfig.model_json_schema()
+def json_schema(config: type[Section] = RunConfig) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a config file, for editors: `# yaml-language-server: $schema=FILE`.
+
+    Args:
+        config: what the whole file is.
+    """
+    schema = config.model_json_schema()
     for part in schema["$defs"].values():
         kind = part["properties"].get("type", {})
         if "const" in kind:
@@ -38,7 +43,8 @@ def json_schema() -> dict[str, Any]:
             for option in (field, *field.get("anyOf", ())):
                 if "patternProperties" in option:  # of names: other keys are refused
                     option["additionalProperties"] = False
-    schema["$defs"]["SigmoidObjective"]["required"].remove("type")  # the type of an objective that names none
+    if config is RunConfig:
+        schema["$defs"]["SigmoidObjective"]["required"].remove("type")  # the type of an objective that names none
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -48,9 +54,9 @@ def yaml_reference() -> str:
     return HEADER + "\n".join(reference.yaml_lines(reference.root, path="", depth=0, is_live=True)) + "\n"
 
 
-def markdown_reference() -> str:
-    """A table of fields for each section, and for each member of a union."""
-    reference = _Reference(json_schema())
+def markdown_reference(config: type[Section] = RunConfig) -> str:
+    """A table of fields for each section, and for each member of a union; of the config as `json_schema` has it."""
+    reference = _Reference(json_schema(config))
     return "\n".join(reference.markdown_lines(reference.root))
 
 

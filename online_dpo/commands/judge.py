@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from online_dpo.config.judges.human import HumanJudge
-from online_dpo.config.loading import load_judges
+from online_dpo.config.loading import JudgesConfig, load_judges
 from online_dpo.config.run import RunConfig
 from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError, UserError
@@ -47,12 +47,7 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
     from actors.judge_host import JudgeHost  # neither Ray nor an engine is needed
     from judges.registry import make_spec
 
-    section, field = _section(config, overrides, options.judge)
-    if isinstance(section, HumanJudge):
-        raise ConfigError(
-            f"{field}.type is human, and people are asked in a run alone: start one with `online-dpo run {config}`, "
-            f"and open its questions with `online-dpo annotate`"
-        )
+    section, field = section_of(load_judges(config, overrides), options.judge, source=str(config), option="--judge")
     rows = read_rows(file, gold=options.gold, limit=options.limit)
     spec = make_spec(section, field=field, base_dir=Path.cwd())
     host = JudgeHost(spec, threads=section.threads if isinstance(section.threads, int) else None)
@@ -119,7 +114,7 @@ def estimate_run(
     loaded = load_judges(config, overrides)
     if not isinstance(loaded, RunConfig):
         raise ConfigError(f"{config} has judges alone, and --estimate is of a whole run; add model and prompts")
-    field = "" if judge is None else _section(config, overrides, judge)[1]
+    field = "" if judge is None else section_of(loaded, judge, source=str(config), option="--judge")[1]
     expected = [one for one in expected_spending(prepare(loaded)) if f"{one.field}.".startswith(field and f"{field}.")]
     if as_json:
         yield json.dumps(spending.as_json(expected))
@@ -182,16 +177,30 @@ async def _judge(host: Any, rows: Sequence[JudgeRow], *, swapped: bool = False) 
     return replace(judged, verdicts=verdicts)
 
 
-def _section(config: Path, overrides: Sequence[str], name: str | None) -> tuple[Any, str]:
-    loaded = load_judges(config, overrides)
-    if name is None:
-        if loaded.judge is None:
-            raise ConfigError(f"{config} has no judge section; add one, or name one of evaluation.judges by --judge")
-        return loaded.judge, "judge"
-    judges = loaded.evaluation.judges
-    if name not in judges:
-        raise ConfigError(f"--judge {name} is none of evaluation.judges; they are: {', '.join(judges) or 'none'}")
-    return judges[name], f"evaluation.judges.{name}"
+def section_of(config: RunConfig | JudgesConfig, name: str | None, *, source: str, option: str) -> tuple[Any, str]:
+    """The judge that is meant, and its field in the config.
+
+    Args:
+        config: with judges.
+        name: one of `evaluation.judges`; None = the training judge.
+        source: what the config is called in errors.
+        option: what `name` is called there.
+
+    Raises:
+        ConfigError: there is no such judge, or it is people.
+    """
+    field, judges = "judge" if name is None else f"evaluation.judges.{name}", config.evaluation.judges
+    section = config.judge if name is None else judges.get(name)
+    if section is None and name is None:
+        raise ConfigError(f"{source} has no judge section; add one, or name one of evaluation.judges by {option}")
+    if section is None:
+        raise ConfigError(f"{option} {name} is none of evaluation.judges; they are: {', '.join(judges) or 'none'}")
+    if isinstance(section, HumanJudge):
+        raise ConfigError(
+            f"{field}.type is human, and people are asked in a run alone: start one with `online-dpo run {source}`, "
+            f"and open its questions with `online-dpo annotate`"
+        )
+    return section, field
 
 
 def _prompt(row: JudgeRow, verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from online_dpo.commands.preparing.inputs import Inputs, Materials, inspect_inputs, load_inputs, prepare
 from online_dpo.commands.preparing.learning_rates import keep_recorded_lr
 from online_dpo.commands.preparing.provenance import check_same_inputs, run_info
+from online_dpo.commands.preparing.sft import initial_policy, sft_run
 from online_dpo.commands.preparing.specs import engine_spec, learner_spec
 from online_dpo.commands.preparing.spending import Expected, billed, expected_spending
 from online_dpo.commands.terminal.spending import beyond_budget, in_one_line
@@ -18,7 +19,7 @@ from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.resuming import check_resumable
 from online_dpo.config.run import RunConfig, RunSection
 from online_dpo.config.threads import keep_recorded_threads, resolve_threads
-from online_dpo.errors import ActorError, ConfigError, RunDirectoryError
+from online_dpo.errors import ActorError, ConfigError, RunDirectoryError, UserError
 from online_dpo.loop.people.leaving import still_missing
 from online_dpo.loop.people.opening import judges_of, open_store, people_of
 from online_dpo.loop.positions import why_stopped
@@ -31,6 +32,7 @@ from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.reports.run_result import Awaited, RunResult
 from online_dpo.reports.trackers.feeding import Trackers
 from online_dpo.reports.trackers.registry import make_trackers
+from online_dpo.store.run_format import SFT
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
 
@@ -134,10 +136,23 @@ def _make_room(config: RunConfig) -> str | None:
             reason = str(error).splitlines()[0]
         load_inputs(inspect_inputs(config))  # nothing is moved for a config that cannot be used
         folder = store.set_aside()
+    _keep_sft(config, folder)
     return (
         f"the run in {config.run_dir} has no finished round and cannot go on under this config ({reason}): it lies in "
         f"{folder} now, and a new run begins"
     )
+
+
+def _keep_sft(config: RunConfig, folder: Path) -> None:
+    """Take the run that came before the first round back from a run that was set aside, if its config is the same."""
+    if config.sft is None or not RunStore.exists(folder / SFT):
+        return
+    try:
+        with RunStore.open(folder / SFT) as store:
+            inspect_continuation(sft_run(resolve_threads(config)), store)
+    except UserError:
+        return
+    (folder / SFT).rename(config.run_dir / SFT)
 
 
 def inspect_continuation(config: RunConfig, store: RunStore) -> tuple[Inputs, list[str]]:
@@ -217,6 +232,11 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     from actors.session import ray_session
 
     config = materials.config
+    if config.sft is not None:
+        if store is None:  # so that `resume` finds the run from here on
+            info = run_info(materials)
+            store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
+        materials = replace(materials, adapter=initial_policy(config, store, guard.note, run))
     guard.note("starting Ray and the judges" if materials.judges else "starting Ray")
     stack.enter_context(ray_session(config.cluster, num_cpus_needed=cpus_needed(config)))
     stages = RayStages(config, engine_spec(materials))

@@ -35,6 +35,7 @@ from online_dpo.reports.yields import read_yield, yield_table
 from online_dpo.store.files import is_in_use
 from online_dpo.store.forking import FORKS, describe_forks
 from online_dpo.store.round_store import RoundStore
+from online_dpo.store.run_format import SFT
 from online_dpo.store.run_store import RunStore
 from online_dpo.text_files import printable
 
@@ -63,6 +64,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         current = None if is_complete and not first.names() else _progress(first, records)
         ahead = _progress(second, records) if second.names() else None
         stage, forks = stage_of(first), store.info.get(FORKS)
+        before = None if config.sft is None else _sft(run_dir, config.sft.rounds)
     is_running = not is_complete and stopped is None and is_in_use(run_dir)
     # A round whose summary is written but not committed would be done again.
     rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]
@@ -79,6 +81,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     return {
         "run_dir": str(run_dir),
         **({FORKS: forks} if forks else {}),
+        **({SFT: before} if before is not None else {}),
         "num_rounds": config.run.rounds,
         "num_finished": len(finished),
         "preferences": [r for r in records if r["kind"] == "evaluated_pairs"],
@@ -109,6 +112,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
         console.print(Text(line), soft_wrap=True)
     for line in describe_forks(status):
         say(line)
+    if SFT in status:
+        say(_describe_sft(status))
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
         if status["initial"]:
@@ -153,6 +158,22 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
                 f"round {ahead['round'] + 1} is sampled ahead: {ahead['num_shards_sampled']} shards sampled, "
                 f"{ahead['num_shards_judged']} judged"
             )
+
+
+def _sft(run_dir: Path, num_rounds: int) -> dict[str, Any]:
+    """Where the fine-tuning before the first round stands."""
+    if not RunStore.exists(run_dir / SFT):
+        return {"num_rounds": num_rounds, "num_finished": 0, "rounds": []}
+    found = read_status(run_dir / SFT)
+    return {name: found[name] for name in ("num_rounds", "num_finished", "rounds", "preferences")}
+
+
+def _describe_sft(status: Mapping[str, Any]) -> str:
+    found, more = status[SFT], ""
+    if found["rounds"]:
+        losses = [f"{record['loss']:.4f}" for record in found["rounds"] if record.get("loss") is not None]
+        more = f", loss {', '.join(losses)} nats per token; more: online-dpo status {status['run_dir']}/{SFT}"
+    return f"supervised fine-tuning before: {found['num_finished']} of {found['num_rounds']} rounds finished{more}"
 
 
 def watch_status(run_dir: Path) -> None:

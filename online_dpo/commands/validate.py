@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 from judges.hosting import NeedsEngine
 from judges.registry import build_caller
 from judges.trial import try_judges
+from online_dpo.commands.preparing.estimating import Estimate, Machine
 from online_dpo.commands.preparing.fitting import check_lengths, check_machine
 from online_dpo.commands.preparing.inputs import (
     judge_models,
@@ -19,6 +19,7 @@ from online_dpo.commands.preparing.inputs import (
     prepare,
 )
 from online_dpo.commands.preparing.model_checks import check_weights
+from online_dpo.commands.preparing.sft import sft_run
 from online_dpo.config.control import PathReference
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.run import RunConfig
@@ -28,21 +29,27 @@ from online_dpo.loop.people.opening import gold_questions
 from online_dpo.models.adapters import read_adapter
 from online_dpo.models.given_reference import inspect_reference
 from online_dpo.models.inspection import inspect_model
-from online_dpo.models.locating import locate
+from online_dpo.models.locating import is_hub_id, locate
 from online_dpo.types import REWARD
 
 
-def validate_light(config: RunConfig) -> Iterator[str]:
+def validate_light(config: RunConfig, machine: Machine) -> Iterator[str]:
     """Lines about what was checked; neither torch, ray nor vllm is imported, and nothing is downloaded.
+
+    Args:
+        config: of a run.
+        machine: whose GPUs it is to fit.
 
     Raises:
         UserError: something is wrong.
     """
-    yield from _check_lightly(config)
+    estimate = Estimate(config, machine)
+    yield from _check_lightly(config, estimate)
+    yield from estimate.lines()
     yield _not_checked(config)
 
 
-def _check_lightly(config: RunConfig) -> Iterator[str]:
+def _check_lightly(config: RunConfig, estimate: Estimate) -> Iterator[str]:
     check_machine(config)
     if _is_local(config.model.path):
         model = inspect_model(locate(config.model.path, field="model.path"), field="model.path")
@@ -54,6 +61,9 @@ def _check_lightly(config: RunConfig) -> Iterator[str]:
         if config.model.adapter is not None and _is_local(config.model.adapter):
             read_adapter(config.model.adapter, base=model)
             yield f"model.adapter: {config.model.adapter} fits model.path"
+    elif estimate.policy is not None:
+        check_lengths(config, estimate.policy)
+        yield f"model.path: {config.model.path} is a hub id; longest prompt and completion fit into its shape's context"
     else:
         yield f"model.path: {config.model.path} is a hub id; not looked up without --deep"
     peek_sources(config)
@@ -76,14 +86,21 @@ def _not_checked(config: RunConfig) -> str:
     )
 
 
-def validate_deep(config: RunConfig) -> Iterator[str]:
+def validate_deep(config: RunConfig, machine: Machine) -> Iterator[str]:
     """As `validate_light`, and loads tokenizer, prompts and judges; each judge is tried on two canned completions.
 
     Raises:
         UserError: something is wrong.
     """
-    yield from _check_lightly(config)
+    estimate = Estimate(config, machine)
+    yield from _check_lightly(config, estimate)
+    yield from estimate.lines()
+    estimate.check()
     materials = prepare(config)
+    if estimate.policy is None:  # what was on the hub is here now
+        estimate = Estimate(config, machine)
+        yield from estimate.lines()
+        estimate.check()
     yield "models: every weight is there and has the shape that its model's config gives it; LoRA fits the policy"
     check_weights(materials.models)
     yield "weights: every value is a finite number"
@@ -92,6 +109,10 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
         yield f"evaluation.sets.{name}: {len(prompts)} prompts"
     if materials.job.pairs is not None:
         yield f"pairs: {describe_draw(materials.job.pairs.head(None))}"
+    if config.sft is not None:
+        before = prepare(sft_run(materials.config))
+        assert before.job.pairs is not None
+        yield f"sft.pairs: {describe_draw(before.job.pairs.head(None))}"
     for name, held_out in materials.job.evaluation_pairs.items():
         yield f"evaluation.pairs.{name}: {describe_draw(held_out)}"
     chat = materials.first.messages is not None
@@ -115,9 +136,5 @@ def validate_deep(config: RunConfig) -> Iterator[str]:
 
 
 def _is_local(path: str) -> bool:
-    """Whether a model path can be looked at without the network; what is no hub id either is reported at once."""
-    return path.startswith("embedded:") or Path(path).expanduser().is_dir() or not _looks_like_hub_id(path)
-
-
-def _looks_like_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "~", "/"))
+    """Whether a path can be looked at without the network; what is no hub id either is reported at once."""
+    return not is_hub_id(path)

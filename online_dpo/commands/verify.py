@@ -10,6 +10,7 @@ from pathlib import Path
 from online_dpo.errors import CorruptionError
 from online_dpo.reports.metrics import check_metrics
 from online_dpo.store.damage import Damage
+from online_dpo.store.run_format import SFT
 from online_dpo.store.run_store import RunStore
 
 
@@ -43,6 +44,8 @@ def verify(run_dir: Path, accept: Sequence[str]) -> Iterator[str]:
         check_metrics(store)
         finished = len(store.finished_rounds())
         yield f"{run_dir}: all is whole, {finished} finished rounds and what is committed of the next one"
+    if RunStore.exists(run_dir / SFT):
+        yield from verify(run_dir / SFT, ())
 
 
 def _describe(store: RunStore, damage: Damage) -> Iterator[str]:

@@ -23,6 +23,7 @@ def check_consistency(config: Any) -> None:
         ValueError: with the fields, their values and the remedy.
     """
     _check_pairs(config)
+    _check_sft(config)
     _check_pairing(config)
     _check_weights(config)
     _check_reference(config)
@@ -122,13 +123,14 @@ def _check_objective_of_pairs(config: Any) -> None:
     if (pairs.format == "demonstrations") != (objective.type == "sft"):
         raise ValueError(
             f"pairs.format is {pairs.format} and objective.type is {objective.type}; sft alone trains on "
-            f"demonstrations, and on nothing else: change one of them"
+            f"demonstrations, and on nothing else: change one of them, or move demonstrations into the section sft, "
+            f"which comes before the rounds of another objective"
         )
     if objective.type == "sft" and not pairs.is_whole_run:
         name = "warm_start_rounds" if pairs.warm_start_rounds is not None else "fraction"
         raise ValueError(
-            f"objective.type is sft and pairs.{name} is {getattr(pairs, name)}; SFT is a run of its own, on pairs "
-            f"alone: remove it, and give the run's adapter to the next run as model.adapter"
+            f"objective.type is sft and pairs.{name} is {getattr(pairs, name)}; SFT is a run on pairs alone: remove "
+            f"it, or move pairs into the section sft, which comes before the rounds of another objective"
         )
     for term in [term.objective for term in getattr(objective, "terms", ())] or [objective]:
         for name, unused in (("soft_labels", False), ("pair_weights", "given")):
@@ -137,6 +139,32 @@ def _check_objective_of_pairs(config: Any) -> None:
                     f"objective.{name} is {value}, which reads what a judge says about a pair, and pairs.source comes "
                     f"without a judge: remove it, or train on sampled pairs alone"
                 )
+
+
+def _check_sft(config: Any) -> None:
+    """What comes before the first round is a run on demonstrations alone."""
+    if config.sft is None:
+        return
+    if config.objective.type == "sft":
+        raise ValueError("objective.type is sft and sft is set; the whole run is SFT already: remove the section sft")
+    pairs = config.sft.pairs
+    if pairs.format != "demonstrations":
+        raise ValueError(
+            f"sft.pairs.format is {pairs.format}; SFT trains on demonstrations alone: set sft.pairs.format to "
+            f"demonstrations"
+        )
+    if not pairs.is_whole_run:
+        name = "warm_start_rounds" if pairs.warm_start_rounds is not None else "fraction"
+        raise ValueError(
+            f"sft.pairs.{name} is {getattr(pairs, name)}; every round of sft trains on demonstrations alone, and "
+            f"sft.rounds says how many there are: remove it"
+        )
+    if pairs.chat_template_kwargs:
+        section = "pairs" if config.prompts is None else "prompts"
+        raise ValueError(
+            f"sft.pairs.chat_template_kwargs is set; a run has one template: set {section}.chat_template_kwargs, which "
+            f"holds for sft as well"
+        )
 
 
 def _check_pairing(config: Any) -> None:

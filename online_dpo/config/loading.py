@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from online_dpo.config.base import Section
 from online_dpo.config.evaluation import EvaluationSection
 from online_dpo.config.judges.section import JudgeSection
+from online_dpo.config.reward_model.section import RewardModelConfig
 from online_dpo.config.run import RunConfig
 from online_dpo.config.wording import explain
 from online_dpo.config.words import FLAG
@@ -60,11 +61,20 @@ def load_judges(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
     return _validate(RunConfig, data)
 
 
+def load_reward_model(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> RewardModelConfig:
+    """As `load_config`, for the config of `online-dpo reward-model`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _validate(RewardModelConfig, _merge(source, overrides))
+
+
 def _validate(model: type[AnySection], data: dict[str, Any]) -> AnySection:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+        raise ConfigError(explain(error, model)) from None
     except RecursionError as error:
         raise ConfigError(f"the config cannot be read: {reason(error)}") from None
 
@@ -122,7 +132,12 @@ def expect_text(value: Any, path: str = "") -> None:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML, every default written out; `load_config` reads the same config from it."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(config.model_dump(mode="python"))))
+    return to_yaml(config.model_dump(mode="python"))
+
+
+def to_yaml(mapping: dict[str, Any]) -> str:
+    """A mapping as YAML from which the same is read again, whatever its texts look like."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(mapping)))
 
 
 def _plain(value: Any) -> Any:

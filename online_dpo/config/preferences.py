@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from online_dpo.config.base import Auto, Positive, Section
 from online_dpo.config.data import DataSource
 
 DEFAULT_MAX_TOKENS = 512
@@ -100,6 +101,21 @@ class PairsSection(PairColumns):
         return self
 
 
+class SftSection(Section):
+    """Supervised fine-tuning before the first round. What it makes is the initial policy of the run."""
+
+    pairs: PairsSection
+    """The demonstrations, with `format: demonstrations`. Their chat template is that of the run."""
+    rounds: int = Field(1, ge=1)
+    """The number of rounds of fine-tuning. With `pairs.per_round: null` each is an epoch."""
+    lr: Auto | Positive = "auto"
+    """The peak learning rate, by itself from that of the run; auto as for `learner.lr`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """The learning rate over these rounds. linear and cosine fall to 0 at their end."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps at their start, over which the learning rate rises to `lr`."""
+
+
 class EvaluationPairs(PairColumns):
     """Held-out pairs, on which it is measured how often the policy prefers the preferred answer, or demonstrations, on
     which its loss and perplexity are."""
@@ -109,9 +125,11 @@ class EvaluationPairs(PairColumns):
     count: int = Field(256, ge=1)
     """How many rows are taken from the beginning of the source; it is an error if fewer are usable."""
     max_prompt_tokens: int | None = Field(None, ge=1)
-    """The longest prompt in tokens. null takes the limit of `pairs`, or 512 in a run without it."""
+    """The longest prompt in tokens. null takes the limit of `pairs` (of `sft.pairs` for demonstrations), or 512 where
+    that is missing."""
     max_completion_tokens: int | None = Field(None, ge=1)
-    """The longest answer in tokens. null takes the limit of `pairs`, or 512 in a run without it."""
+    """The longest answer in tokens. null takes the limit of `pairs` (of `sft.pairs` for demonstrations), or 512 where
+    that is missing."""
     append_eos: bool | None = None
-    """Whether answers that have no end token get the tokenizer's. null takes the value of `pairs`, or false in a run
-    without it."""
+    """Whether answers that have no end token get the tokenizer's. null takes the value of `pairs` (of `sft.pairs` for
+    demonstrations), or false where that is missing."""

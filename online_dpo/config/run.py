@@ -22,7 +22,7 @@ from online_dpo.config.learner import LearnerSection
 from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.config.pairing import PairingSection
-from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection
+from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, SftSection
 
 NF4_TOLERANCE = 1e-1
 """`generator.tolerance` of a base in 4 bits: twice that of bfloat16, for the kernels of engine and learner take apart
@@ -101,6 +101,9 @@ class RunConfig(Section):
     sleeps while the learner works, and takes the weights anew when it wakes."""
     model: ModelSection
     """The model that is trained."""
+    sft: SftSection | None = None
+    """Supervised fine-tuning before the first round. null: the initial policy is the model as it is, or
+    `model.adapter`."""
     prompts: PromptsSection | None = None
     """The prompts that completions are sampled for. null: every round trains on `pairs` alone."""
     pairs: PairsSection | None = None

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, Tag, ValidationError
 
-from online_dpo.config.run import RunConfig
 from online_dpo.config.words import our_field, our_value
 from online_dpo.text_files import shown
 
@@ -18,29 +17,33 @@ MAX_SENTENCES = 12
 _UNIONS = (typing.Union, types.UnionType)
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line for each field that is wrong, with its value and the remedy.
 
     A field that takes `auto` or a number has one error for each; they become one sentence.
+
+    Args:
+        error: of a file's content.
+        root: the section that is the whole file.
     """
     sentences: dict[str, str] = {}
     for problem in error.errors():
         location = [str(part) for part in problem["loc"]]
         # Pydantic puts the members of a union into the location; they are no keys of the file.
-        path = shown(".".join(part for i, part in enumerate(location) if not _is_member(location, i)))
-        if path in sentences and _is_member(location, len(location) - 1):
+        path = shown(".".join(part for i, part in enumerate(location) if not _is_member(root, location, i)))
+        if path in sentences and _is_member(root, location, len(location) - 1):
             sentences[path] += f" or {_wish(problem)}"
         else:
-            sentences[path] = _sentence(problem, location, path)
+            sentences[path] = _sentence(problem, root, location, path)
     lines = list(sentences.values())
     left = len(lines) - MAX_SENTENCES
     return "\n".join([*lines[:MAX_SENTENCES], *([f"and {left} more fields are wrong"] if left > 0 else [])])
 
 
-def _sentence(problem: Any, location: list[str], path: str) -> str:
+def _sentence(problem: Any, root: type[BaseModel], location: list[str], path: str) -> str:
     """Field, value, remedy."""
     kind, value = problem["type"], _shown(problem.get("input"))
-    known = _known_keys(location)
+    known = _known_keys(root, location)
     if kind == "extra_forbidden":
         if (ours := our_field(path)) is not None:
             return f"{path} is not a known key; here it is {ours}"
@@ -50,7 +53,7 @@ def _sentence(problem: Any, location: list[str], path: str) -> str:
     if kind == "missing":
         return f"{path} is missing; it has no default, so set it"
     if kind == "union_tag_not_found":
-        return f"{path}.type is missing; choose one of {', '.join(_union_members(_annotation_at(location)))}"
+        return f"{path}.type is missing; choose one of {', '.join(_union_members(_annotation_at(root, location)))}"
     if kind == "union_tag_invalid":
         tags, tag = problem["ctx"]["expected_tags"].replace("'", ""), problem["ctx"]["tag"]
         return f"{path}.type is {shown(tag)}; it must be one of {tags}{_also(f'{path}.type', tag, tags)}"
@@ -58,7 +61,7 @@ def _sentence(problem: Any, location: list[str], path: str) -> str:
         message = " ".join(str(problem["ctx"]["error"]).split())
         return f"{path} {message}" if path and not message.startswith(path.split(".")[0] + ".") else message
     if kind in ("model_type", "model_attributes_type"):
-        keys = ", ".join(_known_keys([*location, ""])) or "type"
+        keys = ", ".join(_known_keys(root, [*location, ""])) or "type"
         return f"{path} is {value}; it must be a mapping with some of the keys {keys}"
     if kind == "string_pattern_mismatch":  # only names have a pattern
         name = path.removesuffix(".[key]")
@@ -101,18 +104,18 @@ def _wish(problem: Any) -> str:
     return " ".join(str(problem["msg"]).split()).removeprefix("Input should be ")
 
 
-def _is_member(location: list[str], index: int) -> bool:
-    return typing.get_origin(_annotation_at(location[:index])) in _UNIONS
+def _is_member(root: type[BaseModel], location: list[str], index: int) -> bool:
+    return typing.get_origin(_annotation_at(root, location[:index])) in _UNIONS
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    model = _annotation_at(location[:-1])
+def _known_keys(root: type[BaseModel], location: list[str]) -> list[str]:
+    model = _annotation_at(root, location[:-1])
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _annotation_at(location: list[str]) -> Any:
+def _annotation_at(root: type[BaseModel], location: list[str]) -> Any:
     """The type behind a pydantic error location, walking through sections, mappings and tagged unions."""
-    current: Any = RunConfig
+    current: Any = root
     for part in location:
         current = _strip_optional(current)
         tags = _union_members(current)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, EvaluationPairs, PairColumns
+from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, EvaluationPairs, PairColumns, PairsSection
 from online_dpo.config.run import RunConfig
 from online_dpo.data.conversations import encode_conversation
 from online_dpo.data.drawing import Cursor, EpochSampler, first_usable
@@ -315,7 +315,8 @@ def load_evaluation_pairs(config: RunConfig, tokenizer: Any, model: ModelInfo) -
     found = {}
     for name, spec in config.evaluation.pairs.items():
         limits = evaluation_limits(config, spec)
-        append_eos = config.pairs is not None and config.pairs.append_eos
+        trained = _trained_on(config, spec)
+        append_eos = trained is not None and trained.append_eos
         append_eos = append_eos if spec.append_eos is None else spec.append_eos
         encoder = _encoder(config, tokenizer, model, append_eos=append_eos)
         field = f"evaluation.pairs.{name}"
@@ -325,14 +326,19 @@ def load_evaluation_pairs(config: RunConfig, tokenizer: Any, model: ModelInfo) -
 
 
 def evaluation_limits(config: RunConfig, spec: EvaluationPairs) -> TokenLimits:
-    """A set's own limits, or those of `pairs`."""
-    of_pairs = config.pairs
-    prompt = DEFAULT_MAX_TOKENS if of_pairs is None else of_pairs.max_prompt_tokens
-    completion = DEFAULT_MAX_TOKENS if of_pairs is None else of_pairs.max_completion_tokens
+    """A set's own limits, or those of what is trained on."""
+    trained = _trained_on(config, spec)
+    prompt = DEFAULT_MAX_TOKENS if trained is None else trained.max_prompt_tokens
+    completion = DEFAULT_MAX_TOKENS if trained is None else trained.max_completion_tokens
     return TokenLimits(
         max_prompt_tokens=spec.max_prompt_tokens or prompt,
         max_completion_tokens=spec.max_completion_tokens or completion,
     )
+
+
+def _trained_on(config: RunConfig, spec: EvaluationPairs) -> PairsSection | None:
+    """The section whose settings a held-out set has where it has none: of demonstrations that of `sft`, if any."""
+    return config.sft.pairs if config.sft is not None and spec.format == "demonstrations" else config.pairs
 
 
 def _encoder(config: RunConfig, tokenizer: Any, model: ModelInfo, *, append_eos: bool) -> AnswerEncoder:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, time, timedelta
-from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 from online_dpo.data.drawing import Cursor, EpochSampler, first_usable
 from online_dpo.data.encoding import PromptEncoder, is_blank
+from online_dpo.data.json_values import json_value
 from online_dpo.data.prompt_files import Spec, column_in, load_table, prompt_of, validate_source
 from online_dpo.data.row_files import Table, row_ids
 from online_dpo.errors import DataError
@@ -175,25 +171,13 @@ class PromptSource:
             ) from error
 
     def _json(self, name: str, value: Any, row: int) -> Any:
-        """A column's value as JSON carries it: NaN as null, times, decimals and UUIDs as text, bytes as base64."""
-        if value is None or isinstance(value, str | bool | int):
-            return value
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if isinstance(value, list | tuple):
-            return [self._json(name, item, row) for item in value]
-        if isinstance(value, dict):
-            return {str(key): self._json(name, item, row) for key, item in value.items()}
-        if isinstance(value, date | time):
-            return value.isoformat()
-        if isinstance(value, Decimal | UUID | timedelta):
-            return str(value)
-        if isinstance(value, bytes):
-            return base64.b64encode(value).decode("ascii")
-        raise DataError(
-            f"{self._table.label}; {name} of {self._table.places[row]} is {type(value).__name__}, which a judge cannot "
-            f"be given as JSON: remove the column from the data set"
-        )
+        try:
+            return json_value(value)
+        except TypeError as error:
+            raise DataError(
+                f"{self._table.label}; {name} of {self._table.places[row]} is {error}, which a judge cannot be given "
+                f"as JSON: remove the column from the data set"
+            ) from None
 
     def _lengths(self) -> Iterator[int]:
         return (len(self._token_ids(row, value)) for row, value in enumerate(self._table.column(self._column)))

@@ -33,6 +33,7 @@ class ModelInfo:
     quantised: bool
     hidden_size: int | None = None  # of the residual stream; None = the config does not say
     num_layers: int | None = None  # of the decoder; None = the config does not say
+    rope_switch: int | None = None  # see `model_files.rope_switch`
 
 
 def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelInfo:
@@ -90,6 +91,7 @@ def inspect_model(folder: Path, *, field: str, generates: bool = True) -> ModelI
         quantised=flat.get("quantization_config") is not None,
         hidden_size=_number(flat, "hidden_size", "n_embd", "d_model"),
         num_layers=_number(flat, "num_hidden_layers", "n_layer", "num_layers"),
+        rope_switch=model_files.rope_switch(config),
     )
 
 

@@ -71,7 +71,7 @@ def empty_model(info: ModelInfo, *, label: str, trust_remote_code: bool, classif
     Raises:
         ModelError: it is no model of that kind, or its files do not hold what its config asks for.
     """
-    with _quiet():
+    with quiet():
         config = read_config(info.folder, label=label, trust_remote_code=trust_remote_code)
         if not classifies:
             _check_language_model(config, info, label)
@@ -95,7 +95,9 @@ def empty_model(info: ModelInfo, *, label: str, trust_remote_code: bool, classif
     return model
 
 
-def load_weights(folder: Path | str, config: Any, *, label: str, classifies: bool = False, **options: Any) -> Any:
+def load_weights(
+    folder: Path | str, config: Any, *, label: str, classifies: bool = False, new_head: bool = False, **options: Any
+) -> Any:
     """A model with its weights, all of which its files hold.
 
     Args:
@@ -103,6 +105,8 @@ def load_weights(folder: Path | str, config: Any, *, label: str, classifies: boo
         config: of transformers.
         label: the start of errors.
         classifies: as for `empty_model`.
+        new_head: a classifier's head may be missing or of another shape, and is then drawn anew, as torch's random
+            state has it.
         options: of `from_pretrained`.
 
     Raises:
@@ -111,7 +115,7 @@ def load_weights(folder: Path | str, config: Any, *, label: str, classifies: boo
     auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     attention = implementation_for(config)
     try:
-        with _quiet():
+        with quiet():
             model, found = auto.from_pretrained(
                 folder, config=config, attn_implementation=attention, use_safetensors=True, **_TOLERANT, **options
             )
@@ -123,8 +127,18 @@ def load_weights(folder: Path | str, config: Any, *, label: str, classifies: boo
             f"{label}, which does not load as {_wanted(classifies)} ({_reason(error)}); give a folder with "
             f"config.json and safetensors weights, or a hub id"
         ) from error
+    if new_head:
+        found = {**found, **_without_head(found, f"{model.base_model_prefix}.")}
     check_loaded(found, label=label, classifies=classifies or getattr(model, "hf_quantizer", None) is not None)
     return model
+
+
+def _without_head(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The weights that are missing or of another shape, without those that are not the base model's."""
+    return {
+        "missing_keys": [name for name in found["missing_keys"] if name.startswith(prefix)],
+        "mismatched_keys": [entry for entry in found["mismatched_keys"] if entry[0].startswith(prefix)],
+    }
 
 
 def nf4_options(device: torch.device) -> dict[str, Any]:
@@ -265,7 +279,7 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars and reports: what they say becomes an error, or is of no interest."""
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

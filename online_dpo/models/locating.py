@@ -24,6 +24,20 @@ _ANSWER_S = 10.0
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a path is to be looked for on the hub: neither embedded, nor a folder, nor written like one."""
+    looks_local = path.startswith(("embedded:", ".", "~", "/")) or path.count("/") != 1
+    return not looks_local and not Path(path).expanduser().is_dir()
+
+
+def cached_config(repo_id: str) -> Path | None:
+    """The config.json of a model in the hub's local cache, whatever else of it is there; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, "config.json")
+    return Path(found) if isinstance(found, str) else None
+
+
 def locate(path: str, *, field: str, adapter: bool = False) -> Path:
     """The absolute folder of a model or adapter that a config names.
 

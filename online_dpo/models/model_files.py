@@ -171,7 +171,8 @@ def rope_switch(config: dict[str, Any]) -> int | None:
     Args:
         config: the content of config.json.
     """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = rope if isinstance(rope, dict) else {}
     if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
         return None
     original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from online_dpo.reports.data_set_lines import num_items, offline_outcomes
+from online_dpo.reports.data_set_lines import name_of_items, num_items, offline_outcomes
 from online_dpo.reports.layout import number, titled
 from online_dpo.reports.yields import losses
 from online_dpo.types import REWARD
@@ -58,7 +58,9 @@ def rounds_table(status: dict[str, Any]) -> Table:
     table = titled("rounds, and fresh samples after each")
     sets = [record["set"] for record in status["initial"]]
     judges = [judge for record in status["initial"][:1] for judge in record["judges"]]
-    for name in ("round", "pairs", "no pair", "reward"):
+    kinds = {name_of_items(record) for record in status["rounds"]} or {"pairs"}
+    items = kinds.pop() if len(kinds) == 1 else "items"
+    for name in ("round", items, "no pair" if items == "pairs" else "dropped", "reward"):
         table.add_column(name, justify="right")
     for name in sets:
         for column in (*judges, *_IMPROVEMENT_PRICE):

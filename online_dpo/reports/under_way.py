@@ -19,7 +19,7 @@ def stage_of(part: RoundStore) -> str | None:
     names = set(part.names())
     if "adapter" in names or "learner/final" in names:
         return EVALUATING
-    if "pairs" in names or "labelled" in names:
+    if names & {"pairs", "labelled", "demonstrations"}:
         return "learning"
     if "selected" in names:
         return "annotating"

@@ -167,13 +167,33 @@ def calibration_error(forecasts: Sequence[tuple[float, bool]]) -> float | None:
     Args:
         forecasts: the confidence in the own verdict, and whether it was right.
     """
-    if not forecasts:
-        return None
+    bins = reliability(forecasts)
+    gaps = (abs(entry["confidence"] - entry["accuracy"]) * entry["number"] for entry in bins)
+    return math.fsum(gaps) / len(forecasts) if forecasts else None
+
+
+def reliability(forecasts: Sequence[tuple[float, bool]]) -> list[dict[str, float]]:
+    """How often forecasts of about the same confidence were right: bins of equal width in [1/2, 1] that are not empty.
+
+    Args:
+        forecasts: as for `calibration_error`.
+
+    Returns:
+        `low` and `high` of each bin, the `number` of forecasts in it, their mean `confidence` and their `accuracy`.
+    """
     bins: dict[int, list[tuple[float, bool]]] = {}
     for confidence, right in forecasts:
         bins.setdefault(min(int((confidence - 0.5) * 2 * NUM_BINS), NUM_BINS - 1), []).append((confidence, right))
-    gaps = (abs(math.fsum(c for c, _ in found) - sum(r for _, r in found)) for found in bins.values())
-    return math.fsum(gaps) / len(forecasts)
+    return [
+        {
+            "low": 0.5 + place / (2 * NUM_BINS),
+            "high": 0.5 + (place + 1) / (2 * NUM_BINS),
+            "number": len(found),
+            "confidence": math.fsum(confidence for confidence, _ in found) / len(found),
+            "accuracy": sum(right for _, right in found) / len(found),
+        }
+        for place, found in sorted(bins.items())
+    ]
 
 
 def auc(labelled: Sequence[tuple[float, bool]]) -> float | None:

@@ -18,6 +18,10 @@ RUN_FILES = {"config.yaml", "run.json"}
 ANNOTATION = "annotation"
 """The folder of what people are asked and answer. It is no commit: others write it while the run is up, or without it,
 and it stays where it is when rounds are set aside."""
+SFT = "sft"
+"""The folder of the run that comes before the first round, in a run directory of its own."""
+INITIAL_POLICY = "initial-policy"
+"""The commit of the first round that holds the adapter which that run made."""
 
 
 def holds_run(path: Path) -> bool:
@@ -41,7 +45,7 @@ def refuse_foreign(path: Path) -> None:
         raise RunDirectoryError(
             f"{path} holds a run already; continue it with `online-dpo resume {path}`, or choose another run.name"
         )
-    ours = RUN_FILES | {"lock", SET_ASIDE.rstrip("/"), ANNOTATION}
+    ours = RUN_FILES | {"lock", SET_ASIDE.rstrip("/"), ANNOTATION, SFT}
     left_by_us = {name for name in names if name in ours or name.startswith(TEMPORARY)}
     if names - left_by_us or (names and "lock" not in names):
         raise RunDirectoryError(

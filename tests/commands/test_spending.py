@@ -175,7 +175,9 @@ def test_the_command_says_what_a_run_would_cost(tmp_path: Path) -> None:
     judge = {"type": "llm", "endpoint": endpoint, "budget": {"calls": 20, "cost": 5.0}}
     write_inputs(tmp_path, Path("embedded:policy"), judge=judge)
     said = called("judge", "config.yaml", "--estimate", cwd=tmp_path)
-    assert said.code == 0 and said.out.startswith("judge: 26 requests, "), said  # 3 rounds of 4 prompts, and the trial
+    assert said.code == 0 and not said.err and said.out.startswith("judge: 26 requests, "), (
+        said
+    )  # 3 rounds of 4 prompts, and the trial
     assert "judge.budget.calls is 20, and the whole run takes 26: it will stop before its end" in said.out
     assert "budget.cost" not in said.out
     found = json.loads(called("judge", "config.yaml", "run.rounds=5", "--estimate", "--json", cwd=tmp_path).out)

@@ -6,21 +6,27 @@ import re
 from pathlib import Path
 
 import pytest
-from config_kit import BASE
+from config_kit import BASE, REWARD_MODEL, RUN_CONFIGS
 
 from online_dpo.commands.quickstart import CONFIG
-from online_dpo.config.loading import dump_config, load_config
+from online_dpo.config.loading import dump_config, load_config, load_reward_model
 from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "configs").glob("*.yaml")), CONFIG], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*RUN_CONFIGS, CONFIG], ids=lambda path: path.stem)
 def test_every_documented_config_loads_and_survives_a_dump(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "dumped.yaml") == config
+
+
+def test_the_documented_reward_model_is_a_config_of_its_own() -> None:
+    assert load_reward_model(REWARD_MODEL).training.lora is not None
+    with pytest.raises(ConfigError, match="output is not a known key"):
+        load_config(REWARD_MODEL)
 
 
 def test_the_readme_s_page_is_a_config(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_goes_together(base: dict[str, Any], overrides: list[str]) -> None:
         (
             ONLINE,
             ["objective.type=sft", "pairs.source=p", "pairs.format=demonstrations", "pairs.warm_start_rounds=1"],
-            "objective.type is sft and pairs.warm_start_rounds is 1; SFT is a run of its own",
+            "objective.type is sft and pairs.warm_start_rounds is 1; SFT is a run on pairs alone",
         ),
         (ALONE, ["objective={type: sft, beta: 0.2}"], "has beta, but sft imitates demonstrations and compares nothing"),
         (

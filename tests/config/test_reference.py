@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from config_kit import BASE
+from config_kit import BASE, RUN_CONFIGS
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
@@ -23,7 +23,7 @@ from online_dpo.config.loading import load_config
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import UserError
 
-CONFIGS = [*sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), CONFIG]
+CONFIGS = [*RUN_CONFIGS, CONFIG]
 
 
 def all_sections(base: type[BaseModel] = Section) -> Iterator[type[BaseModel]]:

@@ -71,6 +71,7 @@ def terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sh
         "dumb": Shown(folder / "dumb", TERM="dumb"),
         "ctrl-c": Shown(folder / "ctrl-c", seconds=0.3),
         "sigterm": Shown(folder / "sigterm", seconds=0.3),
+        "asks": Shown(folder / "asks", "asks"),
     }
     yield found
     for shown in found.values():
@@ -94,6 +95,20 @@ def test_a_display_on_a_terminal(terminals: dict[str, Shown]) -> None:
     ]
     assert sum(r"warning: \x1b[2J\x1b[31m[red]bad[/red] \x07 \u202e \ud800 end" in line for line in lines) == 2
     assert shown.screen.has_colours
+
+
+def test_a_question_has_the_terminal_to_itself(terminals: dict[str, Shown]) -> None:
+    """The panel makes room for it and comes back after the answer."""
+    shown, is_answered, panels = terminals["asks"], False, 0
+    for screen in shown.read():
+        if not is_answered and "go on? [y/N]: " in shown.text:
+            assert not any(line.startswith("run   ") for line in screen.shown) and screen.is_cursor_shown
+            os.write(shown.terminal, b"y\n")
+            is_answered = True
+        panels += is_answered and any(line.startswith("run   ") for line in screen.shown)
+    assert is_answered and panels > 1 and shown.code == 0 and shown.screen.is_cursor_shown
+    assert "3 requests, 1,000,000 to 2,000,000 tokens of prompts, 3 to 100 of replies; cost 2.00 to 4.00" in shown.text
+    assert shown.screen.shown[-1].startswith("run directory: ")
 
 
 def test_an_exception_gives_the_terminal_back(terminals: dict[str, Shown]) -> None:

@@ -9,20 +9,21 @@ from importlib.util import find_spec
 from online_dpo.config.run import RunConfig
 from online_dpo.data.preferences import evaluation_limits
 from online_dpo.errors import ConfigError
-from online_dpo.models import model_files
 from online_dpo.models.inspection import ModelInfo
+from online_dpo.models.shapes import ModelShape
 from online_dpo.reports.trackers.registry import make_trackers
 
 
-def check_lengths(config: RunConfig, model: ModelInfo) -> None:
+def check_lengths(config: RunConfig, model: ModelInfo | ModelShape) -> None:
     """Raises ConfigError when the longest prompt and completion do not fit into the model's context."""
     section = "prompts.max_tokens" if config.prompts is not None else "pairs.max_prompt_tokens"
     lengths = []
     if config.needs_generators:
         lengths.append((section, config.max_prompt_tokens, "sampling.max_tokens", config.sampling.max_tokens))
-    if config.pairs is not None:
-        limits = (config.pairs.max_prompt_tokens, config.pairs.max_completion_tokens)
-        lengths.append(("pairs.max_prompt_tokens", limits[0], "pairs.max_completion_tokens", limits[1]))
+    for field, pairs in (("pairs", config.pairs), ("sft.pairs", None if config.sft is None else config.sft.pairs)):
+        if pairs is not None:
+            limits = (pairs.max_prompt_tokens, pairs.max_completion_tokens)
+            lengths.append((f"{field}.max_prompt_tokens", limits[0], f"{field}.max_completion_tokens", limits[1]))
     for name, held_out in config.evaluation.pairs.items():
         of_set, field = evaluation_limits(config, held_out), f"evaluation.pairs.{name}"
         prompt, completion = of_set.max_prompt_tokens, of_set.max_completion_tokens
@@ -33,7 +34,7 @@ def check_lengths(config: RunConfig, model: ModelInfo) -> None:
                 f"{first} is {num_first} and {second} is {num_second}, together {num_first + num_second}; the context "
                 f"of {config.model.path} is {model.max_model_len} tokens: lower either"
             )
-    switch = model_files.rope_switch(model_files.read_json(model.folder / "config.json", "model.path"))
+    switch = model.rope_switch
     if config.needs_generators and switch is not None and config.max_model_len > switch:
         raise ConfigError(
             f"the longest prompt and completion are together {config.max_model_len} tokens, and {config.model.path} "

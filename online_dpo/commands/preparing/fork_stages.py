@@ -9,6 +9,7 @@ from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.learner.items import kind_of_items
+from online_dpo.store.run_format import INITIAL_POLICY
 from online_dpo.store.shards import Asked
 from online_dpo.types import REWARD
 
@@ -38,6 +39,7 @@ _READ_BY = {
 
 _FIRST_ROUND_ONLY = {
     "model": "the policy that the round begins with was made of the former",
+    "sft": "the policy that the round begins with was made by the former",
     "run.seed": "the former prompts were drawn with the former",
     "overlap": "it settles which policy samples the round",
     "prompts": "the rounds before drew from the former",
@@ -50,7 +52,7 @@ _FIRST_ROUND_ONLY = {
 _AT_ANY_ROUND = ("prompts.per_round", "pairs.fraction", "learner.lora.dropout")
 
 _COMMITS = {
-    "sample": ("draw", "prompts", "completions/"),
+    "sample": (INITIAL_POLICY, "draw", "prompts", "completions/"),
     "judge": ("verdicts/", "repeats/", "parts/", "repeat-parts/", "not-covered"),
     # What the annotator said about other pairs than those of the fork is forgotten when it is asked.
     "pair": ("selected", "verdicts-annotator/", "parts-annotator/"),

@@ -161,7 +161,9 @@ def peek_sources(config: RunConfig) -> None:
 
 def pair_sections(config: RunConfig) -> dict[str, PairColumns]:
     """Field -> data set of preferences."""
-    training = {} if config.pairs is None else {"pairs": config.pairs}
+    training: dict[str, PairColumns] = {} if config.pairs is None else {"pairs": config.pairs}
+    if config.sft is not None:
+        training["sft.pairs"] = config.sft.pairs
     return training | {f"evaluation.pairs.{name}": section for name, section in config.evaluation.pairs.items()}
 
 

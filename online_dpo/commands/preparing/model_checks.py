@@ -106,12 +106,13 @@ def check_models(
         lora_targets.check_stored(slots, adapter_slots.POLICY, models[0].info.weight_files)
 
 
-def check_named_layers(model: Any, targets: Sequence[str]) -> None:
+def check_named_layers(model: Any, targets: Sequence[str], *, field: str = "learner.lora.targets") -> None:
     """Refuse a target that names no layer: PEFT passes over it as long as another one names some.
 
     Args:
         model: the policy's base, with or without content.
-        targets: `learner.lora.targets`.
+        targets: names of layers.
+        field: of the config, that has them.
 
     Raises:
         ConfigError: there is such a target.
@@ -123,7 +124,7 @@ def check_named_layers(model: Any, targets: Sequence[str]) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             known = sorted({name.split(".")[-1] for name in all_linear(model)})
             raise ConfigError(
-                f"learner.lora.targets contains {target}, and {type(model).__name__} has no layer of that name; name "
+                f"{field} contains {target}, and {type(model).__name__} has no layer of that name; name "
                 f"some of {', '.join(known)}, or use all-linear"
             )
 

@@ -187,7 +187,7 @@ def _counter(materials: Materials) -> CountTokens:
     tokenizer = load_tokenizer(materials.model.folder, trust_remote_code=materials.config.model.trust_remote_code)
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
 
     return count
 

@@ -146,24 +146,35 @@ def _figures(last: RoundResult) -> Iterator[Figure]:
 
 
 def _without_evaluation(record: RunRecord) -> tuple[str, Tone]:
-    """By held-out pairs, where there are any; otherwise nothing can be told."""
-    found = [result for result in record.results if result.evaluation_pairs]
-    if found:
-        name, figures = next(iter(found[-1].evaluation_pairs.items()))
-        share, low, high = (
-            figures.get(key) for key in ("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high")
-        )
-        if share is not None and low is not None and high is not None:
-            tone: Tone = "good" if low > 0.5 else "bad" if high < 0.5 else "open"
+    """By held-out pairs or demonstrations, where there are any; otherwise nothing can be told."""
+    after, sets = _held_out(record)
+    for name, figures in sets.items():
+        if (share := _estimate(figures, "reward_accuracy")) is not None:
+            tone = _tone(share, 0.5)
             what = {"good": "moved towards", "bad": "moved away from", "open": "shows no clear move towards"}[tone]
+            low, high = (f"{100 * value:.0f}" for value in share[1:])
             return (
-                f"After round {found[-1].policy_version}, the policy {what} the held-out preferences: on {name} it "
-                f"raised the preferred answer more in {100 * share:.0f} % of the pairs "
-                f"(95 %: {100 * low:.0f} to {100 * high:.0f} %).",
+                f"{after}, the policy {what} the held-out preferences: on {name} it raised the preferred answer more "
+                f"in {100 * share.value:.0f} % of the pairs (95 %: {low} to {high} %).",
+                tone,
+            )
+    for name, figures in sets.items():
+        if (change := _estimate(figures, "loss_change")) is not None:
+            tone = _tone(Estimate(-change.value, -change.high, -change.low), 0.0)
+            what = {"good": "more likely", "bad": "less likely", "open": "about as likely"}[tone]
+            return (
+                f"{after}, held-out demonstrations are {what} than at the start: on {name} the loss changed by "
+                f"{_signed(change)} to {figures['loss']:.3g} nats per token.",
                 tone,
             )
     if not record.results:
         return "No round is finished yet.", "open"
+    if record.results[-1].pairs.num_demonstrations is not None:
+        return (
+            "Whether the fine-tuning helps beyond its own demonstrations cannot be told: the run has no held-out set "
+            "under evaluation.pairs.",
+            "open",
+        )
     return (
         "Whether the policy got better cannot be told: the run has no evaluation set, so no fresh samples were "
         "compared with the initial policy's.",
@@ -171,8 +182,26 @@ def _without_evaluation(record: RunRecord) -> tuple[str, Tone]:
     )
 
 
+def _held_out(record: RunRecord) -> tuple[str, Mapping[str, Mapping[str, float | None]]]:
+    """When held-out pairs and demonstrations were measured last, and the figures of each set."""
+    found = [result for result in record.results if result.evaluation_pairs]
+    return (f"After round {found[-1].policy_version}", found[-1].evaluation_pairs) if found else ("", {})
+
+
+def _estimate(figures: Mapping[str, float | None], name: str) -> Estimate | None:
+    value, low, high = (figures.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    return None if value is None or low is None or high is None else Estimate(value, low, high)
+
+
 def _own_figures(record: RunRecord) -> list[Figure]:
-    """The training judge's score of the rounds' own samples, where nothing better is there."""
+    """The losses of held-out demonstrations, or the training judge's score of the rounds' own samples."""
+    losses = [
+        Figure(label=f"Loss on {name}", value=f"{figures['loss']:.3g}", note=_perplexity(figures))
+        for name, figures in _held_out(record)[1].items()
+        if figures.get("loss") is not None
+    ]
+    if losses:
+        return losses
     rewards = [result.judging.reward for result in record.results if result.judging.reward is not None]
     if not rewards:
         return []
@@ -180,6 +209,11 @@ def _own_figures(record: RunRecord) -> list[Figure]:
         Figure(label="Reward of the first round's samples", value=number(rewards[0])),
         Figure(label="Reward of the last round's samples", value=number(rewards[-1])),
     ]
+
+
+def _perplexity(figures: Mapping[str, float | None]) -> str:
+    perplexity = figures.get("perplexity")
+    return "nats per token" + ("" if perplexity is None else f", perplexity {perplexity:.3g}")
 
 
 def _warnings(record: RunRecord) -> Iterator[Warned]:

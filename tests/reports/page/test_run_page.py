@@ -12,12 +12,14 @@ from loop_runs import Kill, Run
 from page_kit import GOLD, Page, column, page_of, played
 from people_kit import HUMAN, answer
 
-from online_dpo.reports.page.answers.cards import _verdict
+from online_dpo.commands.status import read_status
+from online_dpo.reports.page.answers.cards import RoundAnswers, _verdict, card_of
 from online_dpo.reports.page.charts import number
 from online_dpo.reports.result_reading import read_initial, read_rounds
+from online_dpo.reports.round_tables import rounds_table
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import Asked, ShardCommits
-from online_dpo.types import Completion, Labelled, Pair, Verdict
+from online_dpo.types import Completion, Demonstration, Labelled, Pair, Prompt, Verdict, text_of_turns
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,45 @@ def test_a_run_without_samples_shows_the_pairs_of_its_data_set(tmp_path: Path) -
         page.data["sets"] == [] and "The run has no evaluation set" in page.text and "The run has no judge" in page.text
     )
     assert "chart-preferences" in page.tables and "chart-yield" not in page.tables
+
+
+def test_fine_tuning_is_told_by_the_loss_of_held_out_demonstrations(tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "prompt": f"q{i}", "completion": f" yes {i}"} for i in range(6)]
+    (tmp_path / "shown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": str(tmp_path / "shown.jsonl"), "format": "demonstrations"}
+    alone: dict[str, Any] = {"prompts": None, "judge": None, "sampling": {}, "evaluation__sets": {}, "pairs": source}
+    sft: dict[str, Any] = {"objective": {"type": "sft"}, "reference": {"type": "fixed"}}
+    run = Run.of(tmp_path, **alone, **sft, evaluation__pairs={"kept": {**source, "count": 3}})
+    run.go_on()
+    page, status = page_of(run.path), read_status(run.path)
+    last = status["preferences"][-1]
+    words = "more likely" if last["loss_change_high"] < 0 else "less likely" if last["loss_change_low"] > 0 else "about"
+    assert f"After round 2, held-out demonstrations are {words}" in page.text
+    change = [f"{last[name]:+.3g}" for name in ("loss_change", "loss_change_low", "loss_change_high")]
+    assert f"on kept the loss changed by {change[0]} [{change[1]}, {change[2]}] to {last['loss']:.3g} nats" in page.text
+    assert f"nats per token, perplexity {last['perplexity']:.3g}" in page.text
+    assert [column.header for column in rounds_table(status).columns] == [
+        "round",
+        "demonstrations",
+        "dropped",
+        "reward",
+    ]
+    blind = Run.of(tmp_path, "blind", **alone, **sft)
+    blind.go_on()
+    assert "no held-out set under evaluation.pairs" in page_of(blind.path).text
+
+
+def test_a_conversation_is_shown_with_who_says_what() -> None:
+    said = [("assistant", "Hello."), ("user", "And now?"), ("assistant", "Bye.")]
+    turns = tuple({"role": role, "content": text} for role, text in said)
+    prompt = Prompt(prompt_id="p", token_ids=(1,), messages=({"role": "user", "content": "Hi."},))
+    completion = Completion(
+        prompt_id="p", sample_index=0, token_ids=(4, 5, 6), text=text_of_turns(turns), finish_reason=None,
+        sampler_logps=None, policy_version=None, seed=None,
+    )  # fmt: skip
+    item = Demonstration(prompt=prompt, completion=completion, trained=(True, False, True), turns=turns)
+    card = card_of(RoundAnswers(index=0, prompts={"p": prompt}, items={"p": [item]}), "p", "from a data set")
+    assert [answer["t"] for answer in card["a"]] == ["assistant: Hello.\n\nuser: And now?\n\nassistant: Bye."]
 
 
 def test_labelled_answers_are_shown_as_such(tmp_path: Path) -> None:

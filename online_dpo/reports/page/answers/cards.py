@@ -14,7 +14,7 @@ A card is one prompt. Its keys are short because a page holds thousands of them:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from online_dpo.config.pairing import ANNOTATOR
@@ -109,7 +109,7 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
     pairs = [item for item in items if isinstance(item, Pair)]
     labels = [item for item in items if isinstance(item, Labelled)]
     chosen = {c.sample_index: c for pair in pairs for c in (pair.chosen, pair.rejected)}
-    chosen |= {item.completion.sample_index: item.completion for item in items if not isinstance(item, Pair)}
+    chosen |= {item.completion.sample_index: _completion(item) for item in items if not isinstance(item, Pair)}
     sampled = {c.sample_index: c for c in answers.completions.get(prompt_id, ())}
     shown = list({**chosen, **sampled}.values())
     shown.sort(key=lambda c: (c.sample_index not in chosen, c.sample_index))
@@ -132,6 +132,14 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
         "s": [_verdict(judge, verdict) for judge, verdict in about_shown[:MAX_VERDICTS]],
         **({"w": [_vote(judge, vote) for judge, vote in votes[:MAX_VERDICTS]]} if votes else {}),
     }
+
+
+def _completion(item: Labelled | Demonstration) -> Completion:
+    """What was trained on; several messages are shown with who says each."""
+    turns = item.turns if isinstance(item, Demonstration) else ()
+    if len(turns) < 2:
+        return item.completion
+    return replace(item.completion, text="\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
 
 
 def outcome_of(config: RunConfig | None, answers: RoundAnswers, prompt_id: str) -> str:
