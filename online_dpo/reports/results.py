@@ -154,6 +154,12 @@ class PairsResult:
     """Tokens per chosen answer."""
     rejected_length_mean: float | None = None
     """Tokens per rejected answer."""
+    num_replayed: int | None = None
+    """Items of earlier rounds that came back; None without `replay`."""
+    num_replay_missing: int | None = None
+    """By how many these are fewer than `replay.fraction` asks for."""
+    on_policy_share: float | None = None
+    """Share of the answers trained on which the policy of the round sampled; None without `replay`."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Comparisons by why they gave no pair, and rows of a data set (`num_offline_...`), by their names in the file."""
 
@@ -202,6 +208,10 @@ class LearningResult:
     """KTO's estimate of the KL to the reference, nats."""
     bco_shift: float | None = None
     """BCO's moving mean of rewards."""
+    entropy: float | None = None
+    """With `objective.entropy_weight`: the policy's mean entropy on what it trained on, nats per token."""
+    entropy_bonus: float | None = None
+    """The same times its weight: what was taken off the loss."""
     num_reference_sampler: int | None = None
     """Answers whose reference log-probs are those of the sampler."""
     num_reference_recomputed: int | None = None

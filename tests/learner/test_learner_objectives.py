@@ -295,9 +295,7 @@ def test_a_reference_of_several_policies_is_their_mean_log_prob(tiny, given, oth
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 @pytest.mark.parametrize("name", ["sigmoid", "aot", "bco_pair", "kto", "sft", "sum"])
-def test_the_entropy_bonus_is_the_mean_over_the_trained_tokens_of_the_whole_batch(
-    tiny, given, other, tmp_path, name, layout
-):
+def test_the_entropy_bonus_is_the_mean_over_the_batch_s_trained_tokens(tiny, given, other, tmp_path, name, layout):
     """What it adds to loss and gradient, against autograd over one unpadded sequence at a time. Would catch a mean of
     means, prompt tokens that count, a pair's weight on the bonus, and demonstrations' untrained tokens."""
     found, weight = {}, 0.7
@@ -329,11 +327,8 @@ def test_the_entropy_bonus_is_the_mean_over_the_trained_tokens_of_the_whole_batc
     assert figures["entropy"] == pytest.approx(mean.item(), rel=1e-9)
     assert figures["entropy_bonus"] == pytest.approx(weight * mean.item(), rel=1e-9)
     assert figures["loss"] == pytest.approx(plain["loss"] - weight * mean.item(), rel=1e-9)
-    for key, gradient in gradients.items():
-        slope = expected[key]
-        torch.testing.assert_close(
-            gradient - without[key], -weight * slope, rtol=1e-3, atol=3e-6
-        )  # its norms are in float32
+    for key, gradient in gradients.items():  # the model's norms round gradients to float32
+        torch.testing.assert_close(gradient - without[key], -weight * expected[key], rtol=1e-3, atol=3e-6)
 
 
 def test_entropy_is_no_part_of_one_term():

@@ -89,9 +89,8 @@ def test_values_entropies_and_lora_gradients_match_the_definition(model, monkeyp
         torch.testing.assert_close(h, by_torch.detach(), rtol=0, atol=1e-12)
         torch.testing.assert_close(differentiable, by_torch, rtol=0, atol=1e-12)
         # Of one forward pass: the model's norms round gradients to float32, so two passes would not add up.
-        again = (
-            logits[len(row.prompt_ids) - 1 : -1].log_softmax(dim=-1).gather(-1, torch.tensor([row.completion_ids]).T)
-        )
+        table = logits[len(row.prompt_ids) - 1 : -1].log_softmax(dim=-1)
+        again = table.gather(-1, torch.tensor([row.completion_ids]).T)
         expected_of_both = expected_of_both + (w * (again[:, 0] + 2.0 * by_torch)).sum()
         logits = logits.detach()
         same_twice = logits[len(row.prompt_ids) - 1 : -1].softmax(dim=-1).square().sum(dim=-1).log()

@@ -21,6 +21,7 @@ _READ_BY = {
     "verdicts": "judge",
     "pairing": "pair",
     "pairs": "pair",
+    "replay": "pair",
     "reference": "pair",  # the reference's log-probs are committed with the pairs
     "sampling.truncated": "pair",
     "sampling.truncated_penalty": "pair",
@@ -56,7 +57,7 @@ _COMMITS = {
     "judge": ("verdicts/", "repeats/", "parts/", "repeat-parts/", "not-covered"),
     # What the annotator said about other pairs than those of the fork is forgotten when it is asked.
     "pair": ("selected", "verdicts-annotator/", "parts-annotator/"),
-    "learn": ("pairs", "pairs-draw", "labelled", "demonstrations", "reference-logps"),
+    "learn": ("pairs", "pairs-draw", "labelled", "demonstrations", "reference-logps", "replay"),
 }
 """Stage -> what it commits of a round; names of folders end with a slash."""
 
@@ -70,6 +71,8 @@ def first_stage(old: RunConfig, new: RunConfig, changed: Collection[str]) -> tup
         changed: fields, and fields that name a file whose content changed.
     """
     by_stage = {stage: [f for f in changed if _entry(_READ_BY, f, "sample") == stage] for stage in STAGES}
+    if new.sft is not None and (shape := [f for f in changed if f.startswith("learner.lora")]):
+        by_stage["sample"].append(shape[0])  # of the initial policy, which the fine-tuning made
     if kind_of_items(old.objective) is not kind_of_items(new.objective):
         by_stage["pair"].append("objective.type")
     if old.objective.needs_reference != new.objective.needs_reference:
