@@ -79,11 +79,11 @@ def test_items_of_the_last_rounds_come_back_once_each_with_log_probs_of_the_refe
 
 
 @EVERY
-@pytest.mark.parametrize("objective", ["sigmoid", "kto"])
+@pytest.mark.parametrize("objective", [pytest.param("sigmoid", marks=pytest.mark.exhaustive), "kto"])
 def test_a_kill_at_any_event_and_another_in_the_continuation(objective: str, every: bool, tmp_path: Path) -> None:
     rows = [f'{{"id": "r{i}", "prompt": "q{i}", "chosen": " yes {i}", "rejected": " no {i}"}}\n' for i in range(7)]
     (tmp_path / "pairs.jsonl").write_text("".join(rows))
-    mixed = {**REPLAYING, "run__rounds": 3, "pairs": {"source": str(tmp_path / "pairs.jsonl"), "fraction": 0.25}}
+    mixed = {**REPLAYING, "run__rounds": 2, "pairs": {"source": str(tmp_path / "pairs.jsonl"), "fraction": 0.25}}
     run = Run.of(tmp_path, objective={"type": objective}, **mixed)
     whole = run.go_on()
     work, expected = whole.tape.calls(*WORK), comparable(run.path)

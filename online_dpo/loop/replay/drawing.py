@@ -39,11 +39,15 @@ def draw_replayed(config: RunConfig, store: RunStore, index: int, own: Items) ->
         own: what the round has of its own, as it was paired.
 
     Returns:
-        Nothing in a run without `replay`, and in a round that samples nothing.
+        Nothing in a run without `replay`, and in a round that samples nothing; the figures alone where the round's
+        items are committed.
     """
     if config.replay is None or not samples(config, index):
         return Replayed(items=(), figures={})
     kind: ItemKind[Any] = kind_of_items(config.objective)
+    current = store.round(index)
+    if current.has(REPLAY) and current.has(kind.commit_name):
+        return Replayed(items=(), figures=_figures(current.get_json(REPLAY)))
     num_own = len(kind.of_round(own))
     wanted = num_wanted(config, num_own)
     earlier = [i for i in range(max(0, index - config.replay.rounds), index) if samples(config, i)]
@@ -51,12 +55,14 @@ def draw_replayed(config: RunConfig, store: RunStore, index: int, own: Items) ->
     pool = [(i, place) for i, items in tables.items() for place in range(len(items))]
     rng = random.Random(derive_seed(config.run.seed, REPLAY, index))
     drawn = sorted(rng.sample(pool, min(wanted, len(pool))))
-    found = {"num_own": num_own, "num_missing": wanted - len(drawn), "items": [list(place) for place in drawn]}
-    current = store.round(index)
+    found: dict[str, Any] = {
+        "num_own": num_own,
+        "num_missing": wanted - len(drawn),
+        "items": [list(place) for place in drawn],
+    }
     if not current.has(REPLAY):
         current.put_json(REPLAY, found)
-    figures = {"num_replayed": len(drawn), "num_replay_missing": found["num_missing"]}
-    return Replayed(items=[tables[i][place] for i, place in drawn], figures=figures)
+    return Replayed(items=[tables[i][place] for i, place in drawn], figures=_figures(found))
 
 
 def num_wanted(config: RunConfig, num_own: int) -> int:
@@ -70,6 +76,10 @@ def num_wanted(config: RunConfig, num_own: int) -> int:
     of_data_set = 0.0 if config.pairs is None else config.pairs.fraction or 0.0
     share = config.replay.fraction
     return math.floor(share / (1.0 - share - of_data_set) * num_own + 0.5)
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, int]:
+    return {"num_replayed": len(found["items"]), "num_replay_missing": found["num_missing"]}
 
 
 def _own_items(store: RunStore, index: int, kind: ItemKind[Any]) -> list[Any]:
