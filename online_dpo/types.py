@@ -54,8 +54,9 @@ class Prompt:
 class Completion:
     """One answer. `token_ids` is what training uses; `text` is for judges and people.
 
-    The last four fields tell how it was sampled. An answer from a data set has none of them: no policy of this run
-    made it, so it has no log-probs of a sampler, and nothing may take its place.
+    Four fields tell how it was sampled. An answer from a data set has none of them: no policy of this run made it, so
+    it has no log-probs of a sampler, and nothing may take its place. A candidate, which a writer under `candidates`
+    gave, has its finish reason alone.
     """
 
     prompt_id: str
@@ -66,10 +67,15 @@ class Completion:
     sampler_logps: tuple[float, ...] | None  # [T] nats, at temperature 1, as the engine computed them when it sampled
     policy_version: int | None  # number of learner pushes before it was sampled; 0 = the initial policy
     seed: int | None
+    source: str | None = None  # the writer under `candidates`; None = the policy's sample, or of a data set
 
     def __post_init__(self) -> None:
         name = f"completion {self.prompt_id}/{self.sample_index}"
         provenance = (self.finish_reason, self.sampler_logps, self.policy_version, self.seed)
+        if self.source is not None:
+            if self.finish_reason is None or provenance[1:] != (None, None, None):
+                raise ValueError(f"{name}: a candidate has a finish reason, and nothing else of a sample")
+            return
         if any(value is None for value in provenance) != all(value is None for value in provenance):
             raise ValueError(f"{name}: only a part of what tells how it was sampled is set")
         if self.sampler_logps is not None and len(self.sampler_logps) != len(self.token_ids):
@@ -77,7 +83,7 @@ class Completion:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether a policy of this run made it; otherwise it is from a data set."""
+        """Whether it is a sample of a policy of this run; otherwise it is a candidate, or from a data set."""
         return self.policy_version is not None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from online_dpo.config.candidates.checks import check_candidates
 from online_dpo.config.control import FixedReference
 from online_dpo.config.human_checks import check_human_judges
 from online_dpo.config.judges.human import HumanJudge
@@ -22,7 +23,9 @@ def check_consistency(config: Any) -> None:
     Raises:
         ValueError: with the fields, their values and the remedy.
     """
+    _check_num_samples(config)
     _check_pairs(config)
+    check_candidates(config)
     _check_sft(config)
     _check_replay(config)
     _check_pairing(config)
@@ -34,6 +37,13 @@ def check_consistency(config: Any) -> None:
     check_human_judges(config)
 
 
+def _check_num_samples(config: Any) -> None:
+    if config.sampling.num_samples < 2 and not config.candidates:
+        raise ValueError(
+            f"sampling.num_samples is {config.sampling.num_samples}; a pair needs at least 2 completions per prompt"
+        )
+
+
 def _check_pairs(config: Any) -> None:
     """Sections that a run on pairs would ignore are refused, and so is the lack of those that a run needs."""
     pairs = config.pairs
@@ -43,7 +53,7 @@ def _check_pairs(config: Any) -> None:
                 "objective.type is sft and pairs is missing; SFT trains on demonstrations alone: set pairs.source and "
                 "pairs.format to demonstrations"
             )
-        missing = [name for name in ("prompts", "judge") if getattr(config, name) is None]
+        missing = [name for name in ("prompts", "judge") if _is_missing(config, name)]
         if len(missing) == 1:
             raise ValueError(f"{missing[0]} is missing; it has no default, so set it")
         if missing:
@@ -65,14 +75,18 @@ def _check_replay(config: Any) -> None:
         return
     if pairs.is_whole_run:
         raise ValueError(
-            "replay is set, but every round trains on pairs alone, and nothing is sampled that could come back: remove "
-            "replay; learner.epochs trains on a round's pairs more than once"
+            "replay is set, but every round trains on pairs alone; these come back with learner.epochs: remove replay"
         )
     if replay.fraction + (pairs.fraction or 0.0) >= 1.0:
         raise ValueError(
             f"replay.fraction is {replay.fraction} and pairs.fraction is {pairs.fraction}, which leaves nothing for a "
             f"round's own samples: lower one of them"
         )
+
+
+def _is_missing(config: Any, name: str) -> bool:
+    """Whether a section is not set that a run needs which samples: no judge, where answers are assumed to be better."""
+    return getattr(config, name) is None and not (name == "judge" and config.assumed_better)
 
 
 def _check_nothing_is_ignored(config: Any) -> None:
@@ -113,7 +127,7 @@ def _check_online_rounds(config: Any) -> None:
     pairs = config.pairs
     name = "warm_start_rounds" if pairs.warm_start_rounds is not None else "fraction"
     for section in ("prompts", "judge"):
-        if getattr(config, section) is None:
+        if _is_missing(config, section):
             raise ValueError(
                 f"pairs.{name} is {getattr(pairs, name)}, which leaves rounds that sample and judge, but {section} is "
                 f"missing: set it, or remove pairs.{name} to train on pairs alone"

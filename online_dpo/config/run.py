@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config.base import Auto, Count, FolderName, Name, Place, Section, changeable
+from online_dpo.config.candidates.section import CandidateSection, ChatWriter
 from online_dpo.config.consistency import check_consistency
 from online_dpo.config.control import AlarmSection, DriftSection, FixedReference, ReferenceSection
 from online_dpo.config.data import ModelSection, PromptsSection
@@ -112,6 +113,8 @@ class RunConfig(Section):
     """Pairs, or labelled answers, of earlier rounds that are trained on again. null: there are none."""
     sampling: SamplingSection = SamplingSection()
     """How completions are sampled."""
+    candidates: list[CandidateSection] = Field([])
+    """Further writers, whose answers join the policy's samples of a prompt before the judge sees them."""
     generator: GeneratorSection = GeneratorSection()
     """The engines that sample."""
     judge: JudgeSection | None = None
@@ -153,6 +156,25 @@ class RunConfig(Section):
     def needs_generators(self) -> bool:
         """Whether anything is ever sampled."""
         return self.prompts is not None or bool(self.evaluation.sets)
+
+    @property
+    def assumed_better(self) -> frozenset[str]:
+        """Writers whose answers are taken to be better than the policy's, so that no judge is asked about them."""
+        return frozenset(writer.source for writer in self.candidates if writer.assume == "better")
+
+    def most_completions(self, *, are_judged: bool = False) -> int:
+        """Completions of a prompt in a round, candidates included; all of them, or those that a judge is shown."""
+        writers = [writer for writer in self.candidates if not (are_judged and writer.assume == "better")]
+        return self.sampling.num_samples + sum(writer.num_answers for writer in writers)
+
+    @property
+    def hosted_writers(self) -> dict[str, ChatWriter]:
+        """Field -> writer that an actor of its own hosts."""
+        return {
+            f"candidates.{index}": writer
+            for index, writer in enumerate(self.candidates)
+            if isinstance(writer, ChatWriter) and writer.is_hosted
+        }
 
     @property
     def chat_template_kwargs(self) -> dict[str, Any]:

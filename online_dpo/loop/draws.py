@@ -158,7 +158,7 @@ def most_wanted(config: RunConfig) -> int | None:
 
 def _most_answers(config: RunConfig) -> int:
     """The most answers to one prompt that a round can train on, each as often as it is in a pair."""
-    k, rules = config.sampling.num_samples, config.pairing
+    k, rules = config.most_completions(), config.pairing
     if rules.labels is not None:
         return k
     if rules.strategy != "all_pairs":

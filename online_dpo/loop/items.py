@@ -6,11 +6,10 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.learner.items import ItemKind, kind_of, kind_of_items
+from online_dpo.learner.items import ItemKind, kind_of_items
 from online_dpo.loop.calls import Calls
 from online_dpo.loop.references import Reference, score_items
 from online_dpo.loop.stages import Event
-from online_dpo.statistics.samples import mean
 from online_dpo.store.round_store import RoundStore
 from online_dpo.types import Item, Items
 
@@ -49,12 +48,6 @@ def commit_items(
         items = kind.of_round([*sampled, *written])
         yield from _put_scored(config, calls, store, kind, items, reference, version)
     return store.get_records(kind.commit_name, kind.record)
-
-
-def on_policy_share(items: Items, version: int) -> float | None:
-    """Share of the answers that are trained on which the policy of the round sampled, each as often as it is in one."""
-    answers = [answer for item in items for answer in kind_of(item).answers(item)]
-    return mean([float(answer.policy_version == version) for answer in answers])
 
 
 def committed_sources(store: RoundStore) -> dict[str, Any]:

@@ -19,11 +19,19 @@ from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import AnswersMissing
 from online_dpo.loop.annotation import annotate
 from online_dpo.loop.calls import Calls
+from online_dpo.loop.candidates.figures import (
+    candidate_warnings,
+    describe_candidates,
+    on_policy_share,
+    scores_of,
+    split,
+)
+from online_dpo.loop.candidates.writers import Writers
 from online_dpo.loop.compared_policies import initial_answers
 from online_dpo.loop.control import advance, findings, measure
 from online_dpo.loop.draws import DrawnPrompts, draw_items, sampled_version, samples
 from online_dpo.loop.evaluation import committed_evaluation, evaluate, evaluation_work
-from online_dpo.loop.items import commit_items, committed_sources, name_of_items, on_policy_share
+from online_dpo.loop.items import commit_items, committed_sources, name_of_items
 from online_dpo.loop.pair_evaluation import evaluate_pairs
 from online_dpo.loop.people.asking import People
 from online_dpo.loop.people.leaving import forget_leaving, leave
@@ -34,7 +42,7 @@ from online_dpo.loop.rollouts import Collected
 from online_dpo.loop.sampling import RoundSampler
 from online_dpo.loop.stages import Event, Stages
 from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
-from online_dpo.loop.verdicts import report_on
+from online_dpo.loop.verdicts import NOTHING_SAID, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
 from online_dpo.statistics.judge_warnings import judge_warnings, warnings
@@ -56,6 +64,7 @@ class Job:
     probe: Sequence[Row]
     pairs: PairSource | None = None
     evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
+    writers: Writers | None = None  # of candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +128,7 @@ class Rounds:
         in_turns = job.config.layout == "colocated"
         self.calls = Calls(stages, people)
         self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
-        self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher)
+        self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher, job.writers)
 
     def play(self, position: Position) -> Generator[Event, None, Position]:
         """One round, from its first uncommitted piece of work to its commit.
@@ -164,9 +173,10 @@ class Rounds:
         self, store: RoundStore, position: Position, drawn: DrawnPrompts, collected: Collected
     ) -> Generator[Event, None, Gathered]:
         """The round's own pairs, or labelled answers; an annotator settles the pairs where there is one."""
-        config, said = self.config, collected.said[REWARD]
+        config, said = self.config, collected.said.get(REWARD, NOTHING_SAID)
         selected = select(config, drawn.prompts, collected.completions, said.verdicts, store.index)
-        reports, annotator = {REWARD: report_on(collected.completions, said)}, {}
+        own, judged = split(collected.completions, config.assumed_better)
+        reports, annotator = {name: report_on(judged, found) for name, found in collected.said.items()}, {}
         if config.pairing.annotator is not None:
             yield Event(kind="stage", round_index=store.index, data={"stage": "annotating"})
             annotated = yield from annotate(config, self.calls, store, selected)
@@ -174,11 +184,12 @@ class Rounds:
             reports[ANNOTATOR] = report_on(annotated.answers, annotated.said)
             annotator = {"annotator": {**annotated.figures, **annotated.said.counters}}
         figures = {
-            **describe_completions(collected.completions),
+            **describe_completions(own),
             **selected.figures,
             **annotator,
             **said.counters,
-            REWARD: mean([verdict.score for verdict in said.verdicts if verdict.score is not None]),
+            REWARD: mean(scores_of(own, said.verdicts)),
+            **describe_candidates(config, store, collected.completions, said.verdicts, selected.items),
         }
         yield Event(kind="paired", round_index=store.index, data={"num_items": len(selected.items), **figures})
         told = [warning for judge, found in reports.items() for warning in warnings(judge, found)]
@@ -203,9 +214,9 @@ class Rounds:
             yield Event(kind="stage", round_index=store.index, data={"stage": "reference"})
         version = sampled_version(self.config, store.index)
         items = yield from commit_items(self.config, self.calls, store, sampled, written.items, reference, version)
-        further = {**written.figures, **replayed.figures}
-        if self.config.replay is not None:
-            further["on_policy_share"] = on_policy_share(items, version)
+        is_mixed = bool(self.config.candidates) or self.config.replay is not None
+        shares = {"on_policy_share": on_policy_share(items, version)} if is_mixed else {}
+        further = {**written.figures, **replayed.figures, **shares}
         figures = {**gathered.figures, **further, **describe_items(items), **committed_sources(store)}
         return replace(gathered, items=items, figures=figures, pairs_cursor=written.cursor)
 
@@ -291,6 +302,7 @@ class Rounds:
         index, control = position.round_index, position.control
         assert updated.adapter is not None
         summary["warnings"] = [*judge_warnings(summary), *update_warnings(summary, self.config.learner)]
+        summary["warnings"] += candidate_warnings(self.store, index, summary)
         if summary["evaluation"]:
             since = compare_with_best(
                 partial(committed_evaluation, self.store),

@@ -33,6 +33,10 @@ class Said:
     votes: tuple[CastVote, ...] = ()  # of people
 
 
+NOTHING_SAID = Said(verdicts=(), repeats=(), counters={}, agreement={})
+"""Where there is no judge."""
+
+
 class Asking:
     """The questions to judges that are under way, and what to do when one is answered.
 
@@ -45,6 +49,7 @@ class Asking:
         commits: ShardCommits,
         judges: Sequence[str],
         again: Mapping[str, Collection[str]] | None = None,
+        unjudged: Collection[str] = (),
     ) -> None:
         """Nothing is asked yet.
 
@@ -53,8 +58,9 @@ class Asking:
             commits: of the sampling that is judged.
             judges: names.
             again: judge -> prompts that it is asked about a second time, where it had an opinion.
+            unjudged: writers whose answers no judge is shown.
         """
-        self._calls, self._commits = calls, commits
+        self._calls, self._commits, self._unjudged = calls, commits, unjudged
         self._judges, self._again = judges, again or {}
         self._stopped: str | None = None  # why a judge stopped
         self._lacks_answers = False  # of people, and the run is not to wait for them
@@ -62,6 +68,10 @@ class Asking:
     @property
     def is_stopped(self) -> bool:
         return self._stopped is not None
+
+    def stop(self, reason: str) -> None:
+        """Ask nothing more: a writer of candidates can go on no more, and judges are to see its answers too."""
+        self._stopped = self._stopped or reason
 
     def ask(self, shard: Shard, completions: Sequence[Completion]) -> Iterator[Event]:
         """Ask every judge about a shard, unless what it says is committed."""
@@ -133,7 +143,7 @@ class Asking:
         """Ask about what is not among the parts yet."""
         parts = self._commits.parts(shard.index, asked)
         judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
-        left = tuple(c for c in completions if c.prompt_id not in judged)
+        left = tuple(c for c in completions if c.prompt_id not in judged and c.source not in self._unjudged)
         then, people = partial(self._on_judged, shard, asked), self._calls.people
         if people is not None and asked.judge in people.judges:
             self._calls.add(

@@ -159,7 +159,12 @@ class PairsResult:
     num_replay_missing: int | None = None
     """By how many these are fewer than `replay.fraction` asks for."""
     on_policy_share: float | None = None
-    """Share of the answers trained on which the policy of the round sampled; None without `replay`."""
+    """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`
+    and `replay`."""
+    num_assumed_pairs: int | None = None
+    """Pairs whose chosen answer is assumed to be better (`assume: better`); None where none can be."""
+    num_candidates_like_a_sample: int | None = None
+    """Answers assumed to be better that say the same as a sample, with which they make no pair."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Comparisons by why they gave no pair, and rows of a data set (`num_offline_...`), by their names in the file."""
 
@@ -316,6 +321,8 @@ class RoundResult:
     """Pairs or labelled answers, and why others gave none."""
     learning: LearningResult = field(default_factory=LearningResult)
     """The optimizer's steps."""
+    candidates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Writer -> what became of its answers, their mean score, and how many were chosen and rejected."""
     evaluation: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Evaluation set -> the new policy on it; empty where the round was not evaluated."""
     evaluation_pairs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)

@@ -20,6 +20,7 @@ _FURTHER_PRICE = {
     "distinct-3": "distinct_3",
     "self-BLEU": "self_bleu",
     "duplicates": "duplicate_rate",
+    "on-policy": "on_policy_share",
 }
 _TRAINING = {
     "beta": "beta",

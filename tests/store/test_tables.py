@@ -149,6 +149,19 @@ def test_records_come_back_exactly(data: st.DataObject) -> None:
     assert [repr(record) for record in back] == [repr(record) for record in records]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_candidate_keeps_its_source_and_other_tables_have_no_such_column(chat: bool) -> None:
+    pair = example_pairs(chat)[0]
+    written = replace(pair.chosen, sampler_logps=None, policy_version=None, seed=None, source="teacher")
+    label = Labelled(prompt=pair.prompt, completion=written, desirable=True)
+    for mixed in ([replace(pair, chosen=written), pair], [written, pair.rejected], [label]):
+        assert from_parquet(to_parquet(mixed), type(mixed[0])) == mixed  # type: ignore[type-var]
+    names = [pq.read_schema(pa.BufferReader(to_parquet(records))).names for records in ([pair], [pair.chosen])]
+    assert not [name for found in names for name in found if "source" in name]
+    with pytest.raises(ValueError, match="a candidate has a finish reason, and nothing else of a sample"):
+        replace(pair.chosen, source="teacher")
+
+
 def example_pairs(chat: bool) -> list[Pair]:
     """Two pairs whose answers end with and without EOS."""
     found = []

@@ -9,6 +9,7 @@ from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.learner.items import kind_of_items
+from online_dpo.store.candidates import PARTS, WHOLE
 from online_dpo.store.run_format import INITIAL_POLICY
 from online_dpo.store.shards import Asked
 from online_dpo.types import REWARD
@@ -136,6 +137,8 @@ def is_taken(name: str, stage: str, *, changed: Collection[str]) -> bool:
     annotator = stage == "pair" and any(field.startswith("pairing.annotator") for field in changed)
     wanted = [prefix for one in before for prefix in _COMMITS[one]]
     wanted += _COMMITS["pair"] if stage == "pair" and not annotator else []
+    if "sample" in before and name.startswith((WHOLE, PARTS)):  # each writer has a folder of its own
+        return True
     return any(name == prefix or (prefix.endswith("/") and name.startswith(prefix)) for prefix in wanted)
 
 

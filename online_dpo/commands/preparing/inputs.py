@@ -12,6 +12,7 @@ from judges.spec import JudgeSpec
 from online_dpo.commands.preparing.fitting import check_lengths, check_machine
 from online_dpo.commands.preparing.learning_rates import settle_lr
 from online_dpo.commands.preparing.model_checks import NamedModel, check_models, inspect_judge_models, own_models
+from online_dpo.commands.preparing.writers import load_writers, writer_models
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.pairing import ANNOTATOR
@@ -88,7 +89,7 @@ def inspect_inputs(config: RunConfig) -> Inputs:
         adapter=adapter,
         reference=reference,
         judges=judges,
-        models=(*own_models(config, model, reference), *judge_models(config)),
+        models=(*own_models(config, model, reference), *judge_models(config), *writer_models(config)),
     )
 
 
@@ -235,5 +236,6 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         ),
         pairs=pairs,
         evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
+        writers=load_writers(config, tokenizer, model, first[0]),
     )
     return job, first[0]

@@ -41,6 +41,9 @@ FRAGMENTED = 1.1
 USUAL_GIB = 79.0
 """What a GPU of 80 GB shows."""
 
+NVIDIA_SMI_S = 20.0
+"""So long the driver is waited for."""
+
 Shapes = Callable[[str], ModelShape | None]
 """A path of the config -> the sizes of its model, where they are known."""
 
@@ -68,9 +71,12 @@ def gpu_memory_gib() -> float | None:
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    found = [float(line) / 1024 for line in done.stdout.split("\n") if line.strip().replace(".", "", 1).isdigit()]
-    return min(found) if done.returncode == 0 and found else None
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S).stdout
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs must not keep a config from being checked
+        return None
+    found = [float(line) / 1024 for line in said.splitlines() if line.strip().replace(".", "", 1).isdigit()]
+    return min(found, default=None)
 
 
 def actors_memory(config: RunConfig, shapes: Shapes, gpu_gib: float) -> list[ActorMemory]:

@@ -113,7 +113,7 @@ class _Plan:
             if config.prompts is None or not samples(config, index):
                 continue
             number, judged = config.prompts.per_round, self._num_judged(index, "", Asked(judge=judge))
-            asked = self._questions(self._training, config.sampling.num_samples)
+            asked = self._questions(self._training, config.most_completions(are_judged=True))
             if judge == ANNOTATOR:
                 number = min(number, config.pairing.budget or number)
                 yield replace(asked, number=number - judged, num_completions=2, least=0.0)

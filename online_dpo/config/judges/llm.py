@@ -109,7 +109,7 @@ class Budget(Section):
 
 
 class ChatEngineSection(Section):
-    """A vLLM engine of the judge's own; the actor that hosts the judge starts it."""
+    """A vLLM engine of the judge's, or writer's, own; the actor that hosts it starts it."""
 
     path: Place
     """A folder or a hub id of a chat model."""

@@ -4,7 +4,7 @@ A card is one prompt. Its keys are short because a page holds thousands of them:
 
     id prompt, o = what became of it, na = completions sampled, nv = verdicts
     a: answers   i sample, t text, x characters left out, n tokens, f finish reason, v policy version, g log-prob,
-                 q seed, h shard
+                 q seed, h shard, w writer of a candidate
     p: pairs     c chosen, r rejected (samples), m margin, b probability, w weight, cr/rr log-ratios, su surprise
     l: labels    i sample, d desirable, r log-ratio
     s: verdicts  j judge, a first, b second, s score, p probability, k kind of an abstention, y why, u uncertainty
@@ -195,6 +195,8 @@ def _answer(completion: Completion, shard: int | None) -> dict[str, Any]:
     found = {"i": completion.sample_index, "t": text, "n": len(completion.token_ids)}
     if left_out:
         found["x"] = left_out
+    if completion.source is not None:
+        found |= {"w": completion.source, "f": completion.finish_reason, "h": shard}
     if completion.sampler_logps is None:
         return found
     return found | {
@@ -223,15 +225,16 @@ def _pair(pair: Pair) -> dict[str, Any]:
 def surprise(pair: Pair) -> float | None:
     """By how much the rejected answer was likelier than the chosen one, nats per token.
 
-    Under the policy that sampled them; where they are from a data set, under the reference.
+    Under the policy that sampled them; where one of them is no sample, under the reference.
     """
-    chosen = _mean_logp(pair.chosen, pair.chosen_ref_logps)
-    rejected = _mean_logp(pair.rejected, pair.rejected_ref_logps)
+    both = pair.chosen.is_sampled and pair.rejected.is_sampled  # two policies cannot be compared
+    chosen = _mean_logp(pair.chosen, pair.chosen_ref_logps, both)
+    rejected = _mean_logp(pair.rejected, pair.rejected_ref_logps, both)
     return None if chosen is None or rejected is None else _rounded(rejected - chosen)
 
 
-def _mean_logp(completion: Completion, reference: float | None) -> float | None:
-    total = reference if completion.sampler_logps is None else sum(completion.sampler_logps)
+def _mean_logp(completion: Completion, reference: float | None, is_sampled: bool) -> float | None:
+    total = sum(completion.sampler_logps) if is_sampled and completion.sampler_logps is not None else reference
     return None if total is None else total / max(1, len(completion.token_ids))
 
 

@@ -60,7 +60,8 @@ function cutNote(answer) {
     ratio === undefined || ratio === null ? null : fact("log-ratio", figure(ratio)),
     answer.g === undefined ? null : fact("log-prob", figure(answer.g)),
     fact("tokens", answer.n), answer.f === "length" ? fact("", "cut at its limit") : null,
-    answer.v === undefined ? fact("", "from the data set") : fact("policy", answer.v));
+    answer.w !== undefined ? fact("written by", answer.w)
+      : answer.v === undefined ? fact("", "from the data set") : fact("policy", answer.v));
   const side = (card, answer, kind, title, text, ratio) => make("div", `side ${kind}`,
     make("h4", "", `${title}: answer ${answer.i}`), make("div", "content", answer.t.trim() ? text : blank(answer.t)),
     cutNote(answer), facts(card, answer, ratio));
@@ -97,7 +98,8 @@ function cutNote(answer) {
     const label = (card.l || []).find((l) => l.i === answer.i);
     const adapter = (version) => (version === 0 ? "the initial policy"
       : `policy ${version} (${DATA.adapters[version] ? `adapter sha256 ${DATA.adapters[version].slice(0, 12)}` : "its adapter is missing"})`);
-    const steps = answer.v === undefined ? ["it is from the data set of preferences"]
+    const steps = answer.w !== undefined ? [`the writer ${answer.w} gave it for round ${card.round}, shard ${answer.h}`]
+      : answer.v === undefined ? ["it is from the data set of preferences"]
       : [`${adapter(answer.v)} sampled it for round ${card.round}, shard ${answer.h}, sample ${answer.i}, seed ${answer.q}`];
     const judges = [...new Set(card.s.filter((v) => v.a === answer.i || v.b === answer.i).map((v) => v.j))];
     if (judges.length) steps.push(`judged by ${judges.join(" and ")}`);
