@@ -137,8 +137,8 @@ def token_logps(
     if head.weight.requires_grad and torch.is_grad_enabled():
         raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
     found = _ChunkedLogps.apply(states.hidden, states.targets, head, with_collision, with_entropy)
-    lengths, wanted = list(states.lengths), (True, with_collision, with_entropy)
-    return LogpTensors(*(x.split(lengths) if want else None for x, want in zip(found, wanted, strict=True)))
+    logps, collisions, entropies = (values.split(list(states.lengths)) if len(values) else () for values in found)
+    return LogpTensors(logps, collisions if with_collision else None, entropies if with_entropy else None)
 
 
 @torch.no_grad()
