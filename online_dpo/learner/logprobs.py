@@ -137,8 +137,13 @@ def token_logps(
     if head.weight.requires_grad and torch.is_grad_enabled():
         raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
     found = _ChunkedLogps.apply(states.hidden, states.targets, head, with_collision, with_entropy)
-    logps, collisions, entropies = (values.split(list(states.lengths)) if len(values) else () for values in found)
-    return LogpTensors(logps, collisions if with_collision else None, entropies if with_entropy else None)
+    logps, collisions, entropies = found
+    lengths = list(states.lengths)
+    return LogpTensors(
+        logps=logps.split(lengths),
+        collisions=collisions.split(lengths) if with_collision else None,
+        entropies=entropies.split(lengths) if with_entropy else None,
+    )
 
 
 @torch.no_grad()
