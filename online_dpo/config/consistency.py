@@ -27,6 +27,7 @@ def check_consistency(config: Any) -> None:
     _check_pairs(config)
     check_candidates(config)
     _check_sft(config)
+    _check_replay(config)
     _check_pairing(config)
     _check_weights(config)
     _check_reference(config)
@@ -66,6 +67,21 @@ def _check_pairs(config: Any) -> None:
     else:
         _check_online_rounds(config)
     _check_objective_of_pairs(config)
+
+
+def _check_replay(config: Any) -> None:
+    replay, pairs = config.replay, config.pairs
+    if replay is None or pairs is None:
+        return
+    if pairs.is_whole_run:
+        raise ValueError(
+            "replay is set, but every round trains on pairs alone; these come back with learner.epochs: remove replay"
+        )
+    if replay.fraction + (pairs.fraction or 0.0) >= 1.0:
+        raise ValueError(
+            f"replay.fraction is {replay.fraction} and pairs.fraction is {pairs.fraction}, which leaves nothing for a "
+            f"round's own samples: lower one of them"
+        )
 
 
 def _is_missing(config: Any, name: str) -> bool:

@@ -24,7 +24,7 @@ from online_dpo.config.learner import LearnerSection
 from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.config.pairing import PairingSection
-from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, SftSection
+from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, ReplaySection, SftSection
 
 NF4_TOLERANCE = 1e-1
 """`generator.tolerance` of a base in 4 bits: twice that of bfloat16, for the kernels of engine and learner take apart
@@ -110,6 +110,8 @@ class RunConfig(Section):
     """The prompts that completions are sampled for. null: every round trains on `pairs` alone."""
     pairs: PairsSection | None = None
     """Preferences that were written down before the run. null: the run trains on sampled completions alone."""
+    replay: ReplaySection | None = None
+    """Pairs, or labelled answers, of earlier rounds that are trained on again. null: there are none."""
     sampling: SamplingSection = SamplingSection()
     """How completions are sampled."""
     candidates: list[CandidateSection] = Field([])

@@ -38,6 +38,7 @@ from online_dpo.loop.people.asking import People
 from online_dpo.loop.people.leaving import forget_leaving, leave
 from online_dpo.loop.positions import Position, restore_position, why_stopped
 from online_dpo.loop.references import Reference, commit_reference, next_reference, policy_of
+from online_dpo.loop.replay.drawing import draw_replayed
 from online_dpo.loop.rollouts import Collected
 from online_dpo.loop.sampling import RoundSampler
 from online_dpo.loop.stages import Event, Stages
@@ -211,16 +212,19 @@ class Rounds:
     def reference(
         self, store: RoundStore, reference: Reference, gathered: Gathered
     ) -> Generator[Event, None, Gathered]:
-        """All that the round trains on, with its reference log-probs: its own items, then its share of a data set."""
-        written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, gathered.items)
+        """All that the round trains on, with its reference log-probs: its own items, those that come back from earlier
+        rounds, then its share of a data set."""
+        replayed = draw_replayed(self.config, self.store, store.index, gathered.items)
+        sampled: Any = [*gathered.items, *replayed.items]
+        written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, sampled)
         if not store.has(name_of_items(self.config)):
             yield Event(kind="stage", round_index=store.index, data={"stage": "reference"})
         version = sampled_version(self.config, store.index)
-        items = yield from commit_items(
-            self.config, self.calls, store, gathered.items, written.items, reference, version
-        )
-        shares = {"on_policy_share": on_policy_share(items, version)} if self.config.candidates else {}
-        figures = {**gathered.figures, **written.figures, **describe_items(items), **committed_sources(store), **shares}
+        items = yield from commit_items(self.config, self.calls, store, sampled, written.items, reference, version)
+        is_mixed = bool(self.config.candidates) or self.config.replay is not None
+        shares = {"on_policy_share": on_policy_share(items, version)} if is_mixed else {}
+        further = {**written.figures, **replayed.figures, **shares}
+        figures = {**gathered.figures, **further, **describe_items(items), **committed_sources(store)}
         return replace(gathered, items=items, figures=figures, pairs_cursor=written.cursor)
 
     def update(self, index: int, items: Items, beta_factor: float) -> Generator[Event, None, dict[str, float]]:

@@ -166,8 +166,13 @@ class PairsResult:
     """Tokens per chosen answer."""
     rejected_length_mean: float | None = None
     """Tokens per rejected answer."""
+    num_replayed: int | None = None
+    """Items of earlier rounds that came back; None without `replay`."""
+    num_replay_missing: int | None = None
+    """By how many these are fewer than `replay.fraction` asks for."""
     on_policy_share: float | None = None
-    """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`."""
+    """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`
+    and `replay`."""
     num_assumed_pairs: int | None = None
     """Pairs that rest on `assume` and not on a judge; None where no writer has it."""
     num_candidates_like_a_sample: int | None = None
@@ -220,6 +225,10 @@ class LearningResult:
     """KTO's estimate of the KL to the reference, nats."""
     bco_shift: float | None = None
     """BCO's moving mean of rewards."""
+    entropy: float | None = None
+    """With `objective.entropy_weight`: the policy's mean entropy on what it trained on, nats per token."""
+    entropy_bonus: float | None = None
+    """The same times its weight: what was taken off the loss."""
     num_reference_sampler: int | None = None
     """Answers whose reference log-probs are those of the sampler."""
     num_reference_recomputed: int | None = None
