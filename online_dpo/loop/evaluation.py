@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from online_dpo.config.judges.human import HumanJudge
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.run import RunConfig
 from online_dpo.loop import compared_policies
 from online_dpo.loop.calls import Calls
@@ -83,11 +84,11 @@ def evaluate(
             if name not in sampled:
                 sampled[name] = yield from _sample(config, calls, store, pusher, policy, name, prompts)
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
-            compared = yield from _comparisons(sampled[name], seed)
+            compared = yield from _comparisons(config, sampled[name], seed)
             collected = sampled[name].collected
             measured = _measure(calls.stages.learner, prompts, collected, references)
             before = None if baseline is None else baseline[name]["scores"]
-            described = _describe(collected, before, seed)
+            described = _describe(config, collected, before, seed)
             found = {**described, "judges": {**described["judges"], **compared}, **measured.means()}
             if config.evaluation.sets[name].has_domains:
                 found["domains"] = _domains(prompts, collected, measured, before or {}, seed)
@@ -166,12 +167,13 @@ def _scoring_judges(config: RunConfig) -> list[str]:
     return [name for name, section in named.items() if not isinstance(section, HumanJudge)]
 
 
-def _comparisons(sampled: SampledSet, seed: int) -> Generator[Event, None, dict[str, Any]]:
+def _comparisons(config: RunConfig, sampled: SampledSet, seed: int) -> Generator[Event, None, dict[str, Any]]:
     """What people say about a set that they were asked about; nothing about any other."""
     if sampled.people is None:
         return {}
     yield from sampled.people.finish()
-    return compared_policies.describe(sampled.answers, sampled.people.said(sampled.rollouts.shards), seed)
+    said = sampled.people.said(sampled.rollouts.shards)
+    return compared_policies.describe(config, sampled.answers, said, seed)
 
 
 def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
@@ -271,7 +273,7 @@ def _domains(
     return found
 
 
-def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
+def _describe(config: RunConfig, collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
     """Figures of the completions, and of each judge; its `gain` and `win_rate` are [value, lowest, highest]."""
     judges: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, float]] = {}
@@ -280,9 +282,13 @@ def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int)
         start = {} if before is None else before.get(judge, {})
         judges[judge] = {
             **_compare(said.verdicts, start, seed),
-            "report": report_on(collected.completions, said),
+            "report": report_on(collected.completions, said, _view_of(config, judge)),
         }
-    return {**describe_completions(collected.completions), "judges": judges, "scores": scores}
+    return {**describe_completions(collected.completions, config.view), "judges": judges, "scores": scores}
+
+
+def _view_of(config: RunConfig, judge: str) -> ViewSection | None:
+    return config.view if judge == REWARD else config.view_of(config.evaluation.judges[judge])
 
 
 def _compare(verdicts: Sequence[Verdict], before: Mapping[str, float], seed: int) -> dict[str, Any]:
