@@ -66,9 +66,9 @@ class Job:
     probe: Sequence[Row]
     pairs: PairSource | None = None
     evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
+    overlaps: Sequence[Overlap] = ()  # training prompts that are held out as well
     measured: Callable[[Completion], Completion] = lambda completion: completion  # with the length of its answer
     keeps_special_tokens: bool = False  # in the texts of completions, since tags of thoughts are such
-    overlaps: Sequence[Overlap] = ()  # training prompts that are held out as well
     writers: Writers | None = None  # of candidates
 
 

@@ -13,7 +13,7 @@ from online_dpo.commands.preparing.inputs import load_all_prompts
 from online_dpo.commands.preparing.provenance import source_digests
 from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor, read_cursor
+from online_dpo.data.drawing import read_cursor
 from online_dpo.errors import ConfigError, UserError
 from online_dpo.loop.references import policy_of
 from online_dpo.models.adapters import read_adapter
@@ -127,17 +127,17 @@ def _shape(adapter: Adapter) -> tuple[Any, ...]:
 def _prompts_to_come(config: RunConfig, base: ModelInfo, cursor: Mapping[str, Any]) -> list[Prompt]:
     """Every usable prompt once, in the order in which the next rounds would come to it.
 
-    Those that are left of this epoch come first, then the others in the next epoch's order. Of a mixture as many
-    prompts are drawn as its data sets have rows, and each is taken once: a small share of a large one is not all of it.
+    Those that are left of this epoch come first, then the others in the next epoch's order. Of a mixture
+    twice as many prompts are drawn as its data sets have rows, and each is taken once: a data set with a small weight
+    may not be gone through.
     """
     assert config.prompts is not None
     tokenizer = load_tokenizer(base.folder, trust_remote_code=config.model.trust_remote_code)
     source = load_all_prompts(config, base, tokenizer).prompts
     assert source is not None
     position, found = read_cursor(cursor), dict[str, Prompt]()
-    # Of one data set: the rest of this epoch and all of the next one, which are twice as many rows as it has, or fewer.
-    num_rows = 2 * len(source) if isinstance(position, Cursor) else len(source)
-    for _ in range(math.ceil(num_rows / config.prompts.per_round)):
+    # The rest of this epoch and all of the next one are twice as many rows as there are, or fewer.
+    for _ in range(math.ceil(2 * len(source) / config.prompts.per_round)):
         draw = source.draw(position, config.prompts.per_round)
         position = draw.cursor
         for prompt in draw.prompts:
