@@ -42,6 +42,12 @@ class SamplingResult:
     """Completions that repeat another one of their prompt."""
     length_mean: float | None = None
     """Tokens per completion, a sampled end-of-sequence token included."""
+    answer_length_mean: float | None = None
+    """Tokens per answer, without thoughts; None where `judge.view` is not set."""
+    unclosed_rate: float | None = None
+    """Share of completions whose thought has no end, in [0, 1]; None where `judge.view` is not set."""
+    num_unclosed_completions: int | None = None
+    """Completions that the training judge was not asked about, since their thought has no end."""
     eos_rate: float | None = None
     """Share of completions that ended by themselves, in [0, 1]."""
     distinct_1: float | None = None
@@ -157,7 +163,7 @@ class PairsResult:
     on_policy_share: float | None = None
     """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`."""
     num_assumed_pairs: int | None = None
-    """Pairs whose chosen answer is assumed to be better (`assume: better`); None where none can be."""
+    """Pairs that rest on `assume` and not on a judge; None where no writer has it."""
     num_candidates_like_a_sample: int | None = None
     """Answers assumed to be better that say the same as a sample, with which they make no pair."""
     counts: Mapping[str, int] = field(default_factory=dict)

@@ -99,7 +99,7 @@ def _load(config: RewardModelConfig, base: Path) -> Any:
         base,
         shape,
         label=label,
-        classifies=True,
+        head="sequence",
         new_head=True,
         dtype=getattr(torch, section.dtype),
         trust_remote_code=section.trust_remote_code,

@@ -73,7 +73,7 @@ def ask_before_spending(pause: Callable[[], Any]) -> Callable[[Sequence[Expected
         if cost is None or cost[1] == 0.0:
             return
         with pause():
-            if not typer.confirm(f"{in_one_line(expected)}\ngo on?"):
+            if not typer.confirm(f"judges may cost {_money(cost)}; go on?"):
                 typer.echo("nothing was started", err=True)
                 raise typer.Abort
 
