@@ -157,7 +157,7 @@ class PairsResult:
     on_policy_share: float | None = None
     """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`."""
     num_assumed_pairs: int | None = None
-    """Pairs whose chosen answer is assumed to be better (`assume: better`); None where none can be."""
+    """Pairs that rest on `assume` and not on a judge; None where no writer has it."""
     num_candidates_like_a_sample: int | None = None
     """Answers assumed to be better that say the same as a sample, with which they make no pair."""
     counts: Mapping[str, int] = field(default_factory=dict)

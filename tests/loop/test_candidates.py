@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ from loop_kit import EOS, FakeGenerator, by_text, shuffled
 from loop_runs import PlainTokenizer, Run, comparable, records
 
 from online_dpo.commands.preparing.fork_stages import is_taken
-from online_dpo.errors import JudgingStopped
+from online_dpo.errors import DataError, JudgingStopped
 from online_dpo.reports.page.answers.cards import card_of, outcome_of, read_answers
 from online_dpo.store.candidates import CandidateCommits, candidates_counted
 from online_dpo.store.run_store import RunStore
@@ -146,7 +147,9 @@ def test_a_writer_that_fails_leaves_its_prompt_to_the_samples(tmp_path: Path) ->
     found = first["candidates"]["teacher"]
     assert found["outcomes"] == {"failed": 1, "empty": 1, "too_long": 1, "refused": 1}
     assert found["reasons"] == {"status N": 1} and found["counters"]["num_request_retries"] == 1
-    assert first["outcomes"]["paired"] == 4 and first["on_policy_share"] == 1.0 and not first["warnings"]
+    assert first["outcomes"]["paired"] == 4 and first["on_policy_share"] == 1.0
+    [told] = first["warnings"]
+    assert told.endswith("none of the 4 answers that were wanted of it (empty 1, failed 1, refused 1, too_long 1)")
     assert second["candidates"]["teacher"]["outcomes"] == {"kept": 4}
 
 
@@ -240,6 +243,26 @@ def test_neither_the_order_of_calls_nor_the_number_of_engines_changes_a_byte(ove
     sampled = [call.split()[1] for call in listener.tape.calls("sample")]
     assert Counter(sampled) == ({"v0": 12, "v1": 6} if overlap else {"v0": 6, "v1": 6, "v2": 6})
     assert rounds_of(runs[0])[2]["on_policy_share"] < 1.0
+
+
+def test_a_column_that_can_give_nothing_is_said(tmp_path: Path) -> None:
+    """Before the run where the first row shows it, after each round where the others do."""
+    for rows, message in (
+        ([{"prompt": "x", "answer": 7}], "which is int 7 in a row of prompts.source; a reference answer is text"),
+        (
+            [{"prompt": "x", "reply": "y"}],
+            r"candidates.0.column is answer, and a row of prompts.source has .*reply.*: name",
+        ),
+    ):
+        path = tmp_path / "other.jsonl"
+        path.write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for row in rows for i in range(9)))
+        run = run_with(tmp_path, COLUMN, name="refused", prompts__source=str(path))
+        with pytest.raises(DataError, match=message):
+            run.go_on()
+    blank = run_with(tmp_path, {**COLUMN, "separator": " so much "}, evaluation={}, run__rounds=1)
+    blank.go_on(stages_of(blank))
+    [only] = rounds_of(blank)
+    assert only["warnings"] == ["the writer column gave none of the 4 answers that were wanted of it (too_long 4)"]
 
 
 def test_labels_count_candidates_as_desirable_or_not(tmp_path: Path) -> None:

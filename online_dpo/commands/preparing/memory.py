@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from online_dpo.commands.preparing.inputs import judge_sections
+from online_dpo.commands.preparing.writers import engine_tokens
 from online_dpo.config.control import PathReference
 from online_dpo.config.judges.hosted import RewardModelJudge
 from online_dpo.config.judges.llm import LlmJudge
@@ -153,7 +154,12 @@ def _generator(config: RunConfig, policy: ModelShape, gpu_gib: float) -> ActorMe
     section, element = config.generator, BYTES[config.engine_dtype]
     share = section.gpu_memory_utilization * gpu_gib
     weights = _weights(policy, element, config.model.quantization) / section.tensor_parallel
-    one = policy.kv_bytes(element) * config.max_model_len / min(section.tensor_parallel, policy.num_kv_heads) / GIB
+    one = (
+        policy.kv_bytes(element)
+        * engine_tokens(config, policy)
+        / min(section.tensor_parallel, policy.num_kv_heads)
+        / GIB
+    )
     room = share - weights - ENGINE_GIB
     gpus = float(section.tensor_parallel) if section.num_gpus == "auto" else float(section.num_gpus)
     return ActorMemory(

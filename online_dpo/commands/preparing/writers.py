@@ -11,10 +11,12 @@ from online_dpo.config.candidates.section import ColumnWriter, ReviseWriter, Tea
 from online_dpo.config.run import RunConfig
 from online_dpo.data.candidates import CandidateEncoder
 from online_dpo.data.encoding import AnswerEncoder
+from online_dpo.data.row_formats import kind
 from online_dpo.errors import DataError
 from online_dpo.loop.candidates.writers import Writers
 from online_dpo.models.inspection import ModelInfo, inspect_model
 from online_dpo.models.locating import locate
+from online_dpo.models.shapes import ModelShape
 from online_dpo.types import Prompt
 
 TEMPLATE_TOKENS = 256
@@ -67,6 +69,11 @@ def load_writers(config: RunConfig, tokenizer: Any, model: ModelInfo, first: Pro
                 f"candidates.{index}.column is {section.column}, and a row of prompts.source has {known}: name the "
                 f"column that holds a reference answer, or remove this writer"
             )
+        if isinstance(section, ColumnWriter) and not isinstance(value := first.metadata[section.column], str | None):
+            raise DataError(
+                f"candidates.{index}.column is {section.column}, which is {kind(value)} in a row of prompts.source; a "
+                f"reference answer is text: write it as text, or name another column"
+            )
     ends = model.eos_token_ids
     answers = AnswerEncoder(tokenizer, config.chat_template_kwargs, eos_token_ids=ends, append_eos=True)
     encoder = CandidateEncoder(tokenizer, answers, eos_token_ids=ends, max_tokens=config.sampling.max_tokens)
@@ -74,7 +81,7 @@ def load_writers(config: RunConfig, tokenizer: Any, model: ModelInfo, first: Pro
     return Writers(sections=tuple(config.candidates), encoder=encoder, max_model_len=engine_tokens(config, model))
 
 
-def engine_tokens(config: RunConfig, model: ModelInfo) -> int:
+def engine_tokens(config: RunConfig, model: ModelInfo | ModelShape) -> int:
     """Tokens that the policy's engines must have room for: a prompt and its answer, or a critique of it and a revision.
 
     A conversation that finds no room in the model's context is counted when it comes up.

@@ -81,7 +81,7 @@ def on_policy_share(items: Items, version: int) -> float | None:
 
 
 def candidate_warnings(store: RunStore, index: int, summary: Mapping[str, Any]) -> list[str]:
-    """What a person should look at: a budget that is used up, told once; a writer that mostly fails."""
+    """What a person should look at: a budget that is used up, told once; a writer that fails, or gives nothing."""
     told = []
     for source, found in summary.get(CANDIDATES, {}).items():
         outcomes: Counter[str] = Counter(found["outcomes"])
@@ -95,4 +95,7 @@ def candidate_warnings(store: RunStore, index: int, summary: Mapping[str, Any]) 
         if wanted and failed > MANY_FAILED * wanted:
             reasons = "; ".join(f"{number} x {reason}" for reason, number in found["reasons"].items())
             told.append(f"the writer {source} failed on {failed} of {wanted} answers ({reasons})")
+        elif not outcomes["kept"] and outcomes["over_budget"] < wanted:
+            reasons = ", ".join(f"{name} {number}" for name, number in outcomes.items())
+            told.append(f"the writer {source} gave none of the {wanted} answers that were wanted of it ({reasons})")
     return told
