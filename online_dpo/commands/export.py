@@ -16,11 +16,12 @@ from online_dpo.commands.handover.folders import (
     write_adapter,
     write_merged,
 )
+from online_dpo.commands.preparing.provenance import source_files
 from online_dpo.commands.run import recorded_config
 from online_dpo.errors import UserError
 from online_dpo.models.locating import locate
 from online_dpo.reports.card.card import write_card
-from online_dpo.reports.page.run_record import collect_record
+from online_dpo.reports.page.run_record import RunRecord, collect_record
 from online_dpo.store.forking import describe_forks
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import Adapter
@@ -114,8 +115,7 @@ def export(run_dir: Path, out: Path, *, round_number: int | None, merge: bool) -
             write_merged(locate(config.model.path, field="model.path"), adapter, folder, dtype=config.model.dtype)
         else:
             write_adapter(adapter, folder)
-        form = "model" if merge else "adapter"
-        write_card(record, index, folder, form=form, base_license=license_of(config.model.path))
+        _write_card(record, index, folder, "model" if merge else "adapter")
     return index + 1
 
 
@@ -156,5 +156,13 @@ def export_for(
         record = collect_record(store)
     with new_folder(out) as folder:
         notes = write_verl(start, folder) if trainer == "verl" else write_grpo(start, folder, merge=merge)
-        write_card(record, index, folder, form=trainer, base_license=license_of(config.model.path))
+        _write_card(record, index, folder, trainer)
     return index + 1, notes
+
+
+def _write_card(record: RunRecord, index: int, folder: Path, form: str) -> None:
+    config = record.config
+    assert config is not None  # it was read before
+    sources = {field: source for field, source in source_files(config).items() if field.endswith(".source")}
+    licence = license_of(config.model.path)
+    write_card(record, index, folder, form=form, sources=sources, base_license=licence)

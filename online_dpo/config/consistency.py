@@ -194,6 +194,12 @@ def _check_pairing(config: Any) -> None:
         raise ValueError(
             "evaluation.judges has a judge named annotator; with pairing.annotator that name is taken: choose another"
         )
+    view = config.view
+    if rules.labels is not None and view is not None and view.unclosed == "worst":
+        raise ValueError(
+            "judge.view.unclosed is worst and pairing.labels is set, which reads a score of every answer: set unclosed "
+            "to a score, or to abstain"
+        )
     if rules.score_reader is not None and config.judge is not None and _only_compares(config.judge):
         raise ValueError(explain_no_scores(rules, f"judge.type {config.judge.type} as it is set"))
 

@@ -19,6 +19,7 @@ from online_dpo.config.data import ModelSection, PromptsSection
 from online_dpo.config.evaluation import EvaluationSection, VerdictsSection
 from online_dpo.config.generation import GeneratorSection, SamplingSection
 from online_dpo.config.judges.section import JudgeSection
+from online_dpo.config.judges.view import ViewingSection, ViewSection
 from online_dpo.config.learner import LearnerSection
 from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.config.objective.section import ObjectiveSection
@@ -149,6 +150,15 @@ class RunConfig(Section):
     def engine_dtype(self) -> Literal["float32", "bfloat16"]:
         """What the generators compute in."""
         return self.model.dtype if self.generator.dtype == "auto" else self.generator.dtype
+
+    @property
+    def view(self) -> ViewSection | None:
+        """What of a completion is the answer, for all but a judge that has a view of its own."""
+        return None if self.judge is None else self.judge.view
+
+    def view_of(self, judge: ViewingSection) -> ViewSection | None:
+        """What of a completion a judge of this run sees."""
+        return judge.view or self.view
 
     @property
     def needs_generators(self) -> bool:

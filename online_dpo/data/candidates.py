@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from online_dpo.data.encoding import AnswerEncoder, EncodedAnswer, is_blank
@@ -13,6 +13,15 @@ from online_dpo.types import Prompt
 from online_dpo.written import Outcome
 
 _TRIAL = "x"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedCandidate:
+    """An answer as it is trained on, and as judges read it."""
+
+    token_ids: tuple[int, ...]  # [T]
+    text: str
+    is_split: bool  # the tokenizer would have joined the prompt's end and the answer's beginning
 
 
 class CandidateEncoder:
@@ -54,13 +63,13 @@ class CandidateEncoder:
                 f"candidates cannot be tokenised: correct the template, or remove candidates"
             ) from error
 
-    def encode(self, prompt: Prompt, text: str, *, is_cut: bool) -> EncodedAnswer | Outcome:
-        """An answer's token ids, or why it cannot be one.
+    def encode(self, prompt: Prompt, text: str, *, is_cut: bool) -> EncodedCandidate | Outcome:
+        """An answer, or why it cannot be one.
 
         Args:
             prompt: that it answers.
             text: as it follows a plain prompt, or as it stands in a message.
-            is_cut: it did not end, so it gets no end of sequence.
+            is_cut: it did not end, so it gets no end of sequence; where it is too long it loses more of it.
         """
         if is_blank(text):
             return "empty"
@@ -72,11 +81,16 @@ class CandidateEncoder:
         own = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if self._controls(own) or self._controls(ids) != self._controls(harmless):
             return "control_tokens"
-        if is_cut and ids and ids[-1] in self._ends:
-            ids = ids[:-1]
+        if is_cut:
+            ids = ids[:-1] if ids and ids[-1] in self._ends else ids
+            if len(ids) > self._max_tokens:  # the writer's limit is in its own tokens, and these are others
+                ids = ids[: self._max_tokens]
+                text = self.prompts.decode(ids, skip_special_tokens=True)
         if not ids or set(ids) <= self._ends:
             return "empty"
-        return "too_long" if len(ids) > self._max_tokens else replace(found, token_ids=ids)
+        if len(ids) > self._max_tokens:
+            return "too_long"
+        return EncodedCandidate(token_ids=ids, text=text, is_split=found.is_split)
 
     def _encode(self, prompt: Prompt, text: str) -> EncodedAnswer:
         if prompt.messages is None:

@@ -42,6 +42,12 @@ class SamplingResult:
     """Completions that repeat another one of their prompt."""
     length_mean: float | None = None
     """Tokens per completion, a sampled end-of-sequence token included."""
+    answer_length_mean: float | None = None
+    """Tokens per answer, without thoughts; None where `judge.view` is not set."""
+    unclosed_rate: float | None = None
+    """Share of completions whose thought has no end, in [0, 1]; None where `judge.view` is not set."""
+    num_unclosed_completions: int | None = None
+    """Completions that the training judge was not asked about, since their thought has no end."""
     eos_rate: float | None = None
     """Share of completions that ended by themselves, in [0, 1]."""
     distinct_1: float | None = None

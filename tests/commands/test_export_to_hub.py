@@ -30,6 +30,13 @@ from online_dpo.store.run_store import RunStore
 HOSTILE = '<script>alert(1)</script> [x](javascript:y) `a` **b** | ![i](http:..) "q"'
 
 
+SOURCES = {
+    "prompts.source": "org/prompts",
+    "evaluation.sets.x.source": "org/held-out",
+    "pairs.source": "/home/me/p.csv",
+}
+
+
 class Hub(ThreadingHTTPServer):
     """Repositories in memory."""
 
@@ -183,7 +190,7 @@ def card_of(run_dir: Path, folder: Path, index: int = 2, **changes: Any) -> str:
     folder.mkdir()
     with RunStore.read(run_dir) as store:
         record = collect_record(store)
-    write_card(replace(record, **changes), index, folder, form="adapter", base_license="mit")
+    write_card(replace(record, **changes), index, folder, form="adapter", sources=SOURCES, base_license="mit")
     return (folder / "README.md").read_text()
 
 
@@ -191,13 +198,14 @@ def test_a_card_says_what_the_run_measured_and_no_more(run_dir: Path, tmp_path: 
     text = card_of(run_dir, tmp_path / "card")
     card = ModelCard(text)
     assert card.data.to_dict() == {
-        "library_name": "peft", "license": "mit", "pipeline_tag": "text-generation",
+        "datasets": ["org/prompts"], "library_name": "peft", "license": "mit", "pipeline_tag": "text-generation",
         "tags": ["online-dpo", "preference-optimization", "sigmoid", "lora"],
     }  # fmt: skip
     assert "| heldout | training judge, gain | 0.3000 (0.1500 to 0.4500) |" in text, "of the third policy"
     assert "After round 3 of 3, the policy is better than at the start." in text
     assert "something odd in file.txt" in text and "/home/me" not in text
-    assert "online\\-dpo" not in text and "| 3 | " in text and "| 4 | " not in text
+    assert "| prompts | org/prompts |" in text and "| written data | p.csv |" in text
+    assert "| 3 | " in text and "| 4 | " not in text
     earlier = card_of(run_dir, tmp_path / "earlier", index=0)
     assert "| heldout | training judge, gain | 0.1000 (0.05000 to 0.1500) |" in earlier and "| 2 | " not in earlier
     silent = card_of(run_dir, tmp_path / "silent", results=[], summaries=[], initial={})

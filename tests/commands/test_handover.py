@@ -57,7 +57,6 @@ def grpo(out: Path, **changes: Any) -> tuple[int, list[str]]:
     return export_for("grpo", Path("runs/demo"), out, **asked | changes)
 
 
-@pytest.mark.exhaustive
 def test_a_script_continues_with_grpo_and_our_judge_is_the_reward(ran: Path, tmp_path: Path) -> None:
     assert grpo(tmp_path / "out")[0] == 2
     moved = tmp_path / "moved"

@@ -73,6 +73,9 @@ def test_what_does_not_fit_has_a_reason(form: Any) -> None:
     found = [tokens(encoder, prompt, text, is_cut=False) for text in ("", " \n", "abcd", "abcde", "x" * 200_000)]
     assert found == ["empty", "empty", (*ids("abcd"), EOS), "too_long", "too_long"]
     assert tokens(encoder, prompt, "abcde", is_cut=True) == ids("abcde")
+    # What did not end may lose more of its end; text and tokens still tell the same.
+    cut = encoder.encode(prompt, "abcdefgh", is_cut=True)
+    assert not isinstance(cut, str) and cut.token_ids == ids("abcde") and cut.text.replace(" ", "") == "abcde"
 
 
 def test_the_embedded_policy_reads_back_what_it_would_sample() -> None:

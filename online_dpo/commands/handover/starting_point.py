@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +139,8 @@ def _prompts_to_come(config: RunConfig, base: Path, cursor: Mapping[str, Any]) -
         seed=config.run.seed,
     )
     position, found = Cursor.from_dict(cursor), dict[str, Prompt]()
-    last = position.epoch + 2
-    while position.epoch < last:  # the rest of this epoch, and all of the next one
+    # The rest of this epoch and all of the next one are twice as many rows as there are, or fewer.
+    for _ in range(math.ceil(2 * len(source) / config.prompts.per_round)):
         draw = source.draw(position, config.prompts.per_round)
         position = draw.cursor
         for prompt in draw.prompts:

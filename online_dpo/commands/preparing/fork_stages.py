@@ -19,6 +19,8 @@ STAGES = ("sample", "judge", "pair", "learn")
 
 _READ_BY = {
     "judge": "judge",
+    "judge.view": "sample",  # tokens of answers are committed with the samples
+    "judge.view.unclosed": "judge",
     "verdicts": "judge",
     "pairing": "pair",
     "pairs": "pair",

@@ -12,7 +12,7 @@ from typing import Any
 
 from online_dpo.config.candidates.section import CandidateSection, ColumnWriter, ReviseWriter
 from online_dpo.config.run import RunConfig
-from online_dpo.data.encoding import EncodedAnswer
+from online_dpo.data.candidates import EncodedCandidate
 from online_dpo.loop.calls import Call, Calls
 from online_dpo.loop.candidates.own_revisions import OwnRevisions, Revised, SampleFrom
 from online_dpo.loop.candidates.writers import Writers, candidate
@@ -93,15 +93,15 @@ class Writing:
             content = text.text if prompt.messages is not None else f"{section.separator}{text.text}"
             found = self._encode(prompt, content, text)
             outcomes[found if isinstance(found, str) else "kept"] += 1
-            if isinstance(found, EncodedAnswer):
+            if isinstance(found, EncodedCandidate):
                 num_split += found.is_split
                 reason: FinishReason = "length" if text.is_cut else "stop"
                 index = first + text.number
-                completions.append(candidate(prompt, index, found.token_ids, content, reason, section.source))
+                completions.append(candidate(prompt, index, found.token_ids, found.text, reason, section.source))
             if text.detail is not None:
                 details[kind_of(text.detail)] += 1
         given = Given(
-            completions=tuple(completions),
+            completions=tuple(map(self._calls.measured, completions)),
             prompt_ids=tuple(dict.fromkeys(text.prompt_id for text in written.texts)),
             outcomes=dict(outcomes),
             details=dict(details),
@@ -115,7 +115,7 @@ class Writing:
 
     def _on_revised(self, section: ReviseWriter, shard: Shard, then: Then, revised: Revised) -> Iterator[Event]:
         given = Given(
-            completions=revised.completions,
+            completions=tuple(map(self._calls.measured, revised.completions)),
             prompt_ids=tuple(prompt.prompt_id for prompt in shard.prompts),
             outcomes=revised.outcomes,
             details={},
@@ -132,7 +132,7 @@ class Writing:
         if not pending:
             yield from then()
 
-    def _encode(self, prompt: Prompt, content: str, text: WrittenText) -> EncodedAnswer | Outcome:
+    def _encode(self, prompt: Prompt, content: str, text: WrittenText) -> EncodedCandidate | Outcome:
         if text.outcome != "kept":
             return text.outcome
         return self._writers.encoder.encode(prompt, content, is_cut=text.is_cut)

@@ -6,7 +6,7 @@ import re
 
 from online_dpo.reports.page.safe_text import visible
 
-_ACTS = re.compile(r"([\\`*_{}\[\]()#+!|~$@:])")
+_ACTS = re.compile(r"([\\`*_\[\]#|~$])")
 _MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 

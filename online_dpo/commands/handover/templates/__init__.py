@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,7 +15,14 @@ _ENVIRONMENT = Environment(
     keep_trailing_newline=True,
     autoescape=False,  # neither Python nor Markdown is HTML; who fills in a template makes texts fit
 )
-_ENVIRONMENT.filters["repr"] = repr
+
+
+def _literal(value: Any) -> str:
+    """A value as Python source, with texts in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if type(value) is str else repr(value)
+
+
+_ENVIRONMENT.filters["literal"] = _literal
 
 
 def render(template: str, **values: Any) -> str:
