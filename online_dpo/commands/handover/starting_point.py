@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from online_dpo.commands.preparing.inputs import load_job
 from online_dpo.commands.preparing.provenance import source_digests
 from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
 from online_dpo.data.drawing import Cursor
-from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import ConfigError, UserError
 from online_dpo.loop.references import policy_of
 from online_dpo.models.adapters import read_adapter
@@ -73,7 +73,7 @@ def read_starting_point(config: RunConfig, store: RunStore, index: int, which: W
         base=base.folder,
         policy=policy,
         reference=reference,
-        prompts=_prompts_to_come(config, base.folder, store.round(index).state()["cursor"]),
+        prompts=_prompts_to_come(config, base, store.round(index).state()["cursor"]),
     )
 
 
@@ -124,20 +124,15 @@ def _shape(adapter: Adapter) -> tuple[Any, ...]:
     return settings["r"], settings["lora_alpha"], json.dumps(settings["target_modules"])
 
 
-def _prompts_to_come(config: RunConfig, base: Path, cursor: Mapping[str, Any]) -> list[Prompt]:
+def _prompts_to_come(config: RunConfig, base: ModelInfo, cursor: Mapping[str, Any]) -> list[Prompt]:
     """Every usable prompt once, in the order in which the next rounds would come to it.
 
     Those that are left of this epoch come first, then the others in the next epoch's order.
     """
-    assert config.prompts is not None
-    source = PromptSource.load(
-        config.prompts,
-        field="prompts",
-        tokenizer=load_tokenizer(base, trust_remote_code=config.model.trust_remote_code),
-        max_tokens=config.max_prompt_tokens,
-        chat_template_kwargs=config.chat_template_kwargs,
-        seed=config.run.seed,
-    )
+    tokenizer = load_tokenizer(base.folder, trust_remote_code=config.model.trust_remote_code)
+    job, _ = load_job(config, base, tokenizer)
+    source = job.prompts
+    assert source is not None and config.prompts is not None  # a run without is refused before
     position, found = Cursor.from_dict(cursor), dict[str, Prompt]()
     # The rest of this epoch and all of the next one are twice as many rows as there are, or fewer.
     for _ in range(math.ceil(2 * len(source) / config.prompts.per_round)):
