@@ -15,7 +15,7 @@ from online_dpo.errors import JudgeError
 from online_dpo.importing import quick_imports
 from online_dpo.models.inspection import inspect_model
 from online_dpo.models.locating import locate
-from online_dpo.models.tokenizer import load_tokenizer
+from online_dpo.models.tokenizer import control_ids, control_tokens, load_tokenizer
 
 MAX_NUM_SEQS = 256
 """Sequences decoded at once, at most."""
@@ -127,15 +127,8 @@ def encode(tokenizer: Any, request: ChatRequest) -> list[int] | None:
     control = control_tokens(tokenizer)
     messages = [{**message, "content": without_tokens(message["content"], control)} for message in request.messages]
     ids, harmless = (_render(tokenizer, turns) for turns in (messages, [{**m, "content": "x"} for m in messages]))
-    # Not the token for what a vocabulary lacks: any text may hold that.
-    numbers = set(tokenizer.convert_tokens_to_ids(control)) - {tokenizer.unk_token_id}
+    numbers = control_ids(tokenizer)
     return ids if [i for i in ids if i in numbers] == [i for i in harmless if i in numbers] else None
-
-
-def control_tokens(tokenizer: Any) -> list[str]:
-    """All special tokens of a vocabulary."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted({*tokenizer.all_special_tokens, *added})
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

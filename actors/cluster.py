@@ -18,13 +18,16 @@ from actors.judge_host import JudgeActor
 from actors.learner_host import LearnerHost
 from actors.session import dead_parts
 from actors.supervision import ActorLost, RayTask, Supervised, first_done
+from actors.writer_host import WriterActor
 from judges.spec import JudgeSpec
+from judges.writers.writer import WriterSpec
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ActorError, JudgeError, ModelError
 from online_dpo.learner.learner import LearnerSpec
 from online_dpo.loop.stages import LearnerStage
 from online_dpo.loop.weight_sync import Gap, check_digests, check_gap
 from online_dpo.models.merging import Received
+from online_dpo.store.candidates import COUNTED
 from online_dpo.types import (
     REWARD,
     Adapter,
@@ -46,6 +49,7 @@ LESS_MEMORY = {
     "generator": "generator.kv_cache_gib, generator.shard_prompts or generator.replicas",
     "learner": "learner.micro_batch_tokens or learner.batch_pairs",
     "judge": "the judge's batch_size",
+    "writer": "the writer's engine.kv_cache_gib or engine.max_model_len",
 }
 """Kind of actor -> settings that make it need less memory."""
 
@@ -76,6 +80,7 @@ class RayStages:
         self.report: Callable[[Incident], None] = lambda incident: None
         self._config, self._engine, self._generator_class = config, engine, generator_class
         self._judges: dict[str, Supervised] = {}
+        self._writers: dict[str, Supervised] = {}
         self._generators: list[Supervised] = []
         self._num_sampling: Counter[Supervised] = Counter()  # shards that each generator is sampling
         self._pushed: tuple[Adapter | None, int] | None = None
@@ -94,33 +99,40 @@ class RayStages:
         *,
         first: Prompt,
         counted: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
+        writers: Mapping[str, WriterSpec] | None = None,
     ) -> None:
-        """Start every judge's host and try it on two canned completions. The engines load meanwhile.
+        """Start the hosts of all judges and writers and try each on something canned. The engines load meanwhile.
 
         Args:
             specs: judge's name -> judge.
             learner: the learner's making.
             first: the run's first prompt; the trial's prompt is of its form and has its metadata.
-            counted: gives, for each judge's name, the sums of its counters in the run so far.
+            counted: gives the sums of counters in the run so far, by judge's name and by `candidates/` and writer's.
+            writers: writer's name -> writer of candidates.
 
         Raises:
-            JudgeError: judges cannot be built or do not keep their contract; a line for each.
+            JudgeError: judges or writers cannot be built or do not keep their contract; a line for each.
         """
         for name, spec in specs.items():
             self._judges[name] = self._supervised(
-                "judge", f"judge {name}", partial(self._new_judge, name, spec, counted)
+                "judge", f"judge {name}", partial(self._new_host, JudgeActor, name, spec, counted)
             )
+        for name, writer in (writers or {}).items():
+            make = partial(self._new_host, WriterActor, f"{COUNTED}{name}", writer, counted)
+            self._writers[name] = self._supervised("writer", f"writer {name}", make)
         chat, metadata = first.messages is not None, dict(first.metadata)
         rules = {REWARD: self._config.pairing}
-        trials = {name: host.submit("try_it", chat, metadata, rules.get(name)) for name, host in self._judges.items()}
+        trials = [(host, host.submit("try_it", chat, metadata, rules.get(name))) for name, host in self._judges.items()]
+        trials += [(host, host.submit("try_it", chat)) for host in self._writers.values()]
+        asked: list[JudgeSpec | WriterSpec] = [*specs.values(), *(writers or {}).values()]
         in_turns = resources.share_a_gpu(self._config, resources.num_gpus())
-        if not in_turns and not any(spec.section.num_gpus for spec in specs.values()):
+        if not in_turns and not any(spec.section.num_gpus for spec in asked):
             # Else after the judges: vLLM measures a GPU's memory as it starts, and no other may take some meanwhile.
             self._begin_engines(learner)
         problems = []
-        for name, trial in trials.items():
+        for host, trial in trials:
             try:
-                self._judges[name].fetch(trial, "try_it", timeout_s=self._config.cluster.start_timeout_s)
+                host.fetch(trial, "try_it", timeout_s=self._config.cluster.start_timeout_s)
             except (JudgeError, ModelError) as error:  # whoever has several judges learns about all of them at once
                 problems.append(str(error))
         if problems:
@@ -130,7 +142,12 @@ class RayStages:
         """Wait until every actor is up; start the engines where they did not begin beside the judges."""
         if self._learner is None:
             self._begin_engines(learner)
-        for started in (*self._judges.values(), cast(RemoteLearner, self._learner).host, *self._generators):
+        for started in (
+            *self._judges.values(),
+            *self._writers.values(),
+            cast(RemoteLearner, self._learner).host,
+            *self._generators,
+        ):
             started.wait_ready()
 
     def _begin_engines(self, learner: LearnerSpec) -> None:
@@ -175,7 +192,7 @@ class RayStages:
             if ending:
                 ray.wait(ending, num_returns=len(ending), timeout=GOODBYE_S)
         learner = [self._learner.host] if self._learner is not None else []
-        for host in [*self._generators, *self._judges.values(), *learner]:
+        for host in [*self._generators, *self._judges.values(), *self._writers.values(), *learner]:
             host.kill()
         if self._workers is not None:
             self._workers.release()
@@ -188,8 +205,8 @@ class RayStages:
 
     def sleep(self) -> None:
         self._of_each_generator("sleep")
-        for judge in self._judges.values():  # one that can give memory away wakes when it is asked
-            judge.call_until_done("sleep")
+        for host in (*self._judges.values(), *self._writers.values()):  # each wakes when it is asked
+            host.call_until_done("sleep")
 
     def wake(self) -> None:
         cast(RemoteLearner, self._learner).host.call("release_memory")
@@ -214,12 +231,20 @@ class RayStages:
     def start_judging(
         self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
     ) -> RayTask:
-        # After the learner was lost the loop asks anew for what is being answered already.
         key = (judge, again, tuple(prompt.prompt_id for prompt in shard.prompts), tuple(completions))
+        return self._ask_once(key, self._judges[judge], "judge_shard", shard, list(completions), again)
+
+    def start_writing(
+        self, source: str, shard: Shard, prompt_ids: Sequence[str], samples: Sequence[Completion], round_index: int
+    ) -> RayTask:
+        key = ("writer", source, round_index, tuple(prompt_ids))
+        args = (shard, list(prompt_ids), list(samples), round_index)
+        return self._ask_once(key, self._writers[source], "write_shard", *args)
+
+    def _ask_once(self, key: Any, host: Supervised, method: str, *args: Any) -> RayTask:
+        # After the learner was lost the loop asks anew for what is being answered already.
         if key not in self._judging:
-            args = (shard, list(completions), again)
-            task = RayTask(host=self._judges[judge], method="judge_shard", args=args, is_repeatable=True)
-            self._judging[key] = task.begin()
+            self._judging[key] = RayTask(host=host, method=method, args=args, is_repeatable=True).begin()
         return self._judging[key]
 
     def start_rescoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
@@ -279,11 +304,17 @@ class RayStages:
         options = resources.generator_options(self._config, resources.num_gpus())
         return ray.remote(self._generator_class).options(**options).remote(self._engine)
 
-    def _new_judge(self, name: str, spec: JudgeSpec, counted: Callable[[], Mapping[str, Mapping[str, float]]]) -> Any:
+    def _new_host(
+        self,
+        actor: type[JudgeActor] | type[WriterActor],
+        name: str,
+        spec: JudgeSpec | WriterSpec,
+        counted: Callable[[], Mapping[str, Mapping[str, float]]],
+    ) -> Any:
         options = resources.judge_options(self._config, spec.section, resources.num_gpus())
         threads = cast(int, spec.section.threads)
         return (
-            cast(Any, ray.remote(JudgeActor))
+            cast(Any, ray.remote(actor))
             .options(**options)
             .remote(spec, threads=threads, counted=counted().get(name), sleeps=self._config.layout == "colocated")
         )

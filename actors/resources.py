@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import ray
 
+from online_dpo.config.candidates.section import ChatWriter
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import UserError
@@ -27,7 +28,7 @@ def cpus_needed(config: RunConfig) -> float:
     """Logical CPUs that a run's actors reserve."""
     num_generators = config.generator.replicas if config.needs_generators else 0
     engines = GENERATOR_CPUS * num_generators + LEARNER_CPUS * config.learner.num_workers
-    return engines + sum(judge.num_cpus for judge in _judges(config))
+    return engines + sum(hosted.num_cpus for hosted in _hosted(config))
 
 
 def generator_options(config: RunConfig, gpus: float) -> dict[str, Any]:
@@ -53,8 +54,8 @@ def learner_options(config: RunConfig, gpus: float) -> dict[str, Any]:
     return _options(LEARNER_CPUS, _learner_gpus(config, gpus), cast(int, config.learner.threads))
 
 
-def judge_options(config: RunConfig, section: JudgeSection, gpus: float) -> dict[str, Any]:
-    """Ray's options of a judge's host."""
+def judge_options(config: RunConfig, section: JudgeSection | ChatWriter, gpus: float) -> dict[str, Any]:
+    """Ray's options of the host of a judge, or of a writer of candidates."""
     share = _share(config) if share_a_gpu(config, gpus) and section.num_gpus else section.num_gpus
     return _options(section.num_cpus, share, cast(int, section.threads))
 
@@ -66,7 +67,7 @@ def share_a_gpu(config: RunConfig, gpus: float) -> bool:
 
 def _share(config: RunConfig) -> float:
     """Of each actor that uses the one GPU: what they reserve only has to add up, since they take turns."""
-    num_parts = 2 + sum(judge.num_gpus > 0 for judge in _judges(config))
+    num_parts = 2 + sum(hosted.num_gpus > 0 for hosted in _hosted(config))
     return math.floor(10_000 / num_parts) / 10_000  # Ray counts in ten-thousandths
 
 
@@ -106,9 +107,10 @@ def _learner_gpus(config: RunConfig, gpus: float) -> float:
     return 1.0
 
 
-def _judges(config: RunConfig) -> list[JudgeSection]:
+def _hosted(config: RunConfig) -> list[JudgeSection | ChatWriter]:
+    """What has an actor of its own besides engines and learner: judges and writers."""
     judges = [config.judge, config.pairing.annotator, *config.evaluation.judges.values()]
-    return [judge for judge in judges if judge is not None]
+    return [*(judge for judge in judges if judge is not None), *config.hosted_writers.values()]
 
 
 def _options(num_cpus: float, num_gpus: float, threads: int) -> dict[str, Any]:

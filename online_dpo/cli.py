@@ -14,14 +14,19 @@ from rich.console import Console
 from online_dpo.commands.terminal.parameters import (
     AsEvents,
     Config,
+    DryRun,
+    ForTrainer,
     GpuMemory,
     Overrides,
+    Private,
+    PushToHub,
     Quiet,
+    Reference,
     RunDir,
     Shapes,
     Yes,
     expect_usable,
-)
+)  # fmt: skip
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
 from online_dpo.version import __version__
@@ -178,15 +183,21 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=expect_usable)],
     round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
+    trainer: ForTrainer = None,
+    reference: Reference = "run",
+    repo_id: PushToHub = None,
+    private: Private = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Write a round's policy as a PEFT adapter, or as a merged model."""
-    from online_dpo.commands.export import export as write
-    from online_dpo.commands.export import origin
+    """Write a round's policy with a model card: a PEFT adapter, a merged model, or a start for another trainer."""
+    from online_dpo.commands.export import Options, export_lines
 
-    number = write(run_dir, out, round_number=round_number, merge=merge)
-    typer.echo(f"round {number} of {run_dir}: {'merged model' if merge else 'adapter'} in {out}")
-    for line in origin(run_dir):
-        typer.echo(f"the run was {line}")
+    options = Options(
+        round_number=round_number, merge=merge, trainer=trainer, reference=reference,
+        repo_id=repo_id, private=private, dry_run=dry_run,
+    )  # fmt: skip
+    for line in export_lines(run_dir, out, options):
+        typer.echo(line)
 
 
 @app.command()

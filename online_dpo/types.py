@@ -19,12 +19,15 @@ Message: TypeAlias = dict[str, str]
 PromptContent: TypeAlias = str | list[Message]
 """What a judge sees of a prompt: text for plain prompts, chat messages for chat prompts."""
 
-Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place"]
-"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; or it was asked in
-both orders, and what was shown first (or second) won both times."""
+Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place", "unclosed"]
+"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; what was shown first
+(or second) won in both orders; or nobody was asked, since the completion's thought has no end (`judge.view`)."""
 
 REWARD = "reward"
 """The training judge's name, beside the names of the evaluation's judges."""
+
+DOMAIN = "domain"
+"""The key of a prompt's metadata that holds its domain, where prompts have one."""
 
 NUM_RANKINGS = "num_judge_rankings"
 """The counter of questions whose completions a judge saw side by side, although it then scores each of them."""
@@ -54,8 +57,8 @@ class Prompt:
 class Completion:
     """One answer. `token_ids` is what training uses; `text` is for judges and people.
 
-    The last four fields tell how it was sampled. An answer from a data set has none of them: no policy of this run
-    made it, so it has no log-probs of a sampler, and nothing may take its place.
+    The fields from `finish_reason` to `seed` tell how it was sampled. An answer from a data set, which no policy of the
+    run made, has none of them, and nothing may take their place. A candidate, which a writer gave, has the first alone.
     """
 
     prompt_id: str
@@ -66,10 +69,16 @@ class Completion:
     sampler_logps: tuple[float, ...] | None  # [T] nats, at temperature 1, as the engine computed them when it sampled
     policy_version: int | None  # number of learner pushes before it was sampled; 0 = the initial policy
     seed: int | None
+    answer_tokens: int | None = None  # those that belong to no thought, where `judge.view` is set; else None
+    source: str | None = None  # the writer under `candidates`; None = the policy's sample, or of a data set
 
     def __post_init__(self) -> None:
         name = f"completion {self.prompt_id}/{self.sample_index}"
         provenance = (self.finish_reason, self.sampler_logps, self.policy_version, self.seed)
+        if self.source is not None:
+            if self.finish_reason is None or provenance[1:] != (None, None, None):
+                raise ValueError(f"{name}: a candidate has a finish reason, and nothing else of a sample")
+            return
         if any(value is None for value in provenance) != all(value is None for value in provenance):
             raise ValueError(f"{name}: only a part of what tells how it was sampled is set")
         if self.sampler_logps is not None and len(self.sampler_logps) != len(self.token_ids):
@@ -77,7 +86,7 @@ class Completion:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether a policy of this run made it; otherwise it is from a data set."""
+        """Whether it is a sample of a policy of this run; otherwise it is a candidate, or from a data set."""
         return self.policy_version is not None
 
 

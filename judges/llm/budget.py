@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from judges.protocol import StopJudging, count
 from online_dpo.config.judges.llm import Budget, Prices
 
+
+class BudgetSpent(StopJudging):
+    """What is left of a budget is not enough."""
+
+
 COUNTS = {
     "calls": "num_judge_charged_calls",
     "prompt": "num_judge_prompt_tokens",
@@ -70,7 +75,7 @@ class BudgetAccount:
         """Set the worst case of some requests aside. Waits while requests under way may still cost less than reserved.
 
         Raises:
-            StopJudging: what is left is not enough. Nothing can be reserved from then on.
+            BudgetSpent: what is left is not enough. Nothing can be reserved from then on.
         """
         wanted = sum(worst, Spend())
         async with self._changed:
@@ -83,7 +88,7 @@ class BudgetAccount:
                     self._changed.notify_all()
                     break
                 await self._changed.wait()
-            raise StopJudging(self._closed)
+            raise BudgetSpent(self._closed)
 
     async def reserve_again(self, worst: Spend) -> bool:
         """For another try of a request that may have been charged for; never waits."""

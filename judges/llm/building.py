@@ -12,19 +12,21 @@ from judges.llm.budget import BudgetAccount, scope_of
 from judges.llm.client import EndpointChat
 from judges.llm.judge import ChatJudge
 from judges.llm.key import read_key
+from judges.llm.rubric import RubricJudge
 from judges.protocol import Limits
 from judges.spec import JudgeSpec
+from online_dpo.config.candidates.section import ChatWriter
 from online_dpo.config.judges.llm import LlmJudge
 
 
-def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> ChatJudge:
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> ChatJudge | RubricJudge:
     """Build the judge that a spec describes."""
     return build_llm(spec.section, spec.field, hosting=hosting)
 
 
 def build_llm(
     section: LlmJudge, field: str, *, hosting: Hosting = NO_HOSTING, sleep: Sleep = asyncio.sleep
-) -> ChatJudge:
+) -> ChatJudge | RubricJudge:
     """Build the judge where it will live.
 
     Args:
@@ -36,10 +38,28 @@ def build_llm(
     Raises:
         JudgeError: its key is not where the section says, or no engine can be had here.
     """
+    chat = build_chat(section, field, hosting=hosting, sleep=sleep)
     if section.endpoint is None:
         # One call at a time: what shares a batch of the engine must not depend on what else is being judged.
         # A call goes through or fails at once, and how long it takes depends on the batch: no limit of time fits.
-        return ChatJudge(section, _engine(section, field, hosting), limits=Limits(calls_in_flight=1, own_retries=True))
+        return judge_of(section, chat, Limits(calls_in_flight=1, own_retries=True))
+    # A prompt at a time, so that the budget ends between two prompts and not within many.
+    return judge_of(section, chat, Limits(questions_per_call=1, own_retries=True))
+
+
+def judge_of(section: LlmJudge, chat: Chat, limits: Limits) -> ChatJudge | RubricJudge:
+    """The judge that asks what the section says."""
+    if section.rubric is not None:
+        return RubricJudge(section, section.rubric, chat, limits=limits)
+    return ChatJudge(section, chat, limits=limits)
+
+
+def build_chat(
+    section: LlmJudge | ChatWriter, field: str, *, hosting: Hosting = NO_HOSTING, sleep: Sleep = asyncio.sleep
+) -> Chat:
+    """The chat model that a section with an endpoint or an engine asks; arguments and errors as of `build_llm`."""
+    if section.endpoint is None:
+        return _engine(section, field, hosting)
     place = f"{field}.endpoint"
     account = BudgetAccount(
         section.budget,
@@ -48,7 +68,7 @@ def build_llm(
         counted=hosting.counted,
         scope=scope_of(field),
     )
-    chat = EndpointChat(
+    return EndpointChat(
         section.endpoint,
         field=place,
         key=read_key(section.endpoint, place),
@@ -58,11 +78,9 @@ def build_llm(
         retries=section.retries,
         sleep=sleep,
     )
-    # A prompt at a time, so that the budget ends between two prompts and not within many.
-    return ChatJudge(section, chat, limits=Limits(questions_per_call=1, own_retries=True))
 
 
-def _engine(section: LlmJudge, field: str, hosting: Hosting) -> Chat:
+def _engine(section: LlmJudge | ChatWriter, field: str, hosting: Hosting) -> Chat:
     assert section.engine is not None
     engine = section.engine
     request = ChatEngineRequest(

@@ -235,10 +235,13 @@ class EndpointChat:
         except Malformed as error:
             raise _Transient(f"a broken answer: {error}", charged=True) from None
         reply = replace(answer.reply, is_tied=request_id in answer.name)
-        if reply.is_tied or request.code is None:
+        if reply.is_tied:
             return reply, answer.usage
-        others = OUR_IDS.search(answer.name) or any(code in self._codes for code in CODES.findall(reply.text))
-        if others and request.code not in reply.text:
+        others = bool(OUR_IDS.search(answer.name))
+        if request.code is not None:
+            others = others or any(code in self._codes for code in CODES.findall(reply.text))
+            others = others and request.code not in reply.text
+        if others:
             count("num_judge_misdirected_answers")
             raise _Transient("the answer to another request", charged=True)
         return reply, answer.usage

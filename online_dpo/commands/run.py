@@ -14,6 +14,7 @@ from online_dpo.commands.preparing.provenance import check_same_inputs, run_info
 from online_dpo.commands.preparing.sft import initial_policy, sft_run
 from online_dpo.commands.preparing.specs import engine_spec, learner_spec
 from online_dpo.commands.preparing.spending import Expected, billed, expected_spending
+from online_dpo.commands.preparing.writers import writer_specs
 from online_dpo.commands.terminal.spending import beyond_budget, in_one_line
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.resuming import check_resumable
@@ -32,6 +33,7 @@ from online_dpo.reports.result_reading import read_initial, read_rounds
 from online_dpo.reports.run_result import Awaited, RunResult
 from online_dpo.reports.trackers.feeding import Trackers
 from online_dpo.reports.trackers.registry import make_trackers
+from online_dpo.store.candidates import candidates_counted
 from online_dpo.store.run_format import SFT
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import counted_so_far
@@ -232,6 +234,8 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     from actors.session import ray_session
 
     config = materials.config
+    for overlap in materials.job.overlaps:
+        guard.note(str(overlap) if overlap.is_dropped else f"warning: {overlap}")
     if config.sft is not None:
         if store is None:  # so that `resume` finds the run from here on
             info = run_info(materials)
@@ -244,10 +248,10 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
 
     def counted() -> dict[str, dict[str, int | float]]:
         judges, sets = list(materials.judges), list(config.evaluation.sets)
-        return {} if store is None else counted_so_far(store, judges, sets)
+        return {} if store is None else counted_so_far(store, judges, sets) | candidates_counted(store, list(writers))
 
-    learner = learner_spec(materials)
-    stages.start_judges(materials.judges, learner, first=materials.first, counted=counted)
+    learner, writers = learner_spec(materials), writer_specs(config)
+    stages.start_judges(materials.judges, learner, first=materials.first, counted=counted, writers=writers)
     if store is None:
         info = run_info(materials)
         store = stack.enter_context(RunStore.create(config.run_dir, config_yaml=portable_yaml(config), info=info))
@@ -282,7 +286,7 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
     stages.report = incidents.add
     config = materials.config
     made, plain = make_trackers(config.logging), config.model_dump(mode="json")
-    with Trackers(made, plain, store, materials.job.evaluation_sets, tell) as trackers:
+    with Trackers(made, plain, store, materials.job.evaluation_sets, tell, config.view) as trackers:
         while True:
             try:
                 return _play_from_committed(materials, stages, store, (incidents, trackers, *listeners))

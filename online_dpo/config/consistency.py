@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from online_dpo.config.candidates.checks import check_candidates
 from online_dpo.config.control import FixedReference
 from online_dpo.config.human_checks import check_human_judges
 from online_dpo.config.judges.human import HumanJudge
@@ -22,8 +23,11 @@ def check_consistency(config: Any) -> None:
     Raises:
         ValueError: with the fields, their values and the remedy.
     """
+    _check_num_samples(config)
     _check_pairs(config)
+    check_candidates(config)
     _check_sft(config)
+    _check_replay(config)
     _check_pairing(config)
     _check_weights(config)
     _check_reference(config)
@@ -31,6 +35,13 @@ def check_consistency(config: Any) -> None:
     _check_beta(config)
     _check_layout(config)
     check_human_judges(config)
+
+
+def _check_num_samples(config: Any) -> None:
+    if config.sampling.num_samples < 2 and not config.candidates:
+        raise ValueError(
+            f"sampling.num_samples is {config.sampling.num_samples}; a pair needs at least 2 completions per prompt"
+        )
 
 
 def _check_pairs(config: Any) -> None:
@@ -42,7 +53,7 @@ def _check_pairs(config: Any) -> None:
                 "objective.type is sft and pairs is missing; SFT trains on demonstrations alone: set pairs.source and "
                 "pairs.format to demonstrations"
             )
-        missing = [name for name in ("prompts", "judge") if getattr(config, name) is None]
+        missing = [name for name in ("prompts", "judge") if _is_missing(config, name)]
         if len(missing) == 1:
             raise ValueError(f"{missing[0]} is missing; it has no default, so set it")
         if missing:
@@ -56,6 +67,26 @@ def _check_pairs(config: Any) -> None:
     else:
         _check_online_rounds(config)
     _check_objective_of_pairs(config)
+
+
+def _check_replay(config: Any) -> None:
+    replay, pairs = config.replay, config.pairs
+    if replay is None or pairs is None:
+        return
+    if pairs.is_whole_run:
+        raise ValueError(
+            "replay is set, but every round trains on pairs alone; these come back with learner.epochs: remove replay"
+        )
+    if replay.fraction + (pairs.fraction or 0.0) >= 1.0:
+        raise ValueError(
+            f"replay.fraction is {replay.fraction} and pairs.fraction is {pairs.fraction}, which leaves nothing for a "
+            f"round's own samples: lower one of them"
+        )
+
+
+def _is_missing(config: Any, name: str) -> bool:
+    """Whether a section is not set that a run needs which samples: no judge, where answers are assumed to be better."""
+    return getattr(config, name) is None and not (name == "judge" and config.assumed_better)
 
 
 def _check_nothing_is_ignored(config: Any) -> None:
@@ -96,7 +127,7 @@ def _check_online_rounds(config: Any) -> None:
     pairs = config.pairs
     name = "warm_start_rounds" if pairs.warm_start_rounds is not None else "fraction"
     for section in ("prompts", "judge"):
-        if getattr(config, section) is None:
+        if _is_missing(config, section):
             raise ValueError(
                 f"pairs.{name} is {getattr(pairs, name)}, which leaves rounds that sample and judge, but {section} is "
                 f"missing: set it, or remove pairs.{name} to train on pairs alone"
@@ -178,6 +209,12 @@ def _check_pairing(config: Any) -> None:
     if rules.annotator is not None and ANNOTATOR in config.evaluation.judges:
         raise ValueError(
             "evaluation.judges has a judge named annotator; with pairing.annotator that name is taken: choose another"
+        )
+    view = config.view
+    if rules.labels is not None and view is not None and view.unclosed == "worst":
+        raise ValueError(
+            "judge.view.unclosed is worst and pairing.labels is set, which reads a score of every answer: set unclosed "
+            "to a score, or to abstain"
         )
     if rules.score_reader is not None and config.judge is not None and _only_compares(config.judge):
         raise ValueError(explain_no_scores(rules, f"judge.type {config.judge.type} as it is set"))

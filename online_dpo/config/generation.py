@@ -13,7 +13,7 @@ class SamplingSection(Section):
     """How the completions of a training round are sampled."""
 
     num_samples: int = 4
-    """Completions per prompt; at least 2, since a pair needs two."""
+    """Completions per prompt; at least 2, since a pair needs two, or 1 where there are `candidates`."""
     temperature: float = Field(1.0, gt=0.0)
     """The sampling temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
@@ -30,7 +30,7 @@ class SamplingSection(Section):
     @field_validator("num_samples")
     @classmethod
     def _at_least_a_pair(cls, value: int) -> int:
-        if value < 2:
+        if value < 1:
             raise ValueError(f"is {value}; a pair needs at least 2 completions per prompt")
         return value
 

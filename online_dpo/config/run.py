@@ -12,17 +12,19 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config.base import Auto, Count, FolderName, Name, Place, Section, changeable
+from online_dpo.config.candidates.section import CandidateSection, ChatWriter
 from online_dpo.config.consistency import check_consistency
 from online_dpo.config.control import AlarmSection, DriftSection, FixedReference, ReferenceSection
-from online_dpo.config.data import ModelSection, PromptsSection
+from online_dpo.config.data import ModelSection, PromptSet, PromptsSection
 from online_dpo.config.evaluation import EvaluationSection, VerdictsSection
 from online_dpo.config.generation import GeneratorSection, SamplingSection
 from online_dpo.config.judges.section import JudgeSection
+from online_dpo.config.judges.view import ViewingSection, ViewSection
 from online_dpo.config.learner import LearnerSection
 from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.config.pairing import PairingSection
-from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, SftSection
+from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, ReplaySection, SftSection
 
 NF4_TOLERANCE = 1e-1
 """`generator.tolerance` of a base in 4 bits: twice that of bfloat16, for the kernels of engine and learner take apart
@@ -108,8 +110,12 @@ class RunConfig(Section):
     """The prompts that completions are sampled for. null: every round trains on `pairs` alone."""
     pairs: PairsSection | None = None
     """Preferences that were written down before the run. null: the run trains on sampled completions alone."""
+    replay: ReplaySection | None = None
+    """Pairs, or labelled answers, of earlier rounds that are trained on again. null: there are none."""
     sampling: SamplingSection = SamplingSection()
     """How completions are sampled."""
+    candidates: list[CandidateSection] = Field([])
+    """Further writers, whose answers join the policy's samples of a prompt before the judge sees them."""
     generator: GeneratorSection = GeneratorSection()
     """The engines that sample."""
     judge: JudgeSection | None = None
@@ -148,9 +154,45 @@ class RunConfig(Section):
         return self.model.dtype if self.generator.dtype == "auto" else self.generator.dtype
 
     @property
+    def view(self) -> ViewSection | None:
+        """What of a completion is the answer, for all but a judge that has a view of its own."""
+        return None if self.judge is None else self.judge.view
+
+    def view_of(self, judge: ViewingSection) -> ViewSection | None:
+        """What of a completion a judge of this run sees."""
+        return judge.view or self.view
+
+    @property
     def needs_generators(self) -> bool:
         """Whether anything is ever sampled."""
         return self.prompts is not None or bool(self.evaluation.sets)
+
+    @property
+    def prompt_parts(self) -> dict[str, PromptSet]:
+        """Field -> data set of prompts, of training and of evaluation sets."""
+        found = {} if self.prompts is None else self.prompts.parts("prompts")
+        for name, section in self.evaluation.sets.items():
+            found |= section.parts(f"evaluation.sets.{name}")
+        return found
+
+    @property
+    def assumed_better(self) -> frozenset[str]:
+        """Writers whose answers are taken to be better than the policy's, so that no judge is asked about them."""
+        return frozenset(writer.source for writer in self.candidates if writer.assume == "better")
+
+    def most_completions(self, *, are_judged: bool = False) -> int:
+        """Completions of a prompt in a round, candidates included; all of them, or those that a judge is shown."""
+        writers = [writer for writer in self.candidates if not (are_judged and writer.assume == "better")]
+        return self.sampling.num_samples + sum(writer.num_answers for writer in writers)
+
+    @property
+    def hosted_writers(self) -> dict[str, ChatWriter]:
+        """Field -> writer that an actor of its own hosts."""
+        return {
+            f"candidates.{index}": writer
+            for index, writer in enumerate(self.candidates)
+            if isinstance(writer, ChatWriter) and writer.is_hosted
+        }
 
     @property
     def chat_template_kwargs(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from online_dpo.config.candidates.section import ChatWriter
 from online_dpo.config.judges.section import hosted_judges, replace_hosted
 from online_dpo.config.run import RunConfig
 
@@ -34,6 +35,7 @@ def resolve_threads(config: RunConfig) -> RunConfig:
                 update={"annotator": config.pairing.annotator and judge_settled(config.pairing.annotator)}
             ),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
+            "candidates": [settled(w, half) if isinstance(w, ChatWriter) else w for w in config.candidates],
         }
     )
 
@@ -65,6 +67,10 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
         for name, judge in config.evaluation.judges.items()
     }
     annotator = config.pairing.annotator
+    before = {writer.source: writer for writer in recorded.candidates if isinstance(writer, ChatWriter)}
+    writers = [
+        kept(w, before[w.source]) if isinstance(w, ChatWriter) and w.source in before else w for w in config.candidates
+    ]
     return config.model_copy(
         update={
             "generator": kept(config.generator, recorded.generator),
@@ -74,5 +80,6 @@ def keep_recorded_threads(config: RunConfig, recorded: RunConfig) -> RunConfig:
                 update={"annotator": annotator and judge_kept(annotator, recorded.pairing.annotator or annotator)}
             ),
             "evaluation": config.evaluation.model_copy(update={"judges": judges}),
+            "candidates": writers,
         }
     )

@@ -2,7 +2,7 @@
 
 Everything that differs from kind to kind and needs no tensors is here, so that the loop can import it cheaply. A new
 kind of item is a record in `online_dpo.types`, a class here that `kind_of_items` returns for its objectives, a class in
-`learner.batches`, and a schema in `store.tables`.
+`learner.batches`, and a schema in `store.schemas`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 from online_dpo.loop.calls import Call, Calls
+from online_dpo.loop.candidates.own_revisions import SampleFrom, Take
+from online_dpo.loop.candidates.writing import Writing
 from online_dpo.loop.stages import Event, Task
 from online_dpo.loop.verdicts import Asking, Said
 from online_dpo.loop.weight_sync import Policy, Pusher, check_versions
@@ -26,6 +28,14 @@ class Collected:
 
     completions: tuple[Completion, ...]
     said: Mapping[str, Said]  # by judge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Those of one sampling."""
+
+    unjudged: Collection[str]  # writers whose answers no judge is shown
+    writing: Callable[[Asking, SampleFrom], Writing]  # makes what asks the writers
 
 
 def make_shards(prompts: Sequence[Prompt], shard_prompts: int) -> list[Shard]:
@@ -126,6 +136,7 @@ class Sampling:
         *,
         judges: Sequence[str],
         again: Mapping[str, Collection[str]] | None = None,
+        candidates: Candidates | None = None,
     ) -> None:
         """Nothing is begun yet.
 
@@ -138,22 +149,24 @@ class Sampling:
             judges: that are asked about every completion.
             again: judge -> prompts that it is asked about a second time, where it had an opinion; what it then says is
                 only compared.
+            candidates: of further writers, which come before the judges see a shard; None = there are none.
         """
         self._calls, self._rollouts, self._plan = calls, rollouts, plan
         self._pusher, self._policy = pusher, policy
-        self._asking = Asking(calls, rollouts.commits, judges, again)
+        unjudged = () if candidates is None else candidates.unjudged
+        self._asking = Asking(calls, rollouts.commits, judges, again, unjudged)
         self._num_suspects = 0  # shards that the learner is re-scoring
-        self._waiting: list[tuple[Shard, Sampled]] = []  # until no engine is being checked
+        self._waiting: list[Callable[[], Iterator[Event]]] = []  # what follows once no engine is being checked
+        self._writing = None if candidates is None else candidates.writing(self._asking, self._sample)
 
     def begin(self) -> Iterator[Event]:
         """Ask about the shards that are committed and not judged, and start those that are not sampled."""
         missing = self._rollouts.missing
         for shard in self._rollouts.shards:
             if shard not in missing:
-                yield from self._asking.ask(shard, self._rollouts.commits.completions(shard.index))
+                yield from self._ask(shard, self._rollouts.commits.samples(shard.index))
         for shard in missing:
-            task = self._calls.stages.start_sampling(shard, self._plan, self._policy.version)
-            self._add(task, partial(self._on_sampled, shard))
+            self._sample(shard, self._plan, partial(self._commit, shard))
 
     def finish(self) -> Generator[Event, None, Collected]:
         """Wait for all of it.
@@ -175,35 +188,56 @@ class Sampling:
     def _add(self, task: Task, then: Callable[[Any], Iterator[Event]]) -> None:
         self._calls.add(task, Call(then=then, owner=self._asking))
 
-    def _on_sampled(self, shard: Shard, result: Sampled) -> Iterator[Event]:
+    def _sample(self, shard: Shard, plan: SamplingPlan, then: Take) -> None:
+        """Begin to sample prompts; `then` takes the samples once the engine that they are from is trusted."""
+        task = self._calls.stages.start_sampling(shard, plan, self._policy.version)
+        self._add(task, partial(self._on_sampled, shard, then))
+
+    def _on_sampled(self, shard: Shard, then: Take, result: Sampled) -> Iterator[Event]:
         check_versions(self._policy.version, result.completions)
         if result.first_since_push:
             rows = rows_of(shard.prompts, self._pusher.chosen_for_rescoring(result.completions))
             task = self._calls.stages.start_rescoring(rows, self._policy.scored_under)
-            self._add(task, partial(self._on_rescored, shard, result))
+            self._add(task, partial(self._on_rescored, shard, then, result.completions))
             self._num_suspects += 1
         else:
-            self._waiting.append((shard, result))
-            yield from self._commit_waiting()
+            self._waiting.append(partial(then, result.completions))
+            yield from self._release_waiting()
 
-    def _on_rescored(self, shard: Shard, sampled: Sampled, logps: Sequence[TokenLogpRows]) -> Iterator[Event]:
+    def _on_rescored(
+        self,
+        shard: Shard,
+        then: Take,
+        sampled: Sequence[Completion],
+        logps: Sequence[TokenLogpRows],
+    ) -> Iterator[Event]:
         self._num_suspects -= 1
         # An event, not a part of any commit: which shard is the first after a push depends on where a run was resumed.
-        yield self._asking.event("rescored", shard, **self._pusher.check_samples(sampled.completions, logps))
-        yield from self._commit(shard, sampled)
-        yield from self._commit_waiting()
+        yield self._asking.event("rescored", shard, **self._pusher.check_samples(sampled, logps))
+        yield from then(sampled)
+        yield from self._release_waiting()
 
-    def _commit_waiting(self) -> Iterator[Event]:
+    def _release_waiting(self) -> Iterator[Event]:
         # Which engine sampled a shard is not known here, so all wait while any engine is under suspicion.
         while self._waiting and not self._num_suspects:
-            yield from self._commit(*self._waiting.pop(0))
+            yield from self._waiting.pop(0)()
 
-    def _commit(self, shard: Shard, result: Sampled) -> Iterator[Event]:
-        self._rollouts.commits.put_completions(shard.index, result.completions)
-        num_tokens = sum(len(c.token_ids) for c in result.completions)
-        num_completions = len(result.completions)
+    def _commit(self, shard: Shard, samples: Sequence[Completion]) -> Iterator[Event]:
+        samples = tuple(map(self._calls.measured, samples))
+        self._rollouts.commits.put_completions(shard.index, samples)
+        num_tokens, num_completions = sum(len(c.token_ids) for c in samples), len(samples)
         yield self._asking.event("shard_sampled", shard, num_tokens=num_tokens, num_completions=num_completions)
-        yield from self._asking.ask(shard, result.completions)
+        yield from self._ask(shard, samples)
+
+    def _ask(self, shard: Shard, samples: Sequence[Completion]) -> Iterator[Event]:
+        """Ask the judges about a shard, once its candidates are there."""
+        if self._writing is None:
+            yield from self._asking.ask(shard, samples)
+        elif not self._asking.is_stopped:
+            yield from self._writing.complete(shard, samples, partial(self._ask_about_all, shard))
+
+    def _ask_about_all(self, shard: Shard) -> Iterator[Event]:
+        yield from self._asking.ask(shard, self._rollouts.commits.completions(shard.index))
 
 
 def rows_of(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Row]:

@@ -6,19 +6,28 @@ everything that a person or a log may want to know. Whatever is committed in the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
+from online_dpo.data.decontamination import Overlap
+from online_dpo.data.drawing import Cursor, MixtureCursor
+from online_dpo.data.mixtures import AnyPrompts
 from online_dpo.data.preferences import PairDraw, PairSource
-from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import AnswersMissing
 from online_dpo.loop.annotation import annotate
 from online_dpo.loop.calls import Calls
+from online_dpo.loop.candidates.figures import (
+    candidate_warnings,
+    describe_candidates,
+    on_policy_share,
+    scores_of,
+    split,
+)
+from online_dpo.loop.candidates.writers import Writers
 from online_dpo.loop.compared_policies import initial_answers
 from online_dpo.loop.control import advance, findings, measure
 from online_dpo.loop.draws import DrawnPrompts, draw_items, sampled_version, samples
@@ -29,20 +38,22 @@ from online_dpo.loop.people.asking import People
 from online_dpo.loop.people.leaving import forget_leaving, leave
 from online_dpo.loop.positions import Position, restore_position, why_stopped
 from online_dpo.loop.references import Reference, commit_reference, next_reference, policy_of
+from online_dpo.loop.replay.drawing import draw_replayed
 from online_dpo.loop.rollouts import Collected
 from online_dpo.loop.sampling import RoundSampler
 from online_dpo.loop.stages import Event, Stages
 from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
-from online_dpo.loop.verdicts import report_on
+from online_dpo.loop.verdicts import NOTHING_SAID, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
+from online_dpo.statistics.domains import domain_figures
 from online_dpo.statistics.judge_warnings import judge_warnings, warnings
 from online_dpo.statistics.overoptimisation import compare_with_best
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
 from online_dpo.statistics.update_warnings import update_warnings
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import REWARD, Adapter, Items, Prompt, Row
+from online_dpo.types import REWARD, Adapter, Completion, Items, Prompt, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +61,15 @@ class Job:
     """What a run works on, besides its config."""
 
     config: RunConfig
-    prompts: PromptSource | None  # None = nothing is sampled to train on
+    prompts: AnyPrompts | None  # None = nothing is sampled to train on
     evaluation_sets: Mapping[str, Sequence[Prompt]]
     probe: Sequence[Row]
     pairs: PairSource | None = None
     evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
+    overlaps: Sequence[Overlap] = ()  # training prompts that are held out as well
+    measured: Callable[[Completion], Completion] = lambda completion: completion  # with the length of its answer
+    keeps_special_tokens: bool = False  # in the texts of completions, since tags of thoughts are such
+    writers: Writers | None = None  # of candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +78,7 @@ class Gathered:
 
     items: Items
     figures: Mapping[str, Any]  # of the round's summary
-    cursor: Cursor
+    cursor: Cursor | MixtureCursor
     pairs_cursor: Cursor
 
 
@@ -116,9 +131,9 @@ class Rounds:
     ) -> None:
         self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
         in_turns = job.config.layout == "colocated"
-        self.calls = Calls(stages, people)
+        self.calls = Calls(stages, people, measured=job.measured)
         self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
-        self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher)
+        self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher, job.writers)
 
     def play(self, position: Position) -> Generator[Event, None, Position]:
         """One round, from its first uncommitted piece of work to its commit.
@@ -163,21 +178,25 @@ class Rounds:
         self, store: RoundStore, position: Position, drawn: DrawnPrompts, collected: Collected
     ) -> Generator[Event, None, Gathered]:
         """The round's own pairs, or labelled answers; an annotator settles the pairs where there is one."""
-        config, said = self.config, collected.said[REWARD]
+        config, said = self.config, collected.said.get(REWARD, NOTHING_SAID)
         selected = select(config, drawn.prompts, collected.completions, said.verdicts, store.index)
-        reports, annotator = {REWARD: report_on(collected.completions, said)}, {}
+        own, judged = split(collected.completions, config.assumed_better)
+        found = collected.said.items()
+        reports, annotator = {name: report_on(judged, about, config.view) for name, about in found}, {}
         if config.pairing.annotator is not None:
             yield Event(kind="stage", round_index=store.index, data={"stage": "annotating"})
             annotated = yield from annotate(config, self.calls, store, selected)
             selected = annotated.selected
-            reports[ANNOTATOR] = report_on(annotated.answers, annotated.said)
+            reports[ANNOTATOR] = report_on(annotated.answers, annotated.said, annotated.view)
             annotator = {"annotator": {**annotated.figures, **annotated.said.counters}}
         figures = {
-            **describe_completions(collected.completions),
+            **describe_completions(own, config.view),
             **selected.figures,
             **annotator,
             **said.counters,
-            REWARD: mean([verdict.score for verdict in said.verdicts if verdict.score is not None]),
+            REWARD: mean(scores_of(own, said.verdicts)),
+            **describe_candidates(config, store, collected.completions, said.verdicts, selected.items),
+            **domain_figures(config.prompts, drawn.prompts, own, said.verdicts, selected.items),
         }
         yield Event(kind="paired", round_index=store.index, data={"num_items": len(selected.items), **figures})
         told = [warning for judge, found in reports.items() for warning in warnings(judge, found)]
@@ -193,15 +212,19 @@ class Rounds:
     def reference(
         self, store: RoundStore, reference: Reference, gathered: Gathered
     ) -> Generator[Event, None, Gathered]:
-        """All that the round trains on, with its reference log-probs: its own items, then its share of a data set."""
-        written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, gathered.items)
+        """All that the round trains on, with its reference log-probs: its own items, those that come back from earlier
+        rounds, then its share of a data set."""
+        replayed = draw_replayed(self.config, self.store, store.index, gathered.items)
+        sampled: Any = [*gathered.items, *replayed.items]
+        written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, sampled)
         if not store.has(name_of_items(self.config)):
             yield Event(kind="stage", round_index=store.index, data={"stage": "reference"})
         version = sampled_version(self.config, store.index)
-        items = yield from commit_items(
-            self.config, self.calls, store, gathered.items, written.items, reference, version
-        )
-        figures = {**gathered.figures, **written.figures, **describe_items(items), **committed_sources(store)}
+        items = yield from commit_items(self.config, self.calls, store, sampled, written.items, reference, version)
+        is_mixed = bool(self.config.candidates) or self.config.replay is not None
+        shares = {"on_policy_share": on_policy_share(items, version)} if is_mixed else {}
+        further = {**written.figures, **replayed.figures, **shares}
+        figures = {**gathered.figures, **further, **describe_items(items), **committed_sources(store)}
         return replace(gathered, items=items, figures=figures, pairs_cursor=written.cursor)
 
     def update(self, index: int, items: Items, beta_factor: float) -> Generator[Event, None, dict[str, float]]:
@@ -286,6 +309,7 @@ class Rounds:
         index, control = position.round_index, position.control
         assert updated.adapter is not None
         summary["warnings"] = [*judge_warnings(summary), *update_warnings(summary, self.config.learner)]
+        summary["warnings"] += candidate_warnings(self.store, index, summary)
         if summary["evaluation"]:
             since = compare_with_best(
                 partial(committed_evaluation, self.store),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import partial
 
 from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
-from online_dpo.data.prompts import PromptSource
+from online_dpo.data.drawing import Cursor, MixtureCursor
+from online_dpo.data.mixtures import AnyPrompts
 from online_dpo.loop.calls import Calls
+from online_dpo.loop.candidates.writers import Writers, needs_policy
+from online_dpo.loop.candidates.writing import Writing
 from online_dpo.loop.coverage import check_coverage, reopen
 from online_dpo.loop.draws import DrawnPrompts, draw_prompts, sampled_version, samples, training_plan
 from online_dpo.loop.items import name_of_items
 from online_dpo.loop.positions import Position
-from online_dpo.loop.rollouts import Collected, Rollouts, Sampling
+from online_dpo.loop.rollouts import Candidates, Collected, Rollouts, Sampling
 from online_dpo.loop.stages import Event
 from online_dpo.loop.verdicts import asked_again
 from online_dpo.loop.weight_sync import Policy, Pusher, check_versions
@@ -28,10 +31,11 @@ class RoundSampler:
     def __init__(
         self,
         config: RunConfig,
-        prompts: PromptSource | None,
+        prompts: AnyPrompts | None,
         calls: Calls,
         store: RunStore,
         pusher: Pusher,
+        writers: Writers | None = None,
     ) -> None:
         """Nothing is sampled yet.
 
@@ -41,18 +45,20 @@ class RoundSampler:
             calls: of the process.
             store: of the run.
             pusher: hands policies to the generators.
+            writers: of candidates; None = there are none.
         """
-        self.config, self.prompts, self.calls = config, prompts, calls
+        self.config, self.prompts, self.calls, self.writers = config, prompts, calls, writers
+        self.judges = [] if config.judge is None else [REWARD]
         self.store, self.pusher = store, pusher
 
     def draw(
-        self, store: RoundStore, cursor: Cursor, kind: str = "stage"
+        self, store: RoundStore, cursor: Cursor | MixtureCursor, kind: str = "stage"
     ) -> Generator[Event, None, tuple[DrawnPrompts, Rollouts]]:
         """The prompts that the round samples, and what of their rollouts is committed."""
         assert self.prompts is not None
         drawn = draw_prompts(self.config, self.prompts, store, cursor)
         rollouts = Rollouts(store, drawn.prompts, self.config.generator.shard_prompts)
-        work = rollouts.work([REWARD], self.config.sampling.num_samples)
+        work = rollouts.work(self.judges, self.config.sampling.num_samples)
         data = {"stage": "sampling", "num_prompts": len(drawn.prompts), **work}
         yield Event(kind=kind, round_index=store.index, data=data)
         return drawn, rollouts
@@ -67,8 +73,9 @@ class RoundSampler:
 
     def push(self, rollouts: Rollouts, policy: Policy) -> Iterator[Event]:
         """Hand the policy to the generators and check that they hold it, where anything is still to be sampled."""
-        if rollouts.missing:
-            yield from self.pusher.push(policy, rollouts.commits.store.index)
+        store = rollouts.commits.store
+        if rollouts.missing or needs_policy(store, self.writers, rollouts.shards):
+            yield from self.pusher.push(policy, store.index)
 
     def sampling(self, rollouts: Rollouts, policy: Policy) -> Sampling:
         """Of a round's prompts, by a policy."""
@@ -77,7 +84,23 @@ class RoundSampler:
         share = 0.0 if isinstance(self.config.judge, HumanJudge) else self.config.verdicts.repeated
         again = {REWARD: asked_again(share, ids, self.config.run.seed, index, REWARD)}
         plan = training_plan(self.config, index)
-        return Sampling(self.calls, rollouts, self.pusher, policy, plan, judges=[REWARD], again=again)
+        return Sampling(
+            self.calls,
+            rollouts,
+            self.pusher,
+            policy,
+            plan,
+            judges=self.judges,
+            again=again,
+            candidates=self._candidates(rollouts.commits.store),
+        )
+
+    def _candidates(self, store: RoundStore) -> Candidates | None:
+        writers = self.writers
+        if writers is None:
+            return None
+        make = partial(Writing, self.config, writers, self.calls, store)
+        return Candidates(unjudged=self.config.assumed_better, writing=make)
 
     def sample_and_judge(self, rollouts: Rollouts, policy: Policy) -> Generator[Event, None, Collected]:
         """Sample the prompts and have the samples judged, which goes on side by side."""
@@ -86,12 +109,16 @@ class RoundSampler:
         sampling = self.sampling(rollouts, policy)
         yield from sampling.begin()
         collected = yield from sampling.finish()
-        check_versions(policy.version, collected.completions, "nothing of its round is trained on")
-        if not store.has(name_of_items(self.config)):  # a bound that is raised later is for later rounds
+        own = [completion for completion in collected.completions if completion.source is None]
+        check_versions(policy.version, own, "nothing of its round is trained on")
+        # A bound that is raised later is for later rounds.
+        if self.judges and not store.has(name_of_items(self.config)):
             check_coverage(store, rollouts.prompts, collected, self.config.verdicts.min_coverage)
         return collected
 
-    def sample_ahead(self, position: Position, cursor: Cursor) -> Generator[Event, None, Sampling | None]:
+    def sample_ahead(
+        self, position: Position, cursor: Cursor | MixtureCursor
+    ) -> Generator[Event, None, Sampling | None]:
         """With `overlap: 1`, begin to sample the next round by the policy that this round begins with.
 
         The learner trains on meanwhile, so its weights are no longer that policy's.

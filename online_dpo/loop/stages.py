@@ -83,6 +83,12 @@ class Stages(Protocol):
         """Result: `Sampled`."""
         ...
 
+    def start_writing(
+        self, source: str, shard: Shard, prompt_ids: Sequence[str], samples: Sequence[Completion], round_index: int
+    ) -> Task:
+        """Result: `Written`, of those of the shard's prompts that are named."""
+        ...
+
     def start_judging(
         self, judge: str, shard: Shard, completions: Sequence[Completion], *, again: bool = False
     ) -> Task:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.errors import AnswersMissing, JudgingStopped
 from online_dpo.loop.calls import Call, Calls
 from online_dpo.loop.stages import Event
 from online_dpo.member_agreement import MemberAgreement
+from online_dpo.pairing.answers import with_answers
 from online_dpo.statistics.judges import report
 from online_dpo.statistics.people import describe_votes, place_bias
 from online_dpo.store.shards import Asked, ShardCommits, add_agreement, sum_counters
@@ -33,6 +35,10 @@ class Said:
     votes: tuple[CastVote, ...] = ()  # of people
 
 
+NOTHING_SAID = Said(verdicts=(), repeats=(), counters={}, agreement={})
+"""Where there is no judge."""
+
+
 class Asking:
     """The questions to judges that are under way, and what to do when one is answered.
 
@@ -45,6 +51,7 @@ class Asking:
         commits: ShardCommits,
         judges: Sequence[str],
         again: Mapping[str, Collection[str]] | None = None,
+        unjudged: Collection[str] = (),
     ) -> None:
         """Nothing is asked yet.
 
@@ -53,8 +60,9 @@ class Asking:
             commits: of the sampling that is judged.
             judges: names.
             again: judge -> prompts that it is asked about a second time, where it had an opinion.
+            unjudged: writers whose answers no judge is shown.
         """
-        self._calls, self._commits = calls, commits
+        self._calls, self._commits, self._unjudged = calls, commits, unjudged
         self._judges, self._again = judges, again or {}
         self._stopped: str | None = None  # why a judge stopped
         self._lacks_answers = False  # of people, and the run is not to wait for them
@@ -62,6 +70,10 @@ class Asking:
     @property
     def is_stopped(self) -> bool:
         return self._stopped is not None
+
+    def stop(self, reason: str) -> None:
+        """Ask nothing more: a writer of candidates can go on no more, and judges are to see its answers too."""
+        self._stopped = self._stopped or reason
 
     def ask(self, shard: Shard, completions: Sequence[Completion]) -> Iterator[Event]:
         """Ask every judge about a shard, unless what it says is committed."""
@@ -133,7 +145,7 @@ class Asking:
         """Ask about what is not among the parts yet."""
         parts = self._commits.parts(shard.index, asked)
         judged = {verdict.prompt_id for part in parts for verdict in part.verdicts}
-        left = tuple(c for c in completions if c.prompt_id not in judged)
+        left = tuple(c for c in completions if c.prompt_id not in judged and c.source not in self._unjudged)
         then, people = partial(self._on_judged, shard, asked), self._calls.people
         if people is not None and asked.judge in people.judges:
             self._calls.add(
@@ -170,7 +182,7 @@ def asked_again(share: float, prompt_ids: Sequence[str], seed: int, version: int
     return frozenset(name for name in prompt_ids if derive_seed(seed, "again", judge, version, name) < share * 2.0**63)
 
 
-def report_on(completions: Sequence[Completion], said: Said) -> dict[str, Any]:
-    """What a round tells about one judge, given the completions that it was asked about."""
-    figures = report(completions, said.verdicts, said.counters, said.repeats, said.agreement)
+def report_on(completions: Sequence[Completion], said: Said, view: ViewSection | None) -> dict[str, Any]:
+    """What a round tells about one judge, given the completions that it was asked about and its view of them."""
+    figures = report(with_answers(completions, view), said.verdicts, said.counters, said.repeats, said.agreement)
     return {**figures, **place_bias(said.votes), "people": describe_votes(said.votes)} if said.votes else figures

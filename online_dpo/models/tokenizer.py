@@ -67,6 +67,18 @@ def special_token_ids(folder: Path, label: str, *, vocab_size: int | None, gener
     return found
 
 
+def control_tokens(tokenizer: Any) -> list[str]:
+    """All special tokens of a vocabulary."""
+    added = {token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special}
+    return sorted({*getattr(tokenizer, "all_special_tokens", ()), *added})
+
+
+def control_ids(tokenizer: Any) -> set[int]:
+    """The ids of all special tokens, but not of the one for what a vocabulary lacks: any text may hold that."""
+    tokens = control_tokens(tokenizer)
+    return set(tokenizer.convert_tokens_to_ids(tokens)) - {tokenizer.unk_token_id} if tokens else set()
+
+
 def _checked_id(folder: Path, label: str, key: str, content: str, vocab_size: int | None) -> int:
     token_id = vocabulary(folder, label)[0].get(content)
     if token_id is None or (vocab_size is not None and token_id >= vocab_size):

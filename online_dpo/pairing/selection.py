@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from online_dpo.config.pairing import explain_no_scores
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import NoPairsError
+from online_dpo.pairing.assumptions import as_assumed, assume, count_assumed
 from online_dpo.pairing.opinions import scores_nothing
 from online_dpo.pairing.pairs import build_pairs
 from online_dpo.pairing.score_labels import label_by_score
@@ -43,7 +44,7 @@ def select(
     Raises:
         NoPairsError: the config reads scores, and the judge gave comparisons only.
     """
-    rules, sampling = config.pairing, config.sampling
+    rules, sampling, view, better = config.pairing, config.sampling, config.view, config.assumed_better
     if rules.score_reader is not None and scores_nothing(verdicts):
         raise NoPairsError(
             f"round {round_index + 1}: {explain_no_scores(rules, 'the judge')}, and start a new run under another "
@@ -57,19 +58,25 @@ def select(
             rules=rules,
             truncated=sampling.truncated,
             truncated_penalty=sampling.truncated_penalty,
+            view=view,
         )
         return Selected(items=found.items, outcomes=found.outcomes, counts=found.counts, labels=found.labels)
     pairing = build_pairs(
         prompts,
         completions,
-        verdicts,
+        [*verdicts, *assume(completions, verdicts, better)] if better else verdicts,
         rules=rules,
         truncated=sampling.truncated,
         truncated_penalty=sampling.truncated_penalty,
         seed=config.run.seed,
         round_index=round_index,
+        view=view,
     )
-    return Selected(items=pairing.pairs, outcomes=pairing.outcomes, counts=pairing.counts)
+    selected = Selected(items=pairing.pairs, outcomes=pairing.outcomes, counts=pairing.counts)
+    if not better:
+        return selected
+    counts = {**selected.counts, **count_assumed(completions, pairing.pairs, better)}
+    return replace(selected, items=tuple(as_assumed(pair, better) for pair in pairing.pairs), counts=counts)
 
 
 def check_not_empty(selected: Selected, round_index: int, num_prompts: int, warnings: Sequence[str] = ()) -> None:

@@ -104,6 +104,10 @@ EVENTS = {
         when="a shard is sampled",
         data={**_PLACE, "num_completions": "completions sampled", "num_tokens": "their tokens"},
     ),
+    "candidates_written": EventKind(
+        when="a writer's answers to a shard are committed",
+        data={**_PLACE, "source": "the writer's name", "num_kept": "answers that joined the samples"},
+    ),
     "rescored": EventKind(
         when="the learner has re-scored the samples of an engine's first shard after a push",
         data={

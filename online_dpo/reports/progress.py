@@ -96,11 +96,19 @@ def describe_round(data: Mapping[str, Any]) -> str:
         lost = _reasons({**losses(data["outcomes"]), **too_many})
         nothing = "label" if "labels" in data else "pair"
         items += f" from {data['num_prompts']} prompts" + (f" (no {nothing}: {lost})" if lost else "")
+    if "num_replayed" in data:
+        missing = data["num_replay_missing"]
+        items += f", {data['num_replayed']} of earlier rounds" + (f" ({missing} too few)" if missing else "")
     if "num_offline_rows" in data:
         lost = _reasons({name: number for name, number in offline_outcomes(data).items() if name != "kept"})
         items += f", {data['num_offline_kept']} rows of the data set" + (f" (dropped: {lost})" if lost else "")
         cut = data["num_offline_truncated_answers"]
         items += f", {cut} answers cut" if cut else ""
+    for source, found in data.get("candidates", {}).items():
+        lost = _reasons({name: number for name, number in found["outcomes"].items() if name != "kept"})
+        items += f", {found['num_candidates']} answers of {source}" + (f" (not: {lost})" if lost else "")
+    if data.get("on_policy_share") is not None:
+        items += f", {100 * data['on_policy_share']:.0f} % on-policy"
     reward = "" if data.get(REWARD) is None else f", reward {data[REWARD]:.3f}"
     training = ""
     if "loss" in data:  # a round all of whose steps were skipped has none

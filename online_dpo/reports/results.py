@@ -30,6 +30,12 @@ class SamplingResult:
     """Prompts of the source that were passed over because they are longer than `prompts.max_tokens`."""
     num_prompts_empty: int | None = None
     """Prompts of the source that were passed over because they are empty."""
+    num_prompts_duplicate: int | None = None
+    """Prompts of a mixture that were passed over because a data set before theirs has them; None without a mixture."""
+    num_prompts_contaminated: int | None = None
+    """Prompts of the source that were passed over because an evaluation has them; None unless these are dropped."""
+    prompt_sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Data set of a mixture -> its prompts in the round and in all, `epochs` of it, and what was passed over."""
     staleness: int | None = None
     """By how many versions the policy that sampled is behind the one that trains on it; None where `overlap` is 0."""
     num_completions: int | None = None
@@ -42,6 +48,12 @@ class SamplingResult:
     """Completions that repeat another one of their prompt."""
     length_mean: float | None = None
     """Tokens per completion, a sampled end-of-sequence token included."""
+    answer_length_mean: float | None = None
+    """Tokens per answer, without thoughts; None where `judge.view` is not set."""
+    unclosed_rate: float | None = None
+    """Share of completions whose thought has no end, in [0, 1]; None where `judge.view` is not set."""
+    num_unclosed_completions: int | None = None
+    """Completions that the training judge was not asked about, since their thought has no end."""
     eos_rate: float | None = None
     """Share of completions that ended by themselves, in [0, 1]."""
     distinct_1: float | None = None
@@ -154,6 +166,17 @@ class PairsResult:
     """Tokens per chosen answer."""
     rejected_length_mean: float | None = None
     """Tokens per rejected answer."""
+    num_replayed: int | None = None
+    """Items of earlier rounds that came back; None without `replay`."""
+    num_replay_missing: int | None = None
+    """By how many these are fewer than `replay.fraction` asks for."""
+    on_policy_share: float | None = None
+    """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`
+    and `replay`."""
+    num_assumed_pairs: int | None = None
+    """Pairs that rest on `assume` and not on a judge; None where no writer has it."""
+    num_candidates_like_a_sample: int | None = None
+    """Answers assumed to be better that say the same as a sample, with which they make no pair."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Comparisons by why they gave no pair, and rows of a data set (`num_offline_...`), by their names in the file."""
 
@@ -202,6 +225,10 @@ class LearningResult:
     """KTO's estimate of the KL to the reference, nats."""
     bco_shift: float | None = None
     """BCO's moving mean of rewards."""
+    entropy: float | None = None
+    """With `objective.entropy_weight`: the policy's mean entropy on what it trained on, nats per token."""
+    entropy_bonus: float | None = None
+    """The same times its weight: what was taken off the loss."""
     num_reference_sampler: int | None = None
     """Answers whose reference log-probs are those of the sampler."""
     num_reference_recomputed: int | None = None
@@ -250,6 +277,8 @@ class EvaluationResult:
     """Mean entropy of the policy, nats per token."""
     sampling: SamplingResult = field(default_factory=SamplingResult)
     """Number, length and diversity of the samples."""
+    domains: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    """Domain -> the same of its prompts, where the set has domains."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Figures that no field holds."""
 
@@ -283,6 +312,20 @@ class PushResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainResult:
+    """A round's samples of one domain of a mixture."""
+
+    sampling: SamplingResult = field(default_factory=SamplingResult)
+    """Prompts, completions, their length and truncation."""
+    reward: float | None = None
+    """Mean score of the training judge."""
+    num_prompts_used: int | None = None
+    """Prompts that gave a pair or a labelled answer."""
+    num_items: int | None = None
+    """Pairs or labelled answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
     """A finished round, in sections."""
 
@@ -304,8 +347,12 @@ class RoundResult:
     """What judges said, and about the judges."""
     pairs: PairsResult = field(default_factory=PairsResult)
     """Pairs or labelled answers, and why others gave none."""
+    domains: Mapping[str, DomainResult] = field(default_factory=dict)
+    """Domain -> the round's samples of it, where prompts are a mixture."""
     learning: LearningResult = field(default_factory=LearningResult)
     """The optimizer's steps."""
+    candidates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Writer -> what became of its answers, their mean score, and how many were chosen and rejected."""
     evaluation: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Evaluation set -> the new policy on it; empty where the round was not evaluated."""
     evaluation_pairs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)

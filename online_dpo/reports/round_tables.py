@@ -20,6 +20,7 @@ _FURTHER_PRICE = {
     "distinct-3": "distinct_3",
     "self-BLEU": "self_bleu",
     "duplicates": "duplicate_rate",
+    "on-policy": "on_policy_share",
 }
 _TRAINING = {
     "beta": "beta",
@@ -37,6 +38,8 @@ _TRAINING = {
 }
 _SAMPLES = {
     "length": "length_mean",
+    "answer\nlength": "answer_length_mean",
+    "unclosed": "unclosed_rate",
     "chosen\nlength": "chosen_length_mean",
     "rejected\nlength": "rejected_length_mean",
     "demonstration\nlength": "demonstration_length_mean",

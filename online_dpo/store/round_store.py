@@ -14,7 +14,7 @@ from online_dpo.store.files import Files
 from online_dpo.store.history import History, canonical_json, manifest_key
 
 if TYPE_CHECKING:
-    from online_dpo.store.tables import Record
+    from online_dpo.store.schemas import Record
 
     R = TypeVar("R", bound=Record)
 

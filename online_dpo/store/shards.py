@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from online_dpo.member_agreement import MemberAgreement
+from online_dpo.store.candidates import CandidateCommits
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.types import REWARD, Completion, Judged, Shard, Verdict
@@ -56,8 +57,18 @@ class ShardCommits:
     def put_completions(self, shard: int, completions: Sequence[Completion]) -> None:
         self.store.put_records(self._name("completions", shard), completions)
 
-    def completions(self, shard: int) -> list[Completion]:
+    def samples(self, shard: int) -> list[Completion]:
+        """The policy's own."""
         return self.store.get_records(self._name("completions", shard), Completion)
+
+    def completions(self, shard: int) -> list[Completion]:
+        """All that judges are asked about: the policy's samples, and the candidates of a round, in prompt order."""
+        samples = self.samples(shard)
+        candidates = [] if self.base else CandidateCommits(self.store).completions(shard)
+        if not candidates:
+            return samples
+        order = {name: i for i, name in enumerate(dict.fromkeys(c.prompt_id for c in samples))}
+        return sorted([*samples, *candidates], key=lambda c: (order[c.prompt_id], c.sample_index))
 
     def has_verdicts(self, shard: int, asked: Asked) -> bool:
         """Whether all that is asked about the shard is answered."""

@@ -2,9 +2,9 @@
 
 `pairs.parquet` is a preference data set as `datasets` and TRL's `DPOTrainer` take it: `prompt`, `chosen` and
 `rejected` are text, or lists of `{role, content}` messages for chat prompts; `chosen` and `rejected` hold the answer
-alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`, and
-`demonstrations.parquet` for `SFTTrainer`: `prompt` and `completion`. The other columns carry
-what text cannot: the token ids that were sampled, and where each answer came from.
+alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`, and `demonstrations.parquet`
+for `SFTTrainer`: `prompt` and `completion`. The other columns carry what text cannot: the token ids that were sampled,
+and where each answer came from.
 
 The same records give the same bytes (with the same pyarrow), and reading gives equal records back: floats are
 float64, seeds int64. Metadata is a column of JSON, since its keys differ from source to source.
@@ -13,129 +13,28 @@ float64, seeds int64. Metadata is a column of JSON, since its keys differ from s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from online_dpo.errors import DataError
-from online_dpo.types import AnyItem, Completion, Demonstration, Labelled, Message, Pair, Prompt, Verdict, text_of_turns
+from online_dpo.store.schemas import (
+    COMPLETION_COLUMNS,
+    LABELLED_NUMBERS,
+    PAIR_NUMBERS,
+    SOURCE,
+    VERDICT,
+    VOTE,
+    Record,
+    schema_of,
+)
+from online_dpo.types import Completion, Demonstration, Labelled, Message, Pair, Prompt, Verdict, text_of_turns
 from online_dpo.votes import CastVote
 
-Record: TypeAlias = Prompt | Completion | Verdict | AnyItem | CastVote
 R = TypeVar("R", bound=Record)
 Columns: TypeAlias = dict[str, Any]
-
-_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string(), False), pa.field("content", pa.string(), False)]))
-_TOKENS = pa.list_(pa.int32())
-_LOGPS = pa.list_(pa.float64())
-
-
-def _schema(columns: Mapping[str, pa.DataType], nullable: Sequence[str] = ()) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, name in nullable) for name, kind in columns.items()])
-
-
-_PROMPT = _schema(
-    {
-        "prompt_id": pa.string(),
-        "text": pa.string(),  # exactly one of text and messages
-        "messages": _MESSAGES,
-        "token_ids": _TOKENS,
-        "metadata": pa.string(),  # JSON
-    },
-    nullable=("text", "messages"),
-)
-_COMPLETION_COLUMNS = {
-    "sample_index": pa.int32(),
-    "token_ids": _TOKENS,
-    "finish_reason": pa.string(),
-    "sampler_logps": _LOGPS,  # nats, one per token
-    "policy_version": pa.int32(),
-    "seed": pa.int64(),
-}
-_COMPLETION = _schema({"prompt_id": pa.string(), "text": pa.string(), **_COMPLETION_COLUMNS})
-_VERDICT = _schema(
-    {
-        "prompt_id": pa.string(),
-        "first": pa.int32(),
-        "second": pa.int32(),
-        "score": pa.float64(),
-        "probability": pa.float64(),
-        "reason": pa.string(),
-        "abstention": pa.string(),  # its kind; null = an opinion
-        "uncertainty": pa.float64(),  # in the unit of score or probability; null = one opinion only
-        "rationale": pa.string(),  # what the judge wrote for its opinion
-    },
-    nullable=("second", "score", "probability", "reason", "abstention", "uncertainty", "rationale"),
-)
-_VOTE = _schema(
-    {
-        **dict.fromkeys(("prompt_id", "question_id", "vote_id", "annotator", "outcome", "status"), pa.string()),
-        **{"first": pa.int32(), "second": pa.int32(), "swapped": pa.bool_()},
-        **{"seconds": pa.float64(), "at": pa.float64()},
-        "ratings": pa.string(),  # JSON
-        "comment": pa.string(),
-    }
-)
-# How a completion was sampled; null all together in an answer from a data set, and nowhere else.
-_PROVENANCE = ("finish_reason", "sampler_logps", "policy_version", "seed")
-# Margin and probability: null = from a data set. Reference log-probs: nats, summed over the completion; null = not
-# computed.
-_PAIR_LOGPS = ("chosen_ref_logps", "rejected_ref_logps", "chosen_ref_tail_logps", "rejected_ref_tail_logps")
-_PAIR_NUMBERS = ("margin", "probability", "weight", *_PAIR_LOGPS)
-_LABELLED_LOGPS = ("ref_logps", "kl_ref_logps")
-_LABELLED_NUMBERS = ("weight", *_LABELLED_LOGPS)
-_OF_PROMPT = {"prompt_id": pa.string(), "prompt_token_ids": _TOKENS, "prompt_metadata": pa.string()}  # JSON
-
-
-def _pair_schema(chat: bool) -> pa.Schema:
-    content = _MESSAGES if chat else pa.string()
-    return _schema(
-        {
-            "prompt": content,
-            "chosen": content,
-            "rejected": content,
-            **dict.fromkeys(_PAIR_NUMBERS, pa.float64()),
-            **_OF_PROMPT,
-            **{f"chosen_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
-            **{f"rejected_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
-        },
-        nullable=(
-            *(name for name in _PAIR_NUMBERS if name != "weight"),
-            *(f"{side}_{name}" for side in ("chosen", "rejected") for name in _PROVENANCE),
-        ),
-    )
-
-
-def _labelled_schema(chat: bool) -> pa.Schema:
-    content = _MESSAGES if chat else pa.string()
-    return _schema(
-        {
-            "prompt": content,
-            "completion": content,
-            "label": pa.bool_(),
-            **dict.fromkeys(_LABELLED_NUMBERS, pa.float64()),
-            **_OF_PROMPT,
-            **{f"completion_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
-            "kl_completion_ids": _TOKENS,
-        },
-        nullable=(*_LABELLED_LOGPS, *(f"completion_{name}" for name in _PROVENANCE)),
-    )
-
-
-def _demonstration_schema(chat: bool) -> pa.Schema:
-    content = _MESSAGES if chat else pa.string()
-    return _schema(
-        {
-            "prompt": content,
-            "completion": content,
-            "trained": pa.list_(pa.bool_()),  # one per token of the completion: whether the loss is of it
-            **_OF_PROMPT,
-            **{f"completion_{name}": kind for name, kind in _COMPLETION_COLUMNS.items()},
-        },
-        nullable=tuple(f"completion_{name}" for name in _PROVENANCE),
-    )
 
 
 def to_parquet(records: Sequence[Record]) -> bytes:
@@ -148,7 +47,7 @@ def to_parquet(records: Sequence[Record]) -> bytes:
     if len(kinds) > 1:
         raise ValueError(f"one table cannot hold {sorted(kind.__name__ for kind in kinds)}")
     rows = [_to_row(record) for record in records]
-    table = pa.Table.from_pylist(rows, schema=_schema_of(records) if records else pa.schema([]))
+    table = pa.Table.from_pylist(rows, schema=schema_of(records) if records else pa.schema([]))
     out = pa.BufferOutputStream()
     # Spelled out because defaults move between releases of pyarrow, and with them the bytes of a resumed run.
     pq.write_table(table, out, version="2.6", data_page_version="1.0", compression="zstd", compression_level=3)
@@ -163,24 +62,6 @@ def from_parquet(data: bytes, kind: type[R], *, limit: int | None = None) -> lis
     return [cast(R, _FROM_ROW[kind](row)) for row in rows]
 
 
-def _schema_of(records: Sequence[Record]) -> pa.Schema:
-    match records[0]:
-        case Prompt():
-            return _PROMPT
-        case Completion():
-            return _COMPLETION
-        case Verdict():
-            return _VERDICT
-        case CastVote():
-            return _VOTE
-        case Pair() | Labelled() | Demonstration():
-            chat = {record.prompt.messages is not None for record in records if isinstance(record, AnyItem)}
-            if len(chat) > 1:
-                raise ValueError("one table of what is trained on cannot hold both plain and chat prompts")
-            schemas = {Pair: _pair_schema, Labelled: _labelled_schema, Demonstration: _demonstration_schema}
-            return schemas[type(records[0])](chat.pop())
-
-
 def _to_row(record: Record) -> Columns:
     match record:
         case Prompt():
@@ -192,12 +73,13 @@ def _to_row(record: Record) -> Columns:
                 "metadata": _metadata(record),
             }
         case Completion():
-            return {"prompt_id": record.prompt_id, "text": record.text, **_completion_columns(record)}
+            own = {name: getattr(record, name) for name in ("prompt_id", "text", "answer_tokens")}
+            return {**own, **_completion_columns(record)}
         case Verdict():
-            return {name: getattr(record, name) for name in _VERDICT.names}
+            return {name: getattr(record, name) for name in VERDICT.names}
         case CastVote():
             ratings = json.dumps(dict(record.ratings), sort_keys=True, ensure_ascii=False)
-            return {**{name: getattr(record, name) for name in _VOTE.names}, "ratings": ratings}
+            return {**{name: getattr(record, name) for name in VOTE.names}, "ratings": ratings}
         case Pair():
             return _pair_row(record)
         case Labelled():
@@ -208,7 +90,7 @@ def _to_row(record: Record) -> Columns:
 
 def _pair_row(pair: Pair) -> Columns:
     return {
-        **{name: getattr(pair, name) for name in _PAIR_NUMBERS},
+        **{name: getattr(pair, name) for name in PAIR_NUMBERS},
         **_prompt_columns(pair.prompt),
         **_answer_columns("chosen", pair.prompt, pair.chosen),
         **_answer_columns("rejected", pair.prompt, pair.rejected),
@@ -217,7 +99,7 @@ def _pair_row(pair: Pair) -> Columns:
 
 def _labelled_row(item: Labelled) -> Columns:
     return {
-        **{name: getattr(item, name) for name in _LABELLED_NUMBERS},
+        **{name: getattr(item, name) for name in LABELLED_NUMBERS},
         **_prompt_columns(item.prompt),
         **_answer_columns("completion", item.prompt, item.completion),
         "label": item.desirable,
@@ -249,7 +131,7 @@ def _answer_columns(name: str, prompt: Prompt, answer: Completion) -> Columns:
 
 
 def _completion_columns(completion: Completion) -> Columns:
-    return {name: getattr(completion, name) for name in _COMPLETION_COLUMNS}
+    return {name: getattr(completion, name) for name in (*COMPLETION_COLUMNS, *SOURCE)}
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
@@ -293,7 +175,7 @@ def _completion_from(row: Columns) -> Completion:
 
 
 def _pair_from(row: Columns) -> Pair:
-    numbers = {name: row[name] for name in _PAIR_NUMBERS}
+    numbers = {name: row[name] for name in PAIR_NUMBERS}
     return Pair(
         prompt=_prompt_of(row), chosen=_answer_from(row, "chosen"), rejected=_answer_from(row, "rejected"), **numbers
     )
@@ -305,7 +187,7 @@ def _labelled_from(row: Columns) -> Labelled:
         completion=_answer_from(row, "completion"),
         desirable=row["label"],
         kl_completion_ids=tuple(row["kl_completion_ids"]),
-        **{name: row[name] for name in _LABELLED_NUMBERS},
+        **{name: row[name] for name in LABELLED_NUMBERS},
     )
 
 
@@ -334,7 +216,7 @@ def _prompt_of(row: Columns) -> Prompt:
 
 def _answer_from(row: Columns, name: str) -> Completion:
     text = row[name] if isinstance(row[name], str) else row[name][0]["content"]
-    columns = {column: row[f"{name}_{column}"] for column in _COMPLETION_COLUMNS}
+    columns = {column: row.get(f"{name}_{column}") for column in (*COMPLETION_COLUMNS, *SOURCE)}
     return _completion_from({"prompt_id": row["prompt_id"], "text": text, **columns})
 
 

@@ -179,7 +179,9 @@ def test_an_export_that_cannot_be_written(ran: Path) -> None:
     assert refused("export", "runs/demo", "mine", cwd=ran) == "OUT is mine, which is not empty; name a new folder"
     assert refused("export", "runs/demo", "judge.py", cwd=ran) == "OUT is judge.py, which is a file; name a new folder"
     assert called("export", "runs/demo", "out", "--round", "1", cwd=ran).code == 0
-    adapter = {f"rounds/00000/adapter/{name}": data for name, data in tree(ran / "out").items()}
+    exported = tree(ran / "out")
+    assert b"# demo" in exported.pop("README.md")
+    adapter = {f"rounds/00000/adapter/{name}": data for name, data in exported.items()}
     assert len(adapter) == 2 and adapter.items() <= tree(ran / "runs/demo").items()
 
 

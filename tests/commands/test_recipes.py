@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -125,6 +126,20 @@ def test_where_a_shape_is_looked_for(place: Path) -> None:
         file.write_text(content)
         message = called("validate", "config.yaml", cwd=place).refusal
         assert "meta-llama--Llama-3.1-8B-Instruct.json" in message and complaint in message
+
+
+@pytest.mark.parametrize(
+    ("says", "memory"),
+    [("echo 81559; echo 40960", "of 40 GiB"), ("echo no devices; exit 9", "of 79 GiB"), ("exit 1", "of 79 GiB")],
+)
+def test_the_smallest_gpu_of_the_machine_counts(
+    says: str, memory: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "nvidia-smi").write_text(f"#!/bin/sh\n{says}\n")
+    (place / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    assert memory in validate("two-nodes", place).out
+    assert "of 20 GiB" in validate("two-nodes", place, "--gpu-memory", 20).out
 
 
 def test_a_local_model_of_unknown_sizes_is_no_error(tmp_path: Path) -> None:

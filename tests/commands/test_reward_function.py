@@ -79,7 +79,7 @@ def test_scores_reach_their_rows_with_columns_and_in_chats(folder: Path, caplog:
         "judge: 3 of 6 completions have no reward (1 abstentions, 2 failed calls); most often: failed: ValueError: no "
         "such word (2 x)"
     )
-    found = reward([say("abc", "user")] * 3, [say("x"), say("?"), say("xx")], bonus=[0, 0, 0])
+    found = reward([say("abc", "user")] * 3, [say("x"), say("?"), say("xx")], bonus=[0, 0, 0], self=[1, 1, 1])
     assert found == [301.0, None, 302.0] and counters["num_completions"] == 9
     assert reward.__name__ == "judge" and reward([], []) == []
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from candidates_kit import run_with, stages_of
 from cli_kit import called, write_inputs
 from hosted_kit import HostedStages
 from judge_servers import Answer, Server, completion, longer_wins, serve, verdict
@@ -20,7 +24,7 @@ from loop_runs import Kill, Run, make_materials
 from judges.chat import ChatReply, ChatRequest
 from judges.estimating import Questions, estimate
 from judges.llm.budget import Spend
-from judges.llm.judge import ChatJudge
+from judges.llm.building import judge_of
 from judges.protocol import Limits, Question
 from online_dpo.commands.preparing.spending import Expected, expected_spending
 from online_dpo.commands.run import run
@@ -28,10 +32,15 @@ from online_dpo.commands.terminal import spending as words
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError
 from online_dpo.store.run_store import RunStore
+from online_dpo.types import Prompt
 
 TEMPLATE = 7  # tokens that the server's chat template adds to a request
 NOBODY = Server("http://127.0.0.1:1/v1")
 PRICES = {"prompt": 2.0, "completion": 10.0}
+
+
+def prompt_of(text: str, **metadata: Any) -> Prompt:
+    return Prompt(prompt_id=text, token_ids=(), text=text, metadata=metadata)
 
 
 def count_tokens(texts: Sequence[str]) -> list[int]:
@@ -120,6 +129,50 @@ def test_a_run_takes_what_was_foreseen(tmp_path: Path) -> None:
     check(whole, {n: Spend(s.calls - trials[n], s.prompt, s.completion) for n, s in total.items()}, models=models)
 
 
+def test_what_writers_of_candidates_take_is_foreseen(tmp_path: Path) -> None:
+    """A teacher and a reviser, with the prompt that each is tried on; after a kill, what is left of it."""
+    spent: dict[str, Spend] = {}
+
+    def handler(body: dict[str, Any], _: int) -> Answer:
+        asked = sum(count_tokens([message["content"] for message in body["messages"]])) + TEMPLATE
+        digest = sha256(json.dumps(body["messages"]).encode()).hexdigest()
+        spent[body["model"]] = spent.get(body["model"], Spend()) + Spend(1, asked, 1)
+        return Answer(completion(f"t{digest[: 1 + int(digest[0], 16) % 3]}", usage=(asked, 1)))
+
+    with serve(handler) as server:
+        endpoint = {"base_url": server.base_url, "prices": PRICES}
+        teacher = {"type": "teacher", "num_samples": 2, "temperature": 1.0, "endpoint": {**endpoint, "model": "t"}}
+        reviser = {"type": "revise", "endpoint": {**endpoint, "model": "r"}, "budget": {"calls": 10}}
+        run = run_with(tmp_path, teacher, reviser)
+        models = {"candidates.0": "t", "candidates.1": "r"}
+
+        def process(**options: Any) -> None:
+            stages = stages_of(run)
+            for host in stages.writers.values():
+                asyncio.run(host.try_it(False))
+            run.go_on(stages, **options)
+
+        whole = expected_spending(make_materials(run.config), count_tokens=count_tokens)
+        assert [one.field for one in whole] == list(models)
+        (line,) = words.beyond_budget(whole)
+        assert line.startswith("candidates.1.budget.calls is 10, ") and "go on without its answers" in line
+        reviser["budget"] = {}
+        run = run_with(tmp_path, teacher, reviser)
+        with pytest.raises(Kill):
+            process(kill_at=40)
+        before = dict(spent)
+        spent.clear()
+        with RunStore.read(run.path) as store:
+            assert store.finished_rounds() == [0] and not store.unfinished_rounds()[0].has("pairs")
+            left = expected_spending(make_materials(run.config), store, count_tokens)
+        process()
+    check(left, spent, models=models)
+    calls = [(one.use.least.calls, one.use.most and one.use.most.calls) for one in whole]
+    assert calls == [(18, 18), (9, 18)], "two answers each, or a critique and perhaps a revision; and of the trial"
+    total = {name: before[name] + spent[name] for name in before}
+    check(whole, {name: Spend(s.calls - 2, s.prompt, s.completion) for name, s in total.items()}, models=models)
+
+
 class Silent:
     """A chat that nobody may ask."""
 
@@ -134,25 +187,37 @@ class Silent:
         ({"both_orders": False}, 3 * 6),
         ({"both_orders": False, "votes": 3, "temperature": 1.0, "principles": ["a", "b"]}, 3 * 36),
         ({"form": "pointwise", "principles": ["a", "b"]}, 3 * 8),
+        ({"form": "rubric", "rubric": {"column": "rubric"}, "votes": 2, "temperature": 1.0}, 3 * 8),
     ],
 )
 def test_requests_are_counted_as_they_are_made(fields: dict[str, Any], calls: int) -> None:
     config = section(NOBODY, endpoint={"extra_body": {"max_completion_tokens": 900}}, **fields)
-    prompts = ["one", "two words", "and three words"]
+    prompts = [prompt_of(text, rubric=[text, "Is right."]) for text in ("one", "two words", "and three words")]
     asked = Questions(number=3, prompts=prompts, num_completions=4, answer_tokens=100)
     (use,) = estimate(config, "judge", [asked], count_tokens).values()
-    judge = ChatJudge(config, Silent(), limits=Limits())
+    judge = judge_of(config, Silent(), Limits())
     texts = tuple(f"{i} " + "word " * 99 for i in range(4))
-    made = [r for p in prompts for r in judge.requests(Question(prompt_id="", prompt=p, completions=texts))]
+    about = [Question(prompt_id="", prompt=p.content, completions=texts, metadata=p.metadata) for p in prompts]
+    made = [request for question in about for request in judge.requests(question)]
     assert use.most is not None and use.least.calls == use.most.calls == len(made) == calls
     real = sum(count_tokens([m["content"] for request in made for m in request.messages]))
     assert use.least.prompt < real < use.most.prompt < real + 67 * calls, "64 are for a chat template"
     assert (use.least.completion, use.most.completion) == (calls, 900 * calls)
 
 
+def test_prompts_without_a_rubric_are_not_asked_about() -> None:
+    config = section(NOBODY, form="rubric", rubric={"column": "rubric"})
+    prompts = [prompt_of("a", rubric=["Is right."]), prompt_of("b"), prompt_of("c", rubric=[]), prompt_of("d")]
+    asked = Questions(number=40, prompts=prompts, num_completions=2, answer_tokens=9)
+    (use,) = estimate(config, "judge", [asked], count_tokens).values()
+    assert use.most is not None and (use.least.calls, use.most.calls) == (20, 80)
+    none = replace(asked, prompts=prompts[1:])
+    assert estimate(config, "judge", [none], count_tokens)["judge"].least == Spend()
+
+
 def test_outer_judges_pass_on_what_they_ask() -> None:
     inner = {"type": "llm", "form": "pointwise", "endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}}
-    asked = [Questions(number=5, prompts=["p"], num_completions=3, answer_tokens=9)]
+    asked = [Questions(number=5, prompts=[prompt_of("p")], num_completions=3, answer_tokens=9)]
 
     def calls(judge: dict[str, Any]) -> tuple[int, int | None]:
         config = load_config({"model": {"path": "x"}, "prompts": {"source": "p.jsonl"}, "judge": judge}).judge
@@ -208,8 +273,8 @@ def test_a_run_asks_before_anything_is_started(tmp_path: Path, monkeypatch: pyte
 
     with pytest.raises(TooMuch):
         run(load_config("config.yaml"), listeners=[Hears()], approve=refuse)
-    first, second = [line for line in told if "judge" in line]
-    assert first.startswith("judges will be asked: 26 requests, ") and "no prices are set for judge" in first
+    first, second = [line for line in told if "asked" in line or "budget" in line]
+    assert first.startswith("endpoints will be asked: 26 requests, ") and "no prices are set for judge" in first
     assert second.startswith("warning: judge.budget.calls is 1,")
     assert not (tmp_path / "runs").exists()
 
@@ -225,11 +290,11 @@ def test_the_question(answer: bool, goes_on: bool, monkeypatch: pytest.MonkeyPat
         asked["went on"] += 1
 
     def confirm(question: str) -> bool:
-        asked[question.splitlines()[-1]] += 1
+        asked[question.split()[-2]] += 1
         return answer
 
     monkeypatch.setattr(words.typer, "confirm", confirm)
-    questions = [Questions(number=2, prompts=["p"], num_completions=2, answer_tokens=9)]
+    questions = [Questions(number=2, prompts=[prompt_of("p")], num_completions=2, answer_tokens=9)]
 
     def expected(prices: dict[str, float] | None) -> list[Expected]:
         config = section(NOBODY, endpoint={"prices": prices})
@@ -249,4 +314,4 @@ def test_the_question(answer: bool, goes_on: bool, monkeypatch: pytest.MonkeyPat
     else:
         with pytest.raises(words.typer.Abort):
             ask(expected(PRICES))
-    assert asked == {"paused": 1, "go on?": 1, **({"went on": 1} if goes_on else {})}
+    assert asked == {"paused": 1, "go": 1, **({"went on": 1} if goes_on else {})}

@@ -79,12 +79,13 @@ def alternatives(lines: list[str]) -> Iterator[dict[str, Any]]:
         length = next((i for i, text in enumerate(later) if len(text) - len(text.lstrip()) <= indent), len(later))
         block = [re.sub(r"^( *)#(?! )", r"\1", text) for text in lines[start : start + 1 + length]]
         [found] = yaml.safe_load("\n".join(block)).values()
+        inner = indent + 2
         if isinstance(found, list):
-            [found] = found
+            [found], inner = found, inner + 2
         elif isinstance(found, dict) and found.keys() == {"NAME"}:
-            found = found["NAME"]
+            found, inner = found["NAME"], inner + 2
         if found is not None:
-            alike = re.findall(rf"^ {{{indent + 2}}}# As above: ([\w, \n#]+)\.", "\n".join(block), re.MULTILINE)
+            alike = re.findall(rf"^ {{{inner}}}# As above: ([\w, \n#]+)\.", "\n".join(block), re.MULTILINE)
             yield {**dict.fromkeys(re.findall(r"\w+", " ".join(alike)), ...), **found}
             yield from alternatives(block[1:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from online_dpo.store.run_store import RunStore
 from online_dpo.store.tables import from_parquet
 from online_dpo.types import Completion, Verdict
 
-WORK = ("sample", "judge", "repeat", "reference_logps", "step")
+WORK = ("sample", "write", "judge", "repeat", "reference_logps", "step")
 
 
 class Camera(CrashingDisk):
@@ -92,6 +92,14 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
                     if part.has(repeats):
                         asked = dict.fromkeys(v.prompt_id for v in part.get_records(repeats, Verdict))
                         del left[f"repeat {judge} {shard.split()[0]} {','.join(asked)}"]
+            for name in part.names("candidates-"):
+                ids, source = part.get_json(name)["prompt_ids"], name.removeprefix("candidates-").partition("/")[0]
+                del left[f"write {source} {','.join(ids)}"]
+                # The policy's critiques and revisions are samples of `prompt/sample`.
+                asked = [call for call in left if call.startswith("sample ") and "/" in call]
+                for call in asked if source == "own" else ():
+                    if {name.rpartition("/")[0] for name in call.split()[2].split(",")} <= set(ids):
+                        del left[call]
             if any(part.has(name) for name in ("pairs", "labelled", "demonstrations")):
                 left[references[part.index]] -= 1
             num_steps = 0
@@ -103,9 +111,15 @@ def work_left(path: Path, work: list[str]) -> Counter[str]:
     return +left
 
 
-def go_on_and_compare(run: Run, work: list[str], expected: dict[str, Any], when: str) -> None:
+def go_on_and_compare(
+    run: Run,
+    work: list[str],
+    expected: dict[str, Any],
+    when: str,
+    make: Callable[[Run], FakeStages] = lambda run: FakeStages(run.config),
+) -> None:
     """Let a new process finish the run; it must do exactly what is left, and end as if there had been no kill."""
-    left, stages = work_left(run.path, work), FakeStages(run.config)
+    left, stages = work_left(run.path, work), make(run)
     run.go_on(stages)
     assert Counter(stages.tape.calls(*WORK)) == left, when
     # Weights are pushed where something is left to sample from them, and nowhere else.

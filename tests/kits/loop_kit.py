@@ -6,6 +6,7 @@ token is a pure function of the prompt, the completion so far and these numbers,
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from actors.writer_host import WriterHost
 from online_dpo.config.run import RunConfig
 from online_dpo.learner.grouping import round_batches
 from online_dpo.learner.items import kind_of
@@ -270,8 +272,10 @@ class FakeStages:
         generators: Sequence[FakeGenerator] | None = None,
         judge: Callable[[str], float] = by_text,
         tape: Tape | None = None,
+        writers: Mapping[str, WriterHost] | None = None,
     ) -> None:
         self.tape = Tape() if tape is None else tape
+        self.writers, self._loop = writers or {}, asyncio.new_event_loop()
         self.learner = FakeLearner(self.tape, config, initial)
         self.generators = [FakeGenerator()] if generators is None else list(generators)
         self.order, self.judge = order, judge
@@ -305,6 +309,18 @@ class FakeStages:
         who, verb = shard_of(completions), "repeat" if again else "judge"
         self.tape.call(verb, judge, who)
         return FakeTask(f"{verb} {judge} {who}", lambda: self.judged(judge, shard, completions, again))
+
+    def start_writing(
+        self, source: str, shard: Shard, prompt_ids: Sequence[str], samples: Sequence[Completion], round_index: int
+    ) -> FakeTask:
+        """By a real host, whose connections need one event loop."""
+        who = ",".join(prompt_ids)
+        self.tape.call("write", source, who)
+        write = self.writers[source].write_shard
+        return FakeTask(
+            f"write {source} {who}",
+            lambda: self._loop.run_until_complete(write(shard, prompt_ids, samples, round_index)),
+        )
 
     def start_rescoring(self, rows: Sequence[Row], under: Sequence[Any]) -> FakeTask:
         self.tape.call("rescore", len(rows), *(label(name) for name in under))

@@ -178,6 +178,7 @@ CHANGEABLE = {
     "alarm.bands",
     "alarm.over_optimisation",
     "verdicts.min_coverage",
+    "prompts.contaminated",  # unless they are dropped
 }
 
 COMMON: dict[str, Any] = {
@@ -185,20 +186,29 @@ COMMON: dict[str, Any] = {
     "prompts": {"source": "p"},
     "evaluation": {"sets": {"heldout": {"source": "h"}}, "judges": GOLD},
 }
+MIXED: dict[str, Any] = {
+    "prompts": {"sources": [{"source": "p"}]},
+    "evaluation": {"sets": {"heldout": {"sources": [{"source": "h"}]}}},
+}
 PAIRWISE = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 JUDGE = {"type": "python", "target": "j"}
 VERIFIER = {"type": "verifier", "method": "exact", "answer": "a"}
 OUTER: dict[str, Any] = {"type": "ensemble", "judges": {"a": VERIFIER, "b": JUDGE}}
 for name, extra in (("process", {}), ("normalise", {}), ("cached", {}), ("length_penalty", {"rate": 0.1})):
     OUTER = {"type": name, "judge": OUTER, **extra}
+RUBRIC = {"form": "rubric", "rubric": {"criteria": [{"criterion": "Is right."}]}}
 PRICED = {"base_url": "http://localhost/v1", "model": "m", "prices": {"prompt": 1.0, "completion": 2.0}}
 CONTROL = {"drift": {"max_kl": 1.0, "action": "stop"}, "alarm": {"action": "stop"}}
 CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "ensemble", "last": 2}, **CONTROL}),
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
+    RunConfig.model_validate({**COMMON, **MIXED, "judge": JUDGE}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED, **RUBRIC}}),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "process_reward_model", "path": "j", "marker": "<m>"}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "human"}}),
+    RunConfig.model_validate({**COMMON, "judge": {**JUDGE, "view": {"tags": [{"open": "[", "close": "]"}]}}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "engine": {"path": "m"}}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "learner": {"lora": {"r": 8}}}),
     RunConfig.model_validate(

@@ -127,6 +127,16 @@ def labelled(draw: st.DrawFn, chat: bool) -> Labelled:
     )
 
 
+def test_answers_are_measured_in_a_column_of_their_own_where_there_is_a_view() -> None:
+    plain = Completion(
+        prompt_id="p", sample_index=0, token_ids=(1, 2), text="x", finish_reason="stop", sampler_logps=(-1.0, -1.0),
+        policy_version=0, seed=1,
+    )  # fmt: skip
+    viewed = [replace(plain, answer_tokens=1), replace(plain, sample_index=1)]  # the second one's is not known
+    assert from_parquet(to_parquet(viewed), Completion) == viewed
+    assert "answer_tokens" not in pq.ParquetFile(pa.BufferReader(to_parquet([plain]))).schema_arrow.names
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_records_come_back_exactly(data: st.DataObject) -> None:
@@ -147,6 +157,19 @@ def test_records_come_back_exactly(data: st.DataObject) -> None:
     back = from_parquet(to_parquet(records), kind)
     # repr tells -0.0 from 0.0 and 1.0 from 1, which == does not.
     assert [repr(record) for record in back] == [repr(record) for record in records]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_candidate_keeps_its_source_and_other_tables_have_no_such_column(chat: bool) -> None:
+    pair = example_pairs(chat)[0]
+    written = replace(pair.chosen, sampler_logps=None, policy_version=None, seed=None, source="teacher")
+    label = Labelled(prompt=pair.prompt, completion=written, desirable=True)
+    for mixed in ([replace(pair, chosen=written), pair], [written, pair.rejected], [label]):
+        assert from_parquet(to_parquet(mixed), type(mixed[0])) == mixed  # type: ignore[type-var]
+    names = [pq.read_schema(pa.BufferReader(to_parquet(records))).names for records in ([pair], [pair.chosen])]
+    assert not [name for found in names for name in found if "source" in name]
+    with pytest.raises(ValueError, match="a candidate has a finish reason, and nothing else of a sample"):
+        replace(pair.chosen, source="teacher")
 
 
 def example_pairs(chat: bool) -> list[Pair]:

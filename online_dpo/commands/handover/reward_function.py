@@ -90,6 +90,7 @@ class RewardFunction:
 
     def __call__(
         self,
+        /,  # a column may be called self
         prompts: Sequence[Any],
         completions: Sequence[Any],
         *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,21 @@ from judges.spec import JudgeSpec
 from online_dpo.commands.preparing.fitting import check_lengths, check_machine
 from online_dpo.commands.preparing.learning_rates import settle_lr
 from online_dpo.commands.preparing.model_checks import NamedModel, check_models, inspect_judge_models, own_models
+from online_dpo.commands.preparing.writers import load_writers, writer_models
 from online_dpo.config.human_checks import human_judges
-from online_dpo.config.judges.section import JudgeSection
+from online_dpo.config.judges.section import JudgeSection, hosted_judges
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
 from online_dpo.config.run import RunConfig
 from online_dpo.config.threads import resolve_threads
+from online_dpo.data.answer_lengths import AnswerLengths, check_prefilled, has_special_tags
+from online_dpo.data.decontamination import Overlap, decontaminate
 from online_dpo.data.encoding import PromptEncoder
+from online_dpo.data.mixtures import AnyPrompts, PromptMixture, load_evaluation_sets, load_prompts
 from online_dpo.data.preference_files import peek_preferences
-from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
-from online_dpo.data.prompts import Cursor, PromptSource, validate_source
-from online_dpo.errors import JudgeError, ModelError
+from online_dpo.data.preferences import PairDraw, load_evaluation_pairs, load_pairs
+from online_dpo.data.prompts import Cursor, validate_source
+from online_dpo.errors import ConfigError, JudgeError, ModelError
 from online_dpo.loop.draws import check_one_form, first_written
 from online_dpo.loop.people.opening import check_gold
 from online_dpo.loop.rounds import Job
@@ -88,7 +92,7 @@ def inspect_inputs(config: RunConfig) -> Inputs:
         adapter=adapter,
         reference=reference,
         judges=judges,
-        models=(*own_models(config, model, reference), *judge_models(config)),
+        models=(*own_models(config, model, reference), *judge_models(config), *writer_models(config)),
     )
 
 
@@ -112,7 +116,7 @@ def judge_specs(config: RunConfig) -> dict[str, JudgeSpec]:
         if field in people:
             continue
         try:
-            specs[judge_name(field)] = make_spec(section, field=field, base_dir=Path.cwd())
+            specs[judge_name(field)] = make_spec(section, field=field, base_dir=Path.cwd(), view=config.view)
         except JudgeError as error:
             problems.append(str(error))
     if problems:
@@ -150,10 +154,8 @@ def peek_sources(config: RunConfig) -> None:
     Raises:
         DataError: one is missing, malformed there, or lacks a column.
     """
-    if config.prompts is not None:
-        validate_source(config.prompts, field="prompts")
-    for name, section in config.evaluation.sets.items():
-        validate_source(section, field=f"evaluation.sets.{name}")
+    for field, part in config.prompt_parts.items():
+        validate_source(part, field=field)
     for field, pairs in pair_sections(config).items():
         peek_preferences(pairs, field=field)
     check_gold(config)
@@ -192,8 +194,36 @@ def load_inputs(inputs: Inputs) -> Materials:
     )
 
 
-def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
-    """Load every data set; the job, and the prompt in whose form judges are tried.
+def check_rubric_columns(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Refuse a column of checklists that none of these prompts has, where nothing takes its place.
+
+    Raises:
+        ConfigError: there is such a column.
+    """
+    for field, judge in judge_sections(config).items():
+        for place, section in hosted_judges(judge, field):
+            rubric = getattr(section, "rubric", None)
+            if rubric is None or rubric.criteria or any(rubric.column in prompt.metadata for prompt in prompts):
+                continue
+            known = ", ".join(dict.fromkeys(name for prompt in prompts for name in prompt.metadata)) or "none"
+            raise ConfigError(
+                f"{place}.rubric.column is {rubric.column}, and no prompt has such a column (there are: {known}); name "
+                f"the column with the checklists, or set {place}.rubric.criteria"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllPrompts:
+    """The prompts of a run, those to train on and those that are held out."""
+
+    prompts: AnyPrompts | None  # without those that are to be left out
+    sets: Mapping[str, tuple[Prompt, ...]]
+    pairs: Mapping[str, PairDraw]
+    overlaps: tuple[Overlap, ...]
+
+
+def load_all_prompts(config: RunConfig, model: ModelInfo, tokenizer: Any) -> AllPrompts:
+    """Load the prompts of a run, and leave out what the config says.
 
     Raises:
         UserError: a data set is malformed, or has not enough usable rows.
@@ -204,13 +234,23 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         "chat_template_kwargs": config.chat_template_kwargs,
         "seed": config.run.seed,
     }
-    sets = {
-        name: PromptSource.load(section, field=f"evaluation.sets.{name}", **common).head(section.count).prompts
-        for name, section in config.evaluation.sets.items()
-    }
-    prompts, sampled = None, [prompt for found in sets.values() for prompt in found]
-    if config.prompts is not None:
-        prompts = PromptSource.load(config.prompts, field="prompts", **common)
+    sets = load_evaluation_sets(config, **common)
+    pairs = load_evaluation_pairs(config, tokenizer, model)
+    prompts = load_prompts(config, **common)
+    return AllPrompts(prompts=prompts, sets=sets, pairs=pairs, overlaps=decontaminate(config, prompts, sets, pairs))
+
+
+def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
+    """Load every data set; the job, and the prompt in whose form judges are tried.
+
+    Raises:
+        UserError: a data set is malformed, or has not enough usable rows.
+    """
+    asked = load_all_prompts(config, model, tokenizer)
+    prompts, sampled = asked.prompts, [prompt for found in asked.sets.values() for prompt in found]
+    if config.prompts is not None and prompts is not None:
+        if isinstance(prompts, PromptMixture):
+            prompts.check(config.prompts.per_round, config.run.rounds)
         # The first round's first prompts; too small or too long a source is reported here, before any engine starts.
         sampled = list(prompts.draw(Cursor(), config.prompts.per_round).prompts)
     pairs = load_pairs(config, tokenizer, model)
@@ -221,12 +261,17 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
     if sampled[0].messages is not None:
         encoder = PromptEncoder(tokenizer, config.chat_template_kwargs)
         encoder.check_template(sampled[0].messages, f"model.path is {config.model.path}")
+    for field, section in judge_sections(config).items():
+        if (view := config.view_of(section)) is not None:
+            named = field if section.view is not None else "judge"
+            check_prefilled(view, sampled, tokenizer, f"{named}.view")
+    check_rubric_columns(config, sampled)
     first = sampled[:NUM_PROBE_ROWS]
     vocab_size = model.vocab_size or len(tokenizer)
     job = Job(
         config=config,
         prompts=prompts,
-        evaluation_sets=sets,
+        evaluation_sets=asked.sets,
         probe=probe_rows(
             [p.token_ids for p in first],
             min(vocab_size, len(tokenizer)),
@@ -234,6 +279,12 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
             max_tokens=config.max_model_len - 1,
         ),
         pairs=pairs,
-        evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
+        measured=AnswerLengths(config.view, tokenizer),
+        keeps_special_tokens=any(
+            has_special_tags(config.view_of(section), tokenizer) for section in judge_sections(config).values()
+        ),
+        evaluation_pairs=asked.pairs,
+        overlaps=asked.overlaps,
+        writers=load_writers(config, tokenizer, model, first[0]),
     )
     return job, first[0]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from online_dpo.commands.preparing.inputs import Materials
+from online_dpo.commands.preparing.writers import engine_tokens
 from online_dpo.config.control import PathReference
 from online_dpo.config.learner import LoraSection
 from online_dpo.errors import ConfigError
@@ -47,7 +48,7 @@ def engine_spec(materials: Materials) -> Any:
         model_folder=str(materials.model.folder),
         trust_remote_code=config.model.trust_remote_code,
         dtype=config.engine_dtype,
-        max_model_len=config.max_model_len,
+        max_model_len=engine_tokens(config, materials.model),
         max_num_seqs=min(MAX_NUM_SEQS, generator.shard_prompts * config.sampling.num_samples),
         weight_push=weight_push,
         lora_rank=rank,
@@ -60,6 +61,7 @@ def engine_spec(materials: Materials) -> Any:
         seed=0,  # every request has its own seed
         sleeps=config.layout == "colocated",
         quantization=quantization,
+        keeps_special_tokens=materials.job.keeps_special_tokens,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,25 @@ AsEvents = Annotated[
     bool, typer.Option("--json", help="One JSON object a line on standard output, all else on standard error.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before judges are asked that cost money.")]
+
+ForTrainer = Annotated[
+    Literal["grpo", "verl"] | None,
+    typer.Option("--for", help="The trainer to go on in OUT, with the run's judge as the reward.", metavar="grpo|verl"),
+]
+Reference = Annotated[
+    Literal["run", "initial"],
+    typer.Option(
+        "--reference", help="With --for grpo: the reference of the run's next round, or the initial policy.",
+        metavar="run|initial",
+    ),
+]  # fmt: skip
+PushToHub = Annotated[
+    str | None, typer.Option("--push-to-hub", metavar="REPO_ID", help="Upload OUT to this repository, owner/name.")
+]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="With --push-to-hub: write OUT, list what would be uploaded, send nothing.")
+]
 GpuMemory = Annotated[
     float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of the GPUs that the run is for.", min=1.0)
 ]

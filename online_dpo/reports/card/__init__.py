@@ -1,0 +1,1 @@
+"""The model card of an exported policy, written from what its run recorded, and from nothing else."""
