@@ -37,6 +37,7 @@ class EngineSpec:
     seed: int
     quantization: Literal["nf4"] | None = None  # of the weights as they are loaded
     sleeps: bool = False  # gives the GPU's memory away while the learner works
+    keeps_special_tokens: bool = False  # in texts, all but the one that ends a completion
 
 
 MAX_BATCHED_TOKENS = 8192
@@ -136,6 +137,7 @@ class Generator:
                 stop=list(plan.stop),
                 stop_token_ids=list(self._spec.eos_token_ids),
                 logprobs=0,
+                skip_special_tokens=not self._spec.keeps_special_tokens,
             )
             for seed in seeds
         ]

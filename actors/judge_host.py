@@ -18,6 +18,9 @@ from judges.registry import build_caller
 from judges.spec import JudgeSpec
 from judges.trial import try_judges
 from online_dpo.config.pairing import PairingSection
+from online_dpo.errors import JudgeError
+from online_dpo.pairing.answers import for_judges
+from online_dpo.pairing.opinions import scores_nothing
 from online_dpo.types import Completion, Judged, Shard, Verdict, group_by_prompt
 
 
@@ -68,7 +71,14 @@ class JudgeHost:
             JudgeError: it cannot be built, or does not keep its contract.
             ModelError: its model's folder is missing or incomplete.
         """
-        return await try_judges(self._ready(), chat=chat, metadata=metadata, rules=rules)
+        said = await try_judges(self._ready(), chat=chat, metadata=metadata, rules=rules)
+        view = self._spec.view
+        if view is not None and isinstance(view.unclosed, float) and scores_nothing(said):
+            raise JudgeError(
+                f"{self._spec.field}.view.unclosed is {view.unclosed:g}, a score, and {self._spec.label} only compares "
+                f"two answers: set it to abstain or worst"
+            )
+        return said
 
     async def judge_shard(self, shard: Shard, completions: Sequence[Completion], again: bool = False) -> Judged:
         """Judge all completions of a shard. Batches never cross shards, so a redone shard gets the same verdicts.
@@ -92,10 +102,11 @@ class JudgeHost:
             for sleeper in self._sleepers:
                 sleeper.wake()
             self._is_asleep = False
-        groups = group_by_prompt(completions)
-        strangers = groups.keys() - {prompt.prompt_id for prompt in shard.prompts}
+        strangers = {c.prompt_id for c in completions} - {prompt.prompt_id for prompt in shard.prompts}
         if strangers:
             raise ValueError(f"shard {shard.index} has no prompt {sorted(strangers)[0]}, which a completion answers")
+        seen, settled = for_judges(completions, self._spec.view)
+        groups = group_by_prompt(seen)
         questions = [
             Question(
                 prompt_id=prompt.prompt_id,
@@ -113,17 +124,24 @@ class JudgeHost:
             answers = await caller.ask(questions, measured)
         counts |= found
         counts["num_judge_failures"] += sum(any(verdict.failed for verdict in answer) for answer in answers)
-        verdicts: list[Verdict] = []
+        said: dict[str, list[Verdict]] = {}
         stopped: str | None = None
         for question, answer in zip(questions, answers, strict=True):
             unasked = [str(verdict.reason) for verdict in answer if verdict.unasked]
             if unasked:
                 stopped = stopped or unasked[0]
+                settled.pop(question.prompt_id, None)  # all about a prompt is said at once, or nothing is
                 continue
             samples = [c.sample_index for c in groups[question.prompt_id]]
-            verdicts.extend(_rename(verdict, samples) for verdict in answer)
+            said[question.prompt_id] = [_rename(verdict, samples) for verdict in answer]
+        if self._spec.view is not None and not again:
+            counts["num_unclosed_completions"] = sum(map(len, settled.values()))
         return Judged(
-            verdicts=tuple(verdicts),
+            verdicts=tuple(
+                verdict
+                for prompt in shard.prompts
+                for verdict in (*said.get(prompt.prompt_id, ()), *settled.get(prompt.prompt_id, ()))
+            ),
             counters=counts,
             agreement=measured.agreement,
             stopped=stopped,

@@ -1,6 +1,6 @@
 """Markdown tables of finished runs of one config with different seeds: means by policy, and each seed's last interval.
 
-python benchmarks/results_table.py RUN_DIR [RUN_DIR ...] [--set heldout]
+python benchmarks/results_table.py RUN_DIR [RUN_DIR ...] [--set heldout] [--also entropy]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dirs", type=Path, nargs="+")
     parser.add_argument("--set", default="heldout")
+    parser.add_argument("--also", nargs="*", default=[], help="further figures of an evaluation, such as entropy")
     args = parser.parse_args()
     runs = [read_status(run_dir) for run_dir in args.run_dirs]
 
@@ -31,7 +32,7 @@ def main() -> None:
     def averages(version: int) -> list[float]:
         found = [figures(run, version) for run in runs]
         by_judge = [mean(one["judges"][judge]["mean"] for one in found) for judge in JUDGES]
-        return by_judge + [mean(one[name] for one in found) for name in FIGURES]
+        return by_judge + [mean(one[name] for one in found) for name in (*FIGURES, *args.also)]
 
     stages = list(dict.fromkeys(stage for run in runs for record in run["rounds"] for stage in record["seconds"]))
     print(
@@ -39,10 +40,11 @@ def main() -> None:
     )
     print(
         "| policy | reward | gold | KL to initial | length | distinct-2 | "
+        + "".join(f"{name} | " for name in args.also)
         + " | ".join(f"{s} s" for s in stages)
         + " |"
     )
-    print("|" + "---|" * (len(JUDGES) + len(FIGURES) + 1 + len(stages)))
+    print("|" + "---|" * (len(JUDGES) + len(FIGURES) + len(args.also) + 1 + len(stages)))
     for version in range(runs[0]["num_finished"] + 1):
         cells = [f"{value:.3f}" for value in averages(version)]
         for stage in stages:

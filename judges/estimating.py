@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from judges.llm.budget import Spend
+from judges.llm.building import judge_of
 from judges.llm.client import TEMPLATE_TOKENS, most_reply_tokens
-from judges.llm.judge import ChatJudge
 from judges.protocol import Limits, Question
 from online_dpo.config.judges.llm import LlmJudge, Prices
 from online_dpo.config.judges.section import CachedJudge, JudgeSection, OuterJudge, ProcessJudge
-from online_dpo.types import PromptContent
+from online_dpo.types import Prompt
 
 SHORTEST = ("0", "1")
 """Two answers that differ, each of one token: texts that are the same are not compared."""
@@ -35,7 +35,7 @@ class Questions:
     """Questions of one form that a judge will be asked."""
 
     number: int  # one for each prompt
-    prompts: Sequence[PromptContent]  # as many, or some that stand for them
+    prompts: Sequence[Prompt]  # as many, or some that stand for them
     num_completions: int  # of each
     answer_tokens: int  # the most of a completion
     least: float = 1.0  # share of them that is asked in any case
@@ -121,20 +121,24 @@ def _of_llm(section: LlmJudge, questions: Questions, count_tokens: CountTokens) 
     # Every order and vote has the same texts, so one of each is made and counted.
     once = section.model_copy(update={"votes": 1, "both_orders": False})
     answers = SHORTEST[: 2 if is_pairwise else 1]
-    judge = ChatJudge(once, None, limits=Limits())  # type: ignore[arg-type]
+    judge = judge_of(once, None, Limits())  # type: ignore[arg-type]
     requests = [
         request
         for prompt in questions.prompts
-        for request in judge.requests(Question(prompt_id="", prompt=prompt, completions=answers))
+        for request in judge.requests(
+            Question(prompt_id="", prompt=prompt.content, completions=answers, metadata=prompt.metadata)
+        )
     ]
-    if not requests:  # all are longer than max_chars
+    if not requests:  # all are longer than max_chars, or none has a rubric
         return Use(least=NOTHING, most=NOTHING)
     texts = ["\n".join(message["content"] for message in request.messages) for request in requests]
     shortest = math.fsum(count_tokens(texts)) / len(texts)
     longest = shortest + TEMPLATE_TOKENS + len(answers) * questions.answer_tokens
     extra_body = {} if section.endpoint is None else section.endpoint.extra_body
-    reply = most_reply_tokens(requests[0], extra_body)
-    num_least = math.floor(calls * questions.least)
+    reply = max(most_reply_tokens(request, extra_body) for request in requests)
+    # Prompts without a rubric are not asked about.
+    share = len(requests) / len(questions.prompts) if section.rubric is not None else 1.0
+    num_least = math.floor(calls * questions.least * share)
     return Use(
         least=Spend(num_least, math.floor(num_least * shortest), num_least),
         most=None if questions.parts_unknown else Spend(calls, math.ceil(calls * longest), calls * reply),

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from judges.spec import JudgeSpec
 from judges.user.user_code import EMBEDDED, find_entry_point, is_entry_point, split_target
-from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
+from online_dpo.config.judges.hosted import ClassifierJudge, PythonJudge
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import OuterJudge
 from online_dpo.models.inspection import inspect_model
@@ -34,12 +34,12 @@ def fingerprint(spec: JudgeSpec, *, version: str = "") -> str:
 
 def _describe(spec: JudgeSpec) -> dict[str, Any]:
     section = spec.section
-    left_out = _changeable(section) | dict.fromkeys(SAME_VERDICTS, True)
+    left_out = _changeable(section) | dict.fromkeys((*SAME_VERDICTS, "view"), True)  # questions are as it shows them
     if isinstance(section, OuterJudge):
         left_out |= {place.split(".")[0]: True for place in section.inner}
     described = section.model_dump(mode="json", exclude=left_out)
     # Where a model or file lies does not matter, what is in it does.
-    if isinstance(section, RewardModelJudge):
+    if isinstance(section, ClassifierJudge):
         del described["path"]
     elif spec.source is not None:
         described["target"] = split_target(section.target, spec.label)[1]
@@ -53,7 +53,7 @@ def _describe(spec: JudgeSpec) -> dict[str, Any]:
 def _content(spec: JudgeSpec) -> str | None:
     """A digest of what the section names."""
     section = spec.section
-    if isinstance(section, RewardModelJudge):
+    if isinstance(section, ClassifierJudge):
         field = f"{spec.field}.path"
         return inspect_model(locate(section.path, field=field), field=field, generates=False).fingerprint
     if isinstance(section, LlmJudge) and section.engine is not None:

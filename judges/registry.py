@@ -19,7 +19,12 @@ from judges.hosting import NO_HOSTING, Hosting
 from judges.protocol import Judge
 from judges.spec import JudgeSpec
 from judges.user.user_code import read_source
-from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge, VerifierJudge
+from online_dpo.config.judges.hosted import (
+    ProcessRewardModelJudge,
+    PythonJudge,
+    RewardModelJudge,
+    VerifierJudge,
+)
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import (
     CachedJudge,
@@ -29,10 +34,12 @@ from online_dpo.config.judges.section import (
     OuterJudge,
     ProcessJudge,
 )
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.importing import quick_imports
 
 MODULES: Mapping[type, str] = {
     RewardModelJudge: "judges.reward.reward_model",
+    ProcessRewardModelJudge: "judges.reward.process_reward_model",
     PythonJudge: "judges.user.judge_process",
     LlmJudge: "judges.llm.building",
     VerifierJudge: "judges.verifier.verifier",
@@ -46,13 +53,14 @@ MODULES: Mapping[type, str] = {
 import torch, transformers or httpx."""
 
 
-def make_spec(section: Any, *, field: str, base_dir: Path) -> JudgeSpec:
+def make_spec(section: Any, *, field: str, base_dir: Path, view: ViewSection | None = None) -> JudgeSpec:
     """Check what can be checked without running anything, and read the judge's file and those of judges inside it.
 
     Args:
         section: the judge's part of the config.
         field: the name of that part.
         base_dir: what a relative file path is relative to.
+        view: of the training judge, for a judge that has none of its own.
 
     Raises:
         JudgeError: the target names no function or class, or its file is missing or no Python.
@@ -62,7 +70,14 @@ def make_spec(section: Any, *, field: str, base_dir: Path) -> JudgeSpec:
         source = read_source(section.target, label=f"{field}.target {section.target}", base_dir=base_dir)
     if isinstance(section, OuterJudge):
         inner = {p: make_spec(s, field=f"{field}.{p}", base_dir=base_dir) for p, s in section.inner.items()}
-    return JudgeSpec(section=section, field=field, source=source, inner=inner, base_dir=str(base_dir.resolve()))
+    return JudgeSpec(
+        section=section,
+        field=field,
+        source=source,
+        inner=inner,
+        base_dir=str(base_dir.resolve()),
+        view=section.view or view,
+    )
 
 
 def build_caller(spec: JudgeSpec, *, hosting: Hosting = NO_HOSTING, sleep: Sleep = asyncio.sleep) -> Caller:

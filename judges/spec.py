@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
+from online_dpo.config.judges.hosted import ClassifierJudge, PythonJudge
 from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.view import ViewSection
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +21,13 @@ class JudgeSpec:
     source: str | None = None  # content of the .py file that `target` names
     inner: Mapping[str, JudgeSpec] = dataclasses.field(default_factory=dict)  # by place in the section
     base_dir: str = "."  # what relative paths are relative to
+    view: ViewSection | None = None  # what of a completion the judge sees; of the judge that is asked alone
 
     @property
     def label(self) -> str:
         """The judge in error messages."""
         match self.section:
-            case RewardModelJudge():
+            case ClassifierJudge():
                 return f"{self.field}.path {self.section.path}"
             case PythonJudge():
                 return f"{self.field}.target {self.section.target}"

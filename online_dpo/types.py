@@ -19,9 +19,9 @@ Message: TypeAlias = dict[str, str]
 PromptContent: TypeAlias = str | list[Message]
 """What a judge sees of a prompt: text for plain prompts, chat messages for chat prompts."""
 
-Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place"]
-"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; or it was asked in
-both orders, and what was shown first (or second) won both times."""
+Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place", "second_place", "unclosed"]
+"""Why there is no opinion: the judge cannot tell; its call failed; it stopped before it was asked; what was shown first
+(or second) won in both orders; or nobody was asked, since the completion's thought has no end (`judge.view`)."""
 
 REWARD = "reward"
 """The training judge's name, beside the names of the evaluation's judges."""
@@ -54,9 +54,8 @@ class Prompt:
 class Completion:
     """One answer. `token_ids` is what training uses; `text` is for judges and people.
 
-    Four fields tell how it was sampled. An answer from a data set has none of them: no policy of this run made it, so
-    it has no log-probs of a sampler, and nothing may take its place. A candidate, which a writer under `candidates`
-    gave, has its finish reason alone.
+    The fields from `finish_reason` to `seed` tell how it was sampled. An answer from a data set, which no policy of the
+    run made, has none of them, and nothing may take their place. A candidate, which a writer gave, has the first alone.
     """
 
     prompt_id: str
@@ -67,6 +66,7 @@ class Completion:
     sampler_logps: tuple[float, ...] | None  # [T] nats, at temperature 1, as the engine computed them when it sampled
     policy_version: int | None  # number of learner pushes before it was sampled; 0 = the initial policy
     seed: int | None
+    answer_tokens: int | None = None  # those that belong to no thought, where `judge.view` is set; else None
     source: str | None = None  # the writer under `candidates`; None = the policy's sample, or of a data set
 
     def __post_init__(self) -> None:

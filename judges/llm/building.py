@@ -12,20 +12,21 @@ from judges.llm.budget import BudgetAccount, scope_of
 from judges.llm.client import EndpointChat
 from judges.llm.judge import ChatJudge
 from judges.llm.key import read_key
+from judges.llm.rubric import RubricJudge
 from judges.protocol import Limits
 from judges.spec import JudgeSpec
 from online_dpo.config.candidates.section import ChatWriter
 from online_dpo.config.judges.llm import LlmJudge
 
 
-def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> ChatJudge:
+def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> ChatJudge | RubricJudge:
     """Build the judge that a spec describes."""
     return build_llm(spec.section, spec.field, hosting=hosting)
 
 
 def build_llm(
     section: LlmJudge, field: str, *, hosting: Hosting = NO_HOSTING, sleep: Sleep = asyncio.sleep
-) -> ChatJudge:
+) -> ChatJudge | RubricJudge:
     """Build the judge where it will live.
 
     Args:
@@ -41,9 +42,16 @@ def build_llm(
     if section.endpoint is None:
         # One call at a time: what shares a batch of the engine must not depend on what else is being judged.
         # A call goes through or fails at once, and how long it takes depends on the batch: no limit of time fits.
-        return ChatJudge(section, chat, limits=Limits(calls_in_flight=1, own_retries=True))
+        return judge_of(section, chat, Limits(calls_in_flight=1, own_retries=True))
     # A prompt at a time, so that the budget ends between two prompts and not within many.
-    return ChatJudge(section, chat, limits=Limits(questions_per_call=1, own_retries=True))
+    return judge_of(section, chat, Limits(questions_per_call=1, own_retries=True))
+
+
+def judge_of(section: LlmJudge, chat: Chat, limits: Limits) -> ChatJudge | RubricJudge:
+    """The judge that asks what the section says."""
+    if section.rubric is not None:
+        return RubricJudge(section, section.rubric, chat, limits=limits)
+    return ChatJudge(section, chat, limits=limits)
 
 
 def build_chat(

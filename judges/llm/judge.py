@@ -100,7 +100,7 @@ class ChatJudge:
             texts = tuple(question.completions[i] for i in subject)
             for p, principle in enumerate(section.principles):
                 for vote in range(section.votes):
-                    if _num_chars(question.prompt, texts) > section.max_chars:  # before anything is made of them
+                    if num_chars(question.prompt, texts) > section.max_chars:  # before anything is made of them
                         yield _VoteRequest(index, subject, p)
                         continue
                     asked: dict[str, Any] = {"principle": principle, "prompt": question.prompt, "answers": texts}
@@ -114,7 +114,9 @@ class ChatJudge:
                         **asked,
                     )
                     messages = build_messages(wanted, seed=section.seed, **asked)
-                    request = self._request(messages, wanted, vote, again=question.again)
+                    request = make_request(
+                        section, messages, wanted, vote=vote, max_tokens=section.reply_tokens, again=question.again
+                    )
                     yield _VoteRequest(index, subject, p, wanted, request)
 
     def _subjects(self, question: Question) -> Iterator[Subject]:
@@ -131,23 +133,6 @@ class ChatJudge:
             else:  # half of the time the other way round, so that a bias for the first place favours nobody
                 flip = derive_seed(self._section.seed, "order", json.dumps([question.prompt, texts[i], texts[j]])) % 2
                 yield (j, i) if flip else (i, j)
-
-    def _request(
-        self, messages: Sequence[dict[str, str]], wanted: ReplyFormat, vote: int, *, again: bool
-    ) -> ChatRequest:
-        section, as_json = self._section, wanted.as_json
-        # From the content alone: the same question is answered alike wherever it comes up.
-        purpose = "vote again" if again else "vote"
-        seed = derive_seed(section.seed, purpose, vote, json.dumps(messages)) >> 32
-        return ChatRequest(
-            messages=tuple(messages),
-            schema=wanted.schema,
-            max_tokens=section.reply_tokens if as_json else 1 if wanted.code is None else CODED_LETTER_TOKENS,
-            temperature=section.temperature,
-            seed=seed if section.temperature > 0.0 else None,
-            num_logprobs=None if as_json else TOP_LOGPROBS,
-            code=wanted.code,
-        )
 
     def _aggregate(self, votes: Sequence[Vote]) -> Vote:
         """Of all principles; one that is undecided leaves the whole undecided."""
@@ -197,7 +182,40 @@ class ChatJudge:
         return dict.fromkeys(votes, Abstain(f"orders disagree: the {place} place wins both", kind=kind))
 
 
-def _num_chars(prompt: PromptContent, answers: Sequence[str]) -> int:
+def make_request(
+    section: LlmJudge,
+    messages: Sequence[dict[str, str]],
+    wanted: ReplyFormat,
+    *,
+    vote: int,
+    max_tokens: int,
+    again: bool,
+) -> ChatRequest:
+    """One request for one vote.
+
+    Args:
+        section: of the judge.
+        messages: that ask.
+        wanted: the form of the reply.
+        vote: its number.
+        max_tokens: of a JSON reply.
+        again: another, independent answer is wanted.
+    """
+    # From the content alone: the same question is answered alike wherever it comes up.
+    seed = derive_seed(section.seed, "vote again" if again else "vote", vote, json.dumps(messages)) >> 32
+    return ChatRequest(
+        messages=tuple(messages),
+        schema=wanted.schema,
+        max_tokens=max_tokens if wanted.as_json else 1 if wanted.code is None else CODED_LETTER_TOKENS,
+        temperature=section.temperature,
+        seed=seed if section.temperature > 0.0 else None,
+        num_logprobs=None if wanted.as_json else TOP_LOGPROBS,
+        code=wanted.code,
+    )
+
+
+def num_chars(prompt: PromptContent, answers: Sequence[str]) -> int:
+    """Of a prompt and what is asked about it."""
     turns = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
     return sum(map(len, [*turns, *answers]))
 

@@ -24,6 +24,36 @@ LONGEST = 2000
 """The most characters of a reply that is read; a verdict has a few dozen, a sentence about it a few hundred."""
 
 
+def read_object(
+    reply: ChatReply | CallFailed, wanted: ReplyFormat, *, longest: int = LONGEST
+) -> dict[str, Any] | Abstain:
+    """The reply as the one JSON object with exactly the keys that were asked for; else why it is none.
+
+    Args:
+        reply: of the model.
+        wanted: what was asked for. A verdict that someone wrote into a judged answer does not have its key.
+        longest: the most characters that are read.
+    """
+    if isinstance(reply, CallFailed) or reply.refused:
+        return _no_vote(reply)
+    if reply.cut_short:
+        return Abstain("unreadable: a reply cut short by max_tokens")
+    text = reply.text.strip()
+    if not text:
+        return Abstain("unreadable: an empty reply")
+    if len(text) > longest:
+        return Abstain(f"unreadable: a reply of more than {longest} characters")
+    try:
+        found = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return Abstain("unreadable: a reply that is not JSON")
+    if not isinstance(found, dict) or found.keys() != wanted.keys or not isinstance(found.get(WHY, ""), str):
+        return Abstain("unreadable: JSON of another form")
+    if wanted.code is not None and not reply.is_tied and found[CODE] != wanted.code:
+        return ANOTHER_CODE
+    return found
+
+
 def read_json(reply: ChatReply | CallFailed, wanted: ReplyFormat) -> float | Abstain:
     """The vote in a reply that is exactly one JSON object with exactly the keys that were asked for.
 
@@ -35,23 +65,9 @@ def read_json(reply: ChatReply | CallFailed, wanted: ReplyFormat) -> float | Abs
     Returns:
         The probability that the first answer wins, or the score; else why there is none.
     """
-    if isinstance(reply, CallFailed) or reply.refused:
-        return _no_vote(reply)
-    if reply.cut_short:
-        return Abstain("unreadable: a reply cut short by max_tokens")
-    text = reply.text.strip()
-    if not text:
-        return Abstain("unreadable: an empty reply")
-    if len(text) > LONGEST:
-        return Abstain(f"unreadable: a reply of more than {LONGEST} characters")
-    try:
-        found = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return Abstain("unreadable: a reply that is not JSON")
-    if not isinstance(found, dict) or found.keys() != wanted.keys or not isinstance(found.get(WHY, ""), str):
-        return Abstain("unreadable: JSON of another form")
-    if wanted.code is not None and not reply.is_tied and found[CODE] != wanted.code:
-        return ANOTHER_CODE
+    found = read_object(reply, wanted)
+    if isinstance(found, Abstain):
+        return found
     value = found[wanted.key]
     if wanted.form == "pairwise":
         return LABELS[value] if isinstance(value, str) and value in LABELS else Abstain("unreadable: no known verdict")

@@ -81,7 +81,10 @@ class Ensemble:
         for i in range(len(question.completions)):
             if all(i in scores[name] for name in used):
                 value, spread = self._aggregate({name: scores[name][i] for name in used})
-                verdicts.append(Verdict(prompt_id=question.prompt_id, first=i, score=value, uncertainty=spread))
+                why = _rationale(said, {i})
+                verdicts.append(
+                    Verdict(prompt_id=question.prompt_id, first=i, score=value, uncertainty=spread, rationale=why)
+                )
             else:
                 missing = [name for name in said if i not in scores[name]]
                 verdicts.append(self._abstain(question, said, missing, i))
@@ -101,7 +104,14 @@ class Ensemble:
             value, spread = self._aggregate({name: p.probability - 0.5 for name, p in found.items()}, signed=True)
             value = 0.5 + (value if abs(value) > ROUNDING else 0.0)
         value = min(max(value, 0.0), 1.0)
-        return Verdict(prompt_id=question.prompt_id, first=i, second=j, probability=value, uncertainty=spread)
+        return Verdict(
+            prompt_id=question.prompt_id,
+            first=i,
+            second=j,
+            probability=value,
+            uncertainty=spread,
+            rationale=_rationale(said, {i, j}),
+        )
 
     def _aggregate(self, values: Mapping[str, float], *, signed: bool = False) -> tuple[float, float]:
         """The common value and the spread (standard deviation, weighted as the mean is).
@@ -139,6 +149,17 @@ class Ensemble:
             sentence = f"judged by other judges than the rest of the prompt ({text})"
         is_failure = num_present < self._quorum <= num_present + num_failed
         return question.abstain(i, sentence, second=j, kind="failed" if is_failure else "abstained")
+
+
+def _rationale(said: MemberVerdicts, about: set[int]) -> str | None:
+    """What members wrote for their opinions on these completions, by their names."""
+    lines = [
+        f"{name}: {verdict.rationale}"
+        for name, found in said.items()
+        for verdict in found
+        if verdict.rationale is not None and {verdict.first, verdict.second} - {None} <= about
+    ]
+    return "\n".join(lines) or None
 
 
 def _abstention(verdicts: Sequence[Verdict], i: int, j: int | None) -> Verdict | None:

@@ -1,4 +1,4 @@
-"""A sequence-classification model in transformers: token ids in, a logit for each label out.
+"""A classification model in transformers: token ids in, a logit for each label out, of a sequence or of its tokens.
 
 One of the two modules of this package that import torch.
 """
@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from online_dpo.models.loading import check_finite, load_weights
+from online_dpo.models.model_files import Head
 
 
-class Classifier:
-    """`Scorer`. Logits do not depend on which sequences share a forward pass, beyond float error."""
+class _Model:
+    """Logits do not depend on which sequences share a forward pass, beyond float error."""
 
-    reads_last_token = False
+    head: Head
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Classifier:
             folder,
             config,
             label=label,
-            classifies=True,
+            head=self.head,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
         )
@@ -67,14 +68,6 @@ class Classifier:
         """Back to where it computes."""
         self._model.to(self._device)
 
-    @torch.inference_mode()
-    def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        found: list[list[float]] = [[]] * len(rows)
-        for batch in self._batches(rows):
-            for index, values in zip(batch, self._forward([rows[i] for i in batch]).tolist(), strict=True):
-                found[index] = values
-        return found
-
     def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """Indices of rows of similar length, the longest first; equal lengths keep their order."""
         batch: list[int] = []
@@ -86,18 +79,34 @@ class Classifier:
         if batch:
             yield batch
 
-    def _forward(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """`[B, labels]` logits.
+    def _forward(self, rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+        """The model's logits.
 
         Pads on the right whatever the tokenizer says: positions are then those of a lone sequence.
         """
-        pad_id = self._pad_id(rows)
-        self._model.config.get_text_config().pad_token_id = pad_id
         width = max(len(row) for row in rows)
         ids = torch.tensor([[*row] + [pad_id] * (width - len(row)) for row in rows], device=self._device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self._device)
-        logits: torch.Tensor = self._model(input_ids=ids, attention_mask=mask).logits
+        logits: torch.Tensor = self._model(input_ids=ids, attention_mask=mask)[0]
         return logits.float()
+
+
+class Classifier(_Model):
+    """`Scorer`: a model with a head for the whole sequence."""
+
+    head = "sequence"
+    reads_last_token = False
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        found: list[list[float]] = [[]] * len(rows)
+        for batch in self._batches(rows):
+            some = [rows[i] for i in batch]
+            pad_id = self._pad_id(some)
+            self._model.config.get_text_config().pad_token_id = pad_id
+            for index, values in zip(batch, self._forward(some, pad_id).tolist(), strict=True):
+                found[index] = values
+        return found
 
     def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
         """The id that marks padding in this batch.
@@ -111,3 +120,29 @@ class Classifier:
             return self._own_pad_id
         endings = {row[-1] for row in rows}
         return next(i for i in range(len(endings) + 1) if i not in endings)
+
+
+class TokenClassifier(_Model):
+    """A model with a head for every token."""
+
+    head = "token"
+
+    @torch.inference_mode()
+    def logits_at(self, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> list[list[list[float]]]:
+        """The logits at some tokens of each row.
+
+        Args:
+            rows: token ids.
+            places: of each row, which of its tokens.
+
+        Returns:
+            Of each row `[places, labels]`.
+        """
+        # A model that tells padding by its id, as RoBERTa does, names that id.
+        pad_id = 0 if self._own_pad_id is None else self._own_pad_id
+        found: list[list[list[float]]] = [[]] * len(rows)
+        for batch in self._batches(rows):
+            logits = self._forward([rows[i] for i in batch], pad_id)
+            for index, values in zip(batch, logits, strict=True):
+                found[index] = values[list(places[index])].tolist()
+        return found

@@ -6,28 +6,20 @@ forward pass, beyond float error.
 
 from __future__ import annotations
 
-import asyncio
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from judges.calling import Caller
 from judges.hosting import NO_HOSTING, Hosting, Scorer, ScorerRequest
-from judges.protocol import Limits, Question, count
+from judges.protocol import count
 from judges.reward.classifier import Classifier
 from judges.reward.inputs import cut_input, encode_input
+from judges.reward.scoring_model import ScoringModel
 from judges.spec import JudgeSpec
-from judges.threads import in_thread
 from online_dpo.config.judges.hosted import RewardModelJudge, ScoringEngineSection
 from online_dpo.errors import JudgeError
-from online_dpo.models.inspection import inspect_model
-from online_dpo.models.loading import read_config
-from online_dpo.models.locating import locate
-from online_dpo.models.tokenizer import load_tokenizer
-from online_dpo.types import PromptContent, Verdict
+from online_dpo.types import PromptContent
 
 
 def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> RewardModel:
@@ -47,13 +39,11 @@ def build(spec: JudgeSpec, inner: Mapping[str, Caller], hosting: Hosting) -> Rew
     )
 
 
-class RewardModel:
+class RewardModel(ScoringModel):
     """Scores `prompt + completion` with a classification head.
 
     One label = its logit, two = the second's log-odds; with `output` one label of many, or a weighted sum of them.
     """
-
-    limits = Limits(calls_in_flight=1)  # more calls would only share the same cores or GPU
 
     def __init__(
         self,
@@ -88,13 +78,9 @@ class RewardModel:
             JudgeError: the model has no classification head, or more than two labels and no `output` or one that
                 does not fit; `max_tokens` is beyond its positions; or no engine can be had here.
         """
-        label = f"{field}.path {path}"
-        folder = locate(path, field=f"{field}.path")
-        info = inspect_model(folder, field=f"{field}.path", generates=False)
-        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        config = read_config(folder, label=label, trust_remote_code=trust_remote_code)
+        super().__init__(path, field=field, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+        label, folder, config = self._label, self._folder, self._config
         self._weights = _head_weights(output, config, field=field, label=label)
-        self._max_tokens = self._input_limit(max_tokens, info.max_model_len, field)
         self._own_pad_id: int | None = config.get_text_config().pad_token_id
         shape: dict[str, Any] = {"dtype": dtype, "batch_tokens": batch_tokens, "trust_remote_code": trust_remote_code}
         self._scorer: Scorer
@@ -104,50 +90,14 @@ class RewardModel:
             memory = engine.model_dump(include={"gpu_memory_utilization", "kv_cache_gib"})
             request = ScorerRequest(path=str(folder), max_tokens=self._max_tokens, label=label, **memory, **shape)
             self._scorer = hosting.scorer(request)
-        # A call that timed out may still be running in its thread, and fast tokenizers refuse to be shared.
-        self._lock = threading.Lock()
         hosting.can_sleep(self)
 
-    def sleep(self) -> None:
-        """Give the GPU's memory away, if the model has any."""
-        with self._lock:
-            self._scorer.sleep()
-
-    def wake(self) -> None:
-        """Take it back."""
-        with self._lock:
-            self._scorer.wake()
-
-    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        rows = [(q, i) for q in questions for i in range(len(q.completions))]
-        given_up = threading.Event()
-        try:
-            texts = [(q.prompt, q.completions[i]) for q, i in rows]
-            scores, num_truncated = await in_thread(self._score, texts, given_up)
-        except asyncio.CancelledError:
-            given_up.set()
-            raise
-        count("num_truncated_judge_inputs", num_truncated)
-        verdicts: list[list[Verdict]] = []
-        for (question, i), value in zip(rows, scores, strict=True):
-            if i == 0:
-                verdicts.append([])
-            verdicts[-1].append(question.score(i, value))
-        return verdicts
-
-    def _score(self, texts: Sequence[tuple[PromptContent, str]], given_up: threading.Event) -> tuple[list[float], int]:
-        """Scores in the order given, and how many inputs were cut; none once nobody waits for them any more."""
-        while not self._lock.acquire(timeout=1.0):
-            if given_up.is_set():
-                return [], 0
-        try:
-            encoded = [encode_input(self._tokenizer, prompt, completion) for prompt, completion in texts]
-            rows = [cut_input(self._tokenizer, ids, self._max_tokens) for ids in encoded]
-            logits = self._scorer.logits([self._until_read(row) for row in rows])
-        finally:
-            self._lock.release()
-        scores = [math.fsum(w * x for w, x in zip(self._weights, row, strict=True) if w) for row in logits]
-        return scores, sum(len(row) < len(ids) for row, ids in zip(rows, encoded, strict=True))
+    def _score(self, texts: Sequence[tuple[PromptContent, str]]) -> list[float]:
+        encoded = [encode_input(self._tokenizer, prompt, completion) for prompt, completion in texts]
+        rows = [cut_input(self._tokenizer, ids, self._max_tokens) for ids in encoded]
+        logits = self._scorer.logits([self._until_read(row) for row in rows])
+        count("num_truncated_judge_inputs", sum(len(row) < len(ids) for row, ids in zip(rows, encoded, strict=True)))
+        return [math.fsum(w * x for w, x in zip(self._weights, row, strict=True) if w) for row in logits]
 
     def _until_read(self, ids: list[int]) -> list[int]:
         """As far as transformers reads: it takes the score at the last token that is not the model's padding."""
@@ -155,14 +105,6 @@ class RewardModel:
             return ids
         end = max((i + 1 for i, token in enumerate(ids) if token != self._own_pad_id), default=1)
         return ids[:end]
-
-    def _input_limit(self, max_tokens: int | None, positions: int | None, field: str) -> int:
-        if max_tokens is not None and positions is not None and max_tokens > positions:
-            raise JudgeError(
-                f"{field}.max_tokens is {max_tokens} and the model has {positions} positions; set it to at most that"
-            )
-        # A tokenizer that knows no limit says 1e30.
-        return int(min(max_tokens or positions or math.inf, self._tokenizer.model_max_length))
 
 
 def _head_weights(output: int | Sequence[float] | None, config: Any, *, field: str, label: str) -> list[float]:

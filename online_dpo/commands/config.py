@@ -5,6 +5,7 @@ All three are written from one JSON schema, so that they cannot differ from each
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -272,6 +273,8 @@ def _first_paragraph(part: Node) -> str:
 
 def _value(value: Any) -> str:
     """A value in YAML's flow style, on one line."""
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value)  # in quotes, where YAML reads the escapes of JSON
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
 
 

@@ -15,6 +15,7 @@ from online_dpo.config.loading import JudgesConfig, load_judges
 from online_dpo.config.run import RunConfig
 from online_dpo.data.completion_files import JudgeRow, read_rows
 from online_dpo.errors import ConfigError, UserError
+from online_dpo.pairing.answers import with_answers
 from online_dpo.reports.metrics import describe_latency
 from online_dpo.statistics.comparisons import against_gold, agreement, comparisons_of, describe, order_consistency
 from online_dpo.statistics.judge_warnings import warnings
@@ -61,6 +62,7 @@ def judge_file(config: Path, file: Path, overrides: Sequence[str], options: Opti
         return judged, again, await _judge(host, rows, swapped=True) if options.swap else None, elapsed
 
     judged, again, swapped, elapsed = asyncio.run(ask())
+    rows = [replace(row, completions=tuple(with_answers(row.completions, spec.view))) for row in rows]
     figures: dict[str, Any] = describe(rows, judged.verdicts)
     completions = [completion for row in rows for completion in row.completions]
     repeats = () if again is None else again.verdicts
@@ -132,6 +134,7 @@ def show(report: dict[str, Any], *, num_prompts: int) -> Iterator[str]:
             yield f"  [{place}] {_short(text)}"
         for verdict in prompt["verdicts"]:
             yield f"  {_sentence(verdict)}"
+            yield from (f"    {line}" for line in str(verdict.get("rationale", "")).splitlines())
     left = len(report["prompts"]) - num_prompts
     if left > 0:
         yield f"... and {left} more (--show N, or --json for all)"
@@ -178,7 +181,7 @@ async def _judge(host: Any, rows: Sequence[JudgeRow], *, swapped: bool = False) 
 
 
 def section_of(config: RunConfig | JudgesConfig, name: str | None, *, source: str, option: str) -> tuple[Any, str]:
-    """The judge that is meant, and its field in the config.
+    """The judge that is meant, with the training judge's view where it has none, and its field in the config.
 
     Args:
         config: with judges.
@@ -200,11 +203,12 @@ def section_of(config: RunConfig | JudgesConfig, name: str | None, *, source: st
             f"{field}.type is human, and people are asked in a run alone: start one with `online-dpo run {source}`, "
             f"and open its questions with `online-dpo annotate`"
         )
-    return section, field
+    view = section.view or (None if config.judge is None else config.judge.view)
+    return section.model_copy(update={"view": view}), field
 
 
 def _prompt(row: JudgeRow, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    names = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty")
+    names = ("first", "second", "score", "probability", "reason", "abstention", "uncertainty", "rationale")
     return {
         "line": int(row.prompt.prompt_id),
         "prompt": row.prompt.content,

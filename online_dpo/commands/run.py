@@ -284,7 +284,7 @@ def play(materials: Materials, stages: Any, store: RunStore, listeners: Sequence
     stages.report = incidents.add
     config = materials.config
     made, plain = make_trackers(config.logging), config.model_dump(mode="json")
-    with Trackers(made, plain, store, materials.job.evaluation_sets, tell) as trackers:
+    with Trackers(made, plain, store, materials.job.evaluation_sets, tell, config.view) as trackers:
         while True:
             try:
                 return _play_from_committed(materials, stages, store, (incidents, trackers, *listeners))

@@ -35,7 +35,7 @@ from online_dpo.reports.yields import read_yield, yield_table
 from online_dpo.store.files import is_in_use
 from online_dpo.store.forking import FORKS, describe_forks
 from online_dpo.store.round_store import RoundStore
-from online_dpo.store.run_format import SFT
+from online_dpo.store.run_format import INITIAL_POLICY, SFT
 from online_dpo.store.run_store import RunStore
 from online_dpo.text_files import printable
 
@@ -65,6 +65,9 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         ahead = _progress(second, records) if second.names() else None
         stage, forks = stage_of(first), store.info.get(FORKS)
         before = None if config.sft is None else _sft(run_dir, config.sft.rounds)
+        if before is not None and not store.round(0).has(INITIAL_POLICY):
+            number = min(before["num_finished"] + 1, before["num_rounds"])
+            stage = f"supervised fine-tuning before it, round {number} of {before['num_rounds']}"
     is_running = not is_complete and stopped is None and is_in_use(run_dir)
     # A round whose summary is written but not committed would be done again.
     rounds = [r for r in records if r["kind"] == "round_done" and r["round"] in finished]
@@ -112,7 +115,7 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
         console.print(Text(line), soft_wrap=True)
     for line in describe_forks(status):
         say(line)
-    if SFT in status:
+    if SFT in status and status[SFT]["rounds"]:
         say(_describe_sft(status))
     if status["rounds"] or status["initial"]:
         console.print(rounds_table(status))
@@ -169,11 +172,12 @@ def _sft(run_dir: Path, num_rounds: int) -> dict[str, Any]:
 
 
 def _describe_sft(status: Mapping[str, Any]) -> str:
-    found, more = status[SFT], ""
-    if found["rounds"]:
-        losses = [f"{record['loss']:.4f}" for record in found["rounds"] if record.get("loss") is not None]
-        more = f", loss {', '.join(losses)} nats per token; more: online-dpo status {status['run_dir']}/{SFT}"
-    return f"supervised fine-tuning before: {found['num_finished']} of {found['num_rounds']} rounds finished{more}"
+    found = status[SFT]
+    losses = ", ".join(f"{record['loss']:.4f}" for record in found["rounds"] if record.get("loss") is not None)
+    return (
+        f"supervised fine-tuning before: {found['num_finished']} of {found['num_rounds']} rounds finished, loss "
+        f"{losses or 'none'} nats per token; more: online-dpo status {status['run_dir']}/{SFT}"
+    )
 
 
 def watch_status(run_dir: Path) -> None:

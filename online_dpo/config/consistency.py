@@ -27,6 +27,7 @@ def check_consistency(config: Any) -> None:
     _check_pairs(config)
     check_candidates(config)
     _check_sft(config)
+    _check_replay(config)
     _check_pairing(config)
     _check_weights(config)
     _check_reference(config)
@@ -66,6 +67,21 @@ def _check_pairs(config: Any) -> None:
     else:
         _check_online_rounds(config)
     _check_objective_of_pairs(config)
+
+
+def _check_replay(config: Any) -> None:
+    replay, pairs = config.replay, config.pairs
+    if replay is None or pairs is None:
+        return
+    if pairs.is_whole_run:
+        raise ValueError(
+            "replay is set, but every round trains on pairs alone; these come back with learner.epochs: remove replay"
+        )
+    if replay.fraction + (pairs.fraction or 0.0) >= 1.0:
+        raise ValueError(
+            f"replay.fraction is {replay.fraction} and pairs.fraction is {pairs.fraction}, which leaves nothing for a "
+            f"round's own samples: lower one of them"
+        )
 
 
 def _is_missing(config: Any, name: str) -> bool:
@@ -193,6 +209,12 @@ def _check_pairing(config: Any) -> None:
     if rules.annotator is not None and ANNOTATOR in config.evaluation.judges:
         raise ValueError(
             "evaluation.judges has a judge named annotator; with pairing.annotator that name is taken: choose another"
+        )
+    view = config.view
+    if rules.labels is not None and view is not None and view.unclosed == "worst":
+        raise ValueError(
+            "judge.view.unclosed is worst and pairing.labels is set, which reads a score of every answer: set unclosed "
+            "to a score, or to abstain"
         )
     if rules.score_reader is not None and config.judge is not None and _only_compares(config.judge):
         raise ValueError(explain_no_scores(rules, f"judge.type {config.judge.type} as it is set"))

@@ -101,6 +101,15 @@ class PairsSection(PairColumns):
         return self
 
 
+class ReplaySection(Section):
+    """Items of earlier rounds that come back beside a round's own, with reference log-probs of this round."""
+
+    rounds: int = Field(1, ge=1)
+    """How many rounds before a round its replayed items come from."""
+    fraction: float = Field(gt=0.0, lt=1.0)
+    """The share of replayed items in what a round trains on. Where earlier rounds have too few, the rest is counted."""
+
+
 class SftSection(Section):
     """Supervised fine-tuning before the first round. What it makes is the initial policy of the run."""
 

@@ -19,11 +19,12 @@ from online_dpo.config.data import ModelSection, PromptsSection
 from online_dpo.config.evaluation import EvaluationSection, VerdictsSection
 from online_dpo.config.generation import GeneratorSection, SamplingSection
 from online_dpo.config.judges.section import JudgeSection
+from online_dpo.config.judges.view import ViewingSection, ViewSection
 from online_dpo.config.learner import LearnerSection
 from online_dpo.config.objective.pairwise import SigmoidObjective
 from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.config.pairing import PairingSection
-from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, SftSection
+from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, ReplaySection, SftSection
 
 NF4_TOLERANCE = 1e-1
 """`generator.tolerance` of a base in 4 bits: twice that of bfloat16, for the kernels of engine and learner take apart
@@ -109,6 +110,8 @@ class RunConfig(Section):
     """The prompts that completions are sampled for. null: every round trains on `pairs` alone."""
     pairs: PairsSection | None = None
     """Preferences that were written down before the run. null: the run trains on sampled completions alone."""
+    replay: ReplaySection | None = None
+    """Pairs, or labelled answers, of earlier rounds that are trained on again. null: there are none."""
     sampling: SamplingSection = SamplingSection()
     """How completions are sampled."""
     candidates: list[CandidateSection] = Field([])
@@ -149,6 +152,15 @@ class RunConfig(Section):
     def engine_dtype(self) -> Literal["float32", "bfloat16"]:
         """What the generators compute in."""
         return self.model.dtype if self.generator.dtype == "auto" else self.generator.dtype
+
+    @property
+    def view(self) -> ViewSection | None:
+        """What of a completion is the answer, for all but a judge that has a view of its own."""
+        return None if self.judge is None else self.judge.view
+
+    def view_of(self, judge: ViewingSection) -> ViewSection | None:
+        """What of a completion a judge of this run sees."""
+        return judge.view or self.view
 
     @property
     def needs_generators(self) -> bool:

@@ -51,6 +51,8 @@ class Batch(ABC):
             scored: of the trained rows of each item in turn.
         """
 
+    entropy: Tensor  # [P] nats, summed over the item's trained tokens; differentiable; zero where not asked for
+
     @property
     def num_items(self) -> int:
         """`P`."""
@@ -99,6 +101,7 @@ class PairBatch(Batch):
     margin: Tensor  # [P] the judge's; NaN for pairs from data sets
     probability: Tensor  # [P] the judge's, that chosen beats rejected; NaN for pairs from data sets
     weight: Tensor  # [P]
+    entropy: Tensor  # [P]
 
     @classmethod
     def of(cls, items: Sequence[Pair], scored: LogpTensors) -> Self:
@@ -132,19 +135,20 @@ class PairBatch(Batch):
             margin=numbers([p.margin for p in items], float("nan")),
             probability=numbers([p.probability for p in items], float("nan")),
             weight=numbers([p.weight for p in items], 1.0),
+            entropy=_two_rows(_entropies(scored, logps)).sum(dim=0),
         )
 
     @property
     def differentiable(self) -> tuple[Tensor, ...]:
-        return self.logps, self.tail_logps
+        return self.logps, self.tail_logps, self.entropy
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         return self.logps, self.ref_logps, self.ref_tail_logps, self.weight
 
     def with_differentiable(self, tensors: Sequence[Tensor]) -> Self:
-        logps, tail_logps = tensors
-        return replace(self, logps=logps, tail_logps=tail_logps)
+        logps, tail_logps, entropy = tensors
+        return replace(self, logps=logps, tail_logps=tail_logps, entropy=entropy)
 
     def describe(self, outcome: Outcome, *, with_log_ratios: bool) -> dict[str, float]:
         assert outcome.rewards is not None
@@ -168,6 +172,7 @@ class LabelledBatch(Batch):
     ref_logps: Tensor  # [N] under the reference
     desirable: Tensor  # [N] bool
     weight: Tensor  # [N]
+    entropy: Tensor  # [N]
 
     @classmethod
     def of(cls, items: Sequence[Labelled], scored: LogpTensors) -> Self:
@@ -177,19 +182,20 @@ class LabelledBatch(Batch):
             ref_logps=sums.new_tensor([item.ref_logps or 0.0 for item in items]),
             desirable=torch.tensor([item.desirable for item in items], device=sums.device),
             weight=sums.new_tensor([item.weight for item in items]),
+            entropy=_entropies(scored, sums),
         )
 
     @property
     def differentiable(self) -> tuple[Tensor, ...]:
-        return (self.logps,)
+        return self.logps, self.entropy
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         return self.logps, self.ref_logps, self.weight
 
     def with_differentiable(self, tensors: Sequence[Tensor]) -> Self:
-        (logps,) = tensors
-        return replace(self, logps=logps)
+        logps, entropy = tensors
+        return replace(self, logps=logps, entropy=entropy)
 
     def describe(self, outcome: Outcome, *, with_log_ratios: bool) -> dict[str, float]:
         """Chosen are the desirable ones. What a batch has none of is left out."""
@@ -215,24 +221,29 @@ class DemonstrationBatch(Batch):
     """`N` demonstrations."""
 
     logps: Tensor  # [N] nats, summed over the trained tokens, under the policy; differentiable
+    entropy: Tensor  # [N]
 
     @classmethod
     def of(cls, items: Sequence[Demonstration], scored: LogpTensors) -> Self:
         flags = [torch.tensor(item.trained, device=row.device) for item, row in zip(items, scored.logps, strict=True)]
         sums = [row[flag].sum(dtype=torch.float64) for row, flag in zip(scored.logps, flags, strict=True)]
-        return cls(logps=torch.stack(sums))
+        if scored.entropies is not None:
+            trained = tuple(row[flag] for row, flag in zip(scored.entropies, flags, strict=True))
+            scored = scored._replace(entropies=trained)
+        logps = torch.stack(sums)
+        return cls(logps=logps, entropy=_entropies(scored, logps))
 
     @property
     def differentiable(self) -> tuple[Tensor, ...]:
-        return (self.logps,)
+        return self.logps, self.entropy
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         return (self.logps,)
 
     def with_differentiable(self, tensors: Sequence[Tensor]) -> Self:
-        (logps,) = tensors
-        return replace(self, logps=logps)
+        logps, entropy = tensors
+        return replace(self, logps=logps, entropy=entropy)
 
     def describe(self, outcome: Outcome, *, with_log_ratios: bool) -> dict[str, float]:
         return {"loss": _mean(outcome.loss), "num_items": float(self.num_items), **outcome.figures}
@@ -246,6 +257,18 @@ def join(batches: Sequence[B]) -> B:
     batch_type: Any = type(batches[0])
     columns = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(batch_type)}
     return cast(B, batch_type(**{name: torch.cat(parts, dim=-1).detach() for name, parts in columns.items()}))
+
+
+def _entropies(scored: LogpTensors, logps: Tensor) -> Tensor:
+    """`[B]` each row's entropies, summed; zeros where they were not asked for.
+
+    Args:
+        scored: of `B` rows.
+        logps: of as many numbers.
+    """
+    if scored.entropies is None:
+        return torch.zeros(logps.numel(), dtype=logps.dtype, device=logps.device)
+    return torch.stack([row.sum(dtype=torch.float64) for row in scored.entropies])
 
 
 def _two_rows(values: Tensor) -> Tensor:

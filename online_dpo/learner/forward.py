@@ -82,16 +82,16 @@ class Forward:
             return None
         return 1 if self._section.layout == "shared" else MIN_SHARED_TOKENS
 
-    def token_logps(self, rows: Sequence[Row], *, training: bool, with_collision: bool = False) -> LogpTensors:
+    def token_logps(self, rows: Sequence[Row], *, training: bool, **asks: bool) -> LogpTensors:
         """Log-probs of every completion token, as training needs them; differentiable where gradients are on.
 
         Args:
             rows: in any order; rows of the same prompt are found and may share it.
             training: with LoRA's dropout. The base's own dropout stays off: the reference was scored without it.
-            with_collision: see `logprobs.completion_token_logps`.
+            asks: for more, as `logprobs.token_logps`.
         """
         with self._numerics(dropout=training):
-            return token_logps(self._head(), self._states(rows), with_collision=with_collision)
+            return token_logps(self._head(), self._states(rows), **asks)
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Row]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

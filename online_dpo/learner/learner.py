@@ -178,9 +178,10 @@ class Learner:
             (beta times the difference of the log-ratios, as the objective normalises them), `chosen_logps`,
             `rejected_logps`, and with a reference `chosen_log_ratio`, `rejected_log_ratio` (nats per completion); and
             of the step: `grad_norm` (before clipping), `clipped` and `skipped` (0 or 1), `lr`, `beta`, `num_pairs` or
-            `num_items`, `num_tokens` (that the loss is of), and what the objective adds: `kl`, `bco_shift`. SFT has a
-            loss (nats per token) and neither rewards nor log-probs nor a `beta`. A skipped step has `skipped`, `lr`,
-            `beta`, `bad_value` (`loss`, `KL estimate` or `gradient`) and `bad_ids`, the prompts of the items at fault.
+            `num_items`, `num_tokens` (that the loss is of), and what the objective adds: `kl`, `bco_shift`, `entropy`,
+            `entropy_bonus`. SFT has a loss (nats per token) and neither rewards nor log-probs nor a `beta`. A skipped
+            step has `skipped`, `lr`, `beta`, `bad_value` (`loss`, `KL estimate` or `gradient`) and `bad_ids`, the
+            prompts of the items at fault.
 
         Raises:
             TrainingError: the step is not the next one.
@@ -274,7 +275,7 @@ class Learner:
                 number = micro * self._ranks.size + self._ranks.rank
                 parts = ("dropout", position.round_index, position.next_step, number)
                 torch.manual_seed(derive_seed(self.spec.seed, *parts))
-            scored = self._token_logps(self._trained_rows(items), with_collision=objective.with_collision)
+            scored = self._token_logps(self._trained_rows(items))
             return objective.batch_type.of(items, scored)
 
         return Accumulation(
@@ -298,9 +299,10 @@ class Learner:
             raise NotFinite("KL estimate", bad)
         return torch.tensor(log_ratios, dtype=torch.float64, device=self.device)
 
-    def _token_logps(self, rows: Sequence[Row], *, with_collision: bool = False) -> LogpTensors:
+    def _token_logps(self, rows: Sequence[Row]) -> LogpTensors:
         """Differentiable token log-probs of rows under the policy as it trains; the only place that asks for them."""
-        return self._forward.token_logps(rows, training=True, with_collision=with_collision)
+        asks = {"with_collision": self._objective.with_collision, "with_entropy": self._objective.with_entropy}
+        return self._forward.token_logps(rows, training=True, **asks)
 
     def _share(self, items: list[Any]) -> list[Any]:
         """This rank's items of a batch; the halves of a pair are never parted."""

@@ -84,16 +84,16 @@ class LogpTensors(NamedTuple):
 
     logps: tuple[Tensor, ...]
     collisions: tuple[Tensor, ...] | None  # log of the sum over the vocabulary of squared probabilities; no gradient
+    entropies: tuple[Tensor, ...] | None = None  # of the distribution at each position; differentiable
 
 
-def completion_token_logps(model: nn.Module, batch: TokenBatch, *, with_collision: bool = False) -> LogpTensors:
+def completion_token_logps(model: nn.Module, batch: TokenBatch, **asks: bool) -> LogpTensors:
     """Log-probs of every completion token at temperature 1, differentiable in the hidden states (not in the head).
 
     Args:
         model: a causal language model of transformers, or PEFT around one; its head must be frozen.
         batch: on the model's device.
-        with_collision: also give, at every position, the log-probability that two draws from the distribution there
-            are the same token, which is the log of what a sampled token's probability is on average.
+        asks: for more, as `token_logps`.
 
     Returns:
         One tensor per row.
@@ -101,7 +101,7 @@ def completion_token_logps(model: nn.Module, batch: TokenBatch, *, with_collisio
     Raises:
         ModelError: the head is not a frozen linear layer.
     """
-    return token_logps(Head.of(model), padded_states(model, batch), with_collision=with_collision)
+    return token_logps(Head.of(model), padded_states(model, batch), **asks)
 
 
 @torch.no_grad()
@@ -119,17 +119,31 @@ class HiddenStates:
     lengths: Sequence[int]  # [B] completion tokens of each row
 
 
-def token_logps(head: Head, states: HiddenStates, *, with_collision: bool = False) -> LogpTensors:
+def token_logps(
+    head: Head, states: HiddenStates, *, with_collision: bool = False, with_entropy: bool = False
+) -> LogpTensors:
     """Log-probs of every completion token, as `completion_token_logps`.
+
+    Args:
+        head: of the model.
+        states: of the rows.
+        with_collision: also give, at every position, the log-probability that two draws from the distribution there
+            are the same token, which is the log of what a sampled token's probability is on average.
+        with_entropy: also give the entropy of the distribution at every position, differentiable as the log-probs are.
 
     Raises:
         ModelError: the head is not frozen.
     """
     if head.weight.requires_grad and torch.is_grad_enabled():
         raise ModelError("the language-model head requires gradients, which are not computed; freeze it (LoRA only)")
-    logps, collisions = _ChunkedLogps.apply(states.hidden, states.targets, head, with_collision)
+    found = _ChunkedLogps.apply(states.hidden, states.targets, head, with_collision, with_entropy)
+    logps, collisions, entropies = found
     lengths = list(states.lengths)
-    return LogpTensors(logps.split(lengths), collisions.split(lengths) if with_collision else None)
+    return LogpTensors(
+        logps=logps.split(lengths),
+        collisions=collisions.split(lengths) if with_collision else None,
+        entropies=entropies.split(lengths) if with_entropy else None,
+    )
 
 
 @torch.no_grad()
@@ -193,6 +207,17 @@ class Head:
             return logits, None
         squashed = torch.tanh(logits / self.softcap)
         return self.softcap * squashed, 1.0 - squashed.square()
+
+    def pull_back(self, slopes: Tensor, cap_slope: Tensor | None) -> Tensor:
+        """Minus the gradient by hidden states `[C, H]`, from that by logits `[C, V]`, which is overwritten.
+
+        Args:
+            slopes: by logits.
+            cap_slope: as `logits` gives it.
+        """
+        if cap_slope is not None:
+            slopes *= cap_slope
+        return (slopes.to(self.weight.dtype) @ self.weight).mul_(-self.scale)
 
     def chunks(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Views of at most `HEAD_CHUNK_ELEMENTS / V` tokens, or `HEAD_CHUNK_TOKENS` if that is more."""
@@ -284,41 +309,57 @@ def padded_states(model: nn.Module, batch: TokenBatch) -> HiddenStates:
 
 
 class _ChunkedLogps(torch.autograd.Function):
-    """`log softmax(head(hidden))[target]` per token, chunked.
+    """`log softmax(head(hidden))[target]` per token, and the entropy of that softmax where it is asked for, chunked.
 
-    The head is frozen, so the only gradient is `d logp / d hidden = (onehot - softmax) W`, one `[H]` vector per token
-    whatever arrives from above. It is computed in the forward pass while the chunk's logits are at hand: as many
-    matmuls as the plain computation, where recomputing the logits in the backward pass would take a third more.
+    The head is frozen, so the only gradients are `d logp / d hidden = (onehot - softmax) W` and
+    `d entropy / d hidden = -(p (log p + entropy)) W`, one `[H]` vector each per token whatever arrives from above. They
+    are computed in the forward pass while the chunk's logits are at hand: as many matmuls as the plain computation,
+    where recomputing the logits in the backward pass would take a third more.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, with_collision: bool) -> tuple[Tensor, Tensor]:
-        logps, collisions, gradients = [], [], []
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, with_collision: bool, with_entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found: dict[str, list[Tensor]] = {"logps": [], "collisions": [], "entropies": []}
+        slopes: dict[str, list[Tensor]] = {"logps": [], "entropies": []}  # by hidden state
+        with_slopes = ctx.needs_input_grad[0]
         for part, target in head.chunks(hidden, targets):
-            logits, slope = head.logits(part)
+            logits, cap_slope = head.logits(part)
             table = logits.log_softmax(dim=-1)
-            del logits  # at most two tensors of a chunk's size are alive at any time
-            logps.append(table.gather(-1, target[:, None])[:, 0])
-            if with_collision or ctx.needs_input_grad[0]:
+            del logits  # at most two tensors of a chunk's size are alive at any time, besides the slope of a cap
+            found["logps"].append(table.gather(-1, target[:, None])[:, 0])
+            if with_entropy:
+                probabilities = table.exp()
+                table *= probabilities
+                entropy = -table.sum(dim=-1)
+                found["entropies"].append(entropy)
+                if with_slopes:  # - d entropy / d logits = p log p + p entropy, in the same memory
+                    table.addcmul_(probabilities, entropy[:, None])
+                    slopes["entropies"].append(head.pull_back(table, cap_slope))
+                table = probabilities
+                del probabilities
+            elif with_collision or with_slopes:
                 table.exp_()
             if with_collision:
-                collisions.append(2.0 * torch.linalg.vector_norm(table, dim=-1).log())
-            if ctx.needs_input_grad[0]:
+                found["collisions"].append(2.0 * torch.linalg.vector_norm(table, dim=-1).log())
+            if with_slopes:
                 # softmax - onehot, in the same memory
                 table.scatter_add_(-1, target[:, None], table.new_full((len(target), 1), -1.0))
-                if slope is not None:
-                    table *= slope
-                gradients.append((table.to(head.weight.dtype) @ head.weight).mul_(-head.scale))
-            del table, slope
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
+                slopes["logps"].append(head.pull_back(table, cap_slope))
+            del table, cap_slope
+        if with_slopes:
+            ctx.save_for_backward(*(torch.cat(parts) for parts in slopes.values() if parts))
             ctx.dtype = hidden.dtype
-        collision = torch.cat(collisions) if with_collision else hidden.new_empty(0)
-        ctx.mark_non_differentiable(collision)
-        return torch.cat(logps), collision
+        logps, collisions, entropies = (torch.cat(p) if p else hidden.new_empty(0) for p in found.values())
+        ctx.mark_non_differentiable(collisions, *([] if with_entropy else [entropies]))
+        return logps, collisions, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradients,) = ctx.saved_tensors
-        return (upstream[:, None] * gradients).to(ctx.dtype), None, None, None
+    def backward(ctx: Any, upstream: Tensor, _: Tensor, of_entropies: Tensor) -> tuple[Tensor | None, ...]:
+        slopes, *further = ctx.saved_tensors
+        total = upstream[:, None] * slopes
+        for more in further:
+            total = total + of_entropies[:, None] * more
+        return total.to(ctx.dtype), None, None, None, None

@@ -10,12 +10,14 @@ What composes with every pairwise loss is applied around it and never inside it:
 - WPO's weight multiplies the preference loss, without gradient (arXiv:2406.11827, eq. 2, sampled alignment);
 - the supervised term adds `nll_weight` times the chosen answer's nats per token (arXiv:2404.19733, eq. 1);
 - a pair's weight multiplies all of this.
+
+`EntropyBonus` goes around any objective, those of labelled answers and demonstrations included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -75,7 +77,9 @@ class TrainingObjective(Protocol):
     @property
     def is_coupled(self) -> bool: ...  # needs the whole global batch at once
     @property
-    def with_collision(self) -> bool: ...  # as in `logprobs.completion_token_logps`
+    def with_collision(self) -> bool: ...  # as in `logprobs.token_logps`
+    @property
+    def with_entropy(self) -> bool: ...  # as there
     @property
     def fresh_state(self) -> ObjectiveState: ...  # at the beginning of a round
 
@@ -196,6 +200,7 @@ class PairwiseObjective:
     """One pairwise loss, or the weighted sum of several."""
 
     batch_type = PairBatch
+    with_entropy = False
 
     def __init__(self, section: AnyPairObjective | SumObjective) -> None:
         terms = [(term.weight, term.objective) for term in section.terms] if section.type == "sum" else [(1.0, section)]
@@ -235,6 +240,7 @@ class LabelledObjective:
     batch_type = LabelledBatch
     is_coupled = False
     with_collision = False
+    with_entropy = False
     fresh_state: ObjectiveState = ()
 
     def __init__(self, section: KTOObjective) -> None:
@@ -275,6 +281,7 @@ class ImitationObjective:
     batch_type = DemonstrationBatch
     is_coupled = False
     with_collision = False
+    with_entropy = False
     fresh_state: ObjectiveState = ()
 
     def begin_round(self, items: Sequence[Demonstration]) -> None:
@@ -286,8 +293,40 @@ class ImitationObjective:
         return Outcome(loss=loss, rewards=None, beta=None, state=(), figures={})
 
 
+class EntropyBonus:
+    """Any objective, with the policy's entropy in its favour: a weight times the mean over all trained tokens of the
+    global batch, in nats, is taken off the mean loss. A pair's weight does not multiply it.
+
+    As in `ImitationObjective`, an item's part is its own sum over the mean number of tokens of an item.
+    """
+
+    with_entropy = True
+
+    def __init__(self, objective: TrainingObjective, weight: float) -> None:
+        self._objective, self._weight = objective, weight
+        self.batch_type, self.is_coupled = objective.batch_type, objective.is_coupled
+        self.with_collision, self.fresh_state = objective.with_collision, objective.fresh_state
+
+    def begin_round(self, items: Sequence[Any]) -> None:
+        """As the objective's."""
+        self._objective.begin_round(items)
+
+    def __call__(self, batch: Any, context: StepContext) -> Outcome:
+        """As `TrainingObjective.__call__`; adds the figures `entropy` (nats per token) and `entropy_bonus`."""
+        outcome, entropy = self._objective(batch, context), batch.entropy / context.tokens_per_item
+        mean = entropy.detach().mean().item()
+        return replace(
+            outcome,
+            loss=outcome.loss - self._weight * entropy,
+            figures={**outcome.figures, "entropy": mean, "entropy_bonus": self._weight * mean},
+        )
+
+
 def make_objective(section: ObjectiveSection) -> TrainingObjective:
     """The objective that a config names."""
+    found: TrainingObjective
     if isinstance(section, SFTObjective):
-        return ImitationObjective()
-    return LabelledObjective(section) if isinstance(section, KTOObjective) else PairwiseObjective(section)
+        found = ImitationObjective()
+    else:
+        found = LabelledObjective(section) if isinstance(section, KTOObjective) else PairwiseObjective(section)
+    return EntropyBonus(found, section.entropy_weight) if section.entropy_weight else found

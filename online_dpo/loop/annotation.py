@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.run import RunConfig
 from online_dpo.loop.calls import Calls
@@ -31,6 +32,7 @@ class Annotated:
     selected: Selected
     settled: Settled
     answers: tuple[Completion, ...]  # that it was asked about
+    view: ViewSection | None  # of them
     said: Said
 
     @property
@@ -55,11 +57,14 @@ def annotate(
     answers = {pair.prompt.prompt_id: in_sample_order(pair) for pair in pairs}
     said = yield from judge_given(calls, rollouts, answers, ANNOTATOR)
     penalty = penalty_of(config.sampling.truncated, config.sampling.truncated_penalty)
-    settled = settle(pairs, said.verdicts, penalty)
+    assert config.pairing.annotator is not None
+    view = config.view_of(config.pairing.annotator)
+    settled = settle(pairs, said.verdicts, penalty, view)
     return Annotated(
         selected=after_annotation(selected, settled),
         settled=settled,
         answers=tuple(answer for found in answers.values() for answer in found),
+        view=view,
         said=said,
     )
 

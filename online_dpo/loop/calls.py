@@ -13,6 +13,7 @@ from typing import Any
 
 from online_dpo.loop.people.asking import AskedPeople, People
 from online_dpo.loop.stages import Event, Stages, Task
+from online_dpo.types import Completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,17 @@ class Calls:
     Attributes:
         stages: who is called.
         people: the human judges; None where there are none.
+        measured: gives every completion the length of its answer before it is committed.
     """
 
-    def __init__(self, stages: Stages, people: People | None = None) -> None:
-        self.stages, self.people = stages, people
+    def __init__(
+        self,
+        stages: Stages,
+        people: People | None = None,
+        *,
+        measured: Callable[[Completion], Completion] = lambda completion: completion,
+    ) -> None:
+        self.stages, self.people, self.measured = stages, people, measured
         self._running: dict[Task, Call] = {}
 
     def add(self, task: Task, call: Call) -> None:

@@ -54,7 +54,9 @@ def ask_people(
     return (yield from ask_given(calls, rollouts, given, judges))
 
 
-def describe(answers: Sequence[Completion], said: Mapping[str, Said], seed: int) -> dict[str, dict[str, Any]]:
+def describe(
+    config: RunConfig, answers: Sequence[Completion], said: Mapping[str, Said], seed: int
+) -> dict[str, dict[str, Any]]:
     """Figures of each human judge, by its name: `win_rate` is over the initial policy, a tie being half a win."""
     return {
         judge: {
@@ -62,7 +64,7 @@ def describe(answers: Sequence[Completion], said: Mapping[str, Said], seed: int)
             "num_abstained": sum(verdict.reason is not None for verdict in found.verdicts),
             "gain": None,
             "win_rate": _win_rate(found.verdicts, seed),
-            "report": report_on(answers, found),
+            "report": report_on(answers, found, config.view_of(config.evaluation.judges[judge])),
         }
         for judge, found in said.items()
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from online_dpo.config.judges.human import HumanJudge
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.run import RunConfig
 from online_dpo.loop import compared_policies
 from online_dpo.loop.calls import Calls
@@ -82,11 +83,11 @@ def evaluate(
             if name not in sampled:
                 sampled[name] = yield from _sample(config, calls, store, pusher, policy, name, prompts)
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
-            compared = yield from _comparisons(sampled[name], seed)
+            compared = yield from _comparisons(config, sampled[name], seed)
             collected = sampled[name].collected
             divergences = _divergences(calls.stages.learner, prompts, collected, references)
             before = None if baseline is None else baseline[name]["scores"]
-            described = _describe(collected, before, seed)
+            described = _describe(config, collected, before, seed)
             store.put_json(commit, {**described, "judges": {**described["judges"], **compared}, **divergences})
         summaries[name] = store.get_json(commit)
         shown = {key: value for key, value in summaries[name].items() if key != "scores"}
@@ -162,12 +163,13 @@ def _scoring_judges(config: RunConfig) -> list[str]:
     return [name for name, section in named.items() if not isinstance(section, HumanJudge)]
 
 
-def _comparisons(sampled: SampledSet, seed: int) -> Generator[Event, None, dict[str, Any]]:
+def _comparisons(config: RunConfig, sampled: SampledSet, seed: int) -> Generator[Event, None, dict[str, Any]]:
     """What people say about a set that they were asked about; nothing about any other."""
     if sampled.people is None:
         return {}
     yield from sampled.people.finish()
-    return compared_policies.describe(sampled.answers, sampled.people.said(sampled.rollouts.shards), seed)
+    said = sampled.people.said(sampled.rollouts.shards)
+    return compared_policies.describe(config, sampled.answers, said, seed)
 
 
 def committed_evaluation(store: RunStore, name: str, version: int) -> dict[str, Any]:
@@ -230,7 +232,7 @@ def _divergences(
     return figures
 
 
-def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
+def _describe(config: RunConfig, collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
     """Figures of the completions, and of each judge; its `gain` and `win_rate` are [value, lowest, highest]."""
     judges: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, float]] = {}
@@ -242,9 +244,13 @@ def _describe(collected: Collected, before: Mapping[str, Any] | None, seed: int)
             "num_abstained": sum(verdict.reason is not None for verdict in said.verdicts),
             "gain": _as_list(paired_bootstrap(start, scores[judge], seed=seed)),
             "win_rate": _as_list(win_rate(start, scores[judge], seed=seed)),
-            "report": report_on(collected.completions, said),
+            "report": report_on(collected.completions, said, _view_of(config, judge)),
         }
-    return {**describe_completions(collected.completions), "judges": judges, "scores": scores}
+    return {**describe_completions(collected.completions, config.view), "judges": judges, "scores": scores}
+
+
+def _view_of(config: RunConfig, judge: str) -> ViewSection | None:
+    return config.view if judge == REWARD else config.view_of(config.evaluation.judges[judge])
 
 
 def _as_list(estimate: tuple[float, float, float] | None) -> list[float] | None:

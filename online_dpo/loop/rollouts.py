@@ -223,6 +223,7 @@ class Sampling:
             yield from self._waiting.pop(0)()
 
     def _commit(self, shard: Shard, samples: Sequence[Completion]) -> Iterator[Event]:
+        samples = tuple(map(self._calls.measured, samples))
         self._rollouts.commits.put_completions(shard.index, samples)
         num_tokens, num_completions = sum(len(c.token_ids) for c in samples), len(samples)
         yield self._asking.event("shard_sampled", shard, num_tokens=num_tokens, num_completions=num_completions)

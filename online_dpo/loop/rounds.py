@@ -6,7 +6,7 @@ everything that a person or a log may want to know. Whatever is committed in the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ from online_dpo.loop.people.asking import People
 from online_dpo.loop.people.leaving import forget_leaving, leave
 from online_dpo.loop.positions import Position, restore_position, why_stopped
 from online_dpo.loop.references import Reference, commit_reference, next_reference, policy_of
+from online_dpo.loop.replay.drawing import draw_replayed
 from online_dpo.loop.rollouts import Collected
 from online_dpo.loop.sampling import RoundSampler
 from online_dpo.loop.stages import Event, Stages
@@ -50,7 +51,7 @@ from online_dpo.statistics.samples import describe_completions, describe_items, 
 from online_dpo.statistics.update_warnings import update_warnings
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
-from online_dpo.types import REWARD, Adapter, Items, Prompt, Row
+from online_dpo.types import REWARD, Adapter, Completion, Items, Prompt, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,8 @@ class Job:
     probe: Sequence[Row]
     pairs: PairSource | None = None
     evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
+    measured: Callable[[Completion], Completion] = lambda completion: completion  # with the length of its answer
+    keeps_special_tokens: bool = False  # in the texts of completions, since tags of thoughts are such
     writers: Writers | None = None  # of candidates
 
 
@@ -125,7 +128,7 @@ class Rounds:
     ) -> None:
         self.job, self.config, self.stages, self.store, self.initial = job, job.config, stages, store, initial
         in_turns = job.config.layout == "colocated"
-        self.calls = Calls(stages, people)
+        self.calls = Calls(stages, people, measured=job.measured)
         self.pusher = Pusher(stages, job.probe, job.config.tolerance, job.config.generator.rescored, in_turns=in_turns)
         self.sampler = RoundSampler(job.config, job.prompts, self.calls, store, self.pusher, job.writers)
 
@@ -175,15 +178,16 @@ class Rounds:
         config, said = self.config, collected.said.get(REWARD, NOTHING_SAID)
         selected = select(config, drawn.prompts, collected.completions, said.verdicts, store.index)
         own, judged = split(collected.completions, config.assumed_better)
-        reports, annotator = {name: report_on(judged, found) for name, found in collected.said.items()}, {}
+        found = collected.said.items()
+        reports, annotator = {name: report_on(judged, about, config.view) for name, about in found}, {}
         if config.pairing.annotator is not None:
             yield Event(kind="stage", round_index=store.index, data={"stage": "annotating"})
             annotated = yield from annotate(config, self.calls, store, selected)
             selected = annotated.selected
-            reports[ANNOTATOR] = report_on(annotated.answers, annotated.said)
+            reports[ANNOTATOR] = report_on(annotated.answers, annotated.said, annotated.view)
             annotator = {"annotator": {**annotated.figures, **annotated.said.counters}}
         figures = {
-            **describe_completions(own),
+            **describe_completions(own, config.view),
             **selected.figures,
             **annotator,
             **said.counters,
@@ -204,16 +208,19 @@ class Rounds:
     def reference(
         self, store: RoundStore, reference: Reference, gathered: Gathered
     ) -> Generator[Event, None, Gathered]:
-        """All that the round trains on, with its reference log-probs: its own items, then its share of a data set."""
-        written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, gathered.items)
+        """All that the round trains on, with its reference log-probs: its own items, those that come back from earlier
+        rounds, then its share of a data set."""
+        replayed = draw_replayed(self.config, self.store, store.index, gathered.items)
+        sampled: Any = [*gathered.items, *replayed.items]
+        written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, sampled)
         if not store.has(name_of_items(self.config)):
             yield Event(kind="stage", round_index=store.index, data={"stage": "reference"})
         version = sampled_version(self.config, store.index)
-        items = yield from commit_items(
-            self.config, self.calls, store, gathered.items, written.items, reference, version
-        )
-        shares = {"on_policy_share": on_policy_share(items, version)} if self.config.candidates else {}
-        figures = {**gathered.figures, **written.figures, **describe_items(items), **committed_sources(store), **shares}
+        items = yield from commit_items(self.config, self.calls, store, sampled, written.items, reference, version)
+        is_mixed = bool(self.config.candidates) or self.config.replay is not None
+        shares = {"on_policy_share": on_policy_share(items, version)} if is_mixed else {}
+        further = {**written.figures, **replayed.figures, **shares}
+        figures = {**gathered.figures, **further, **describe_items(items), **committed_sources(store)}
         return replace(gathered, items=items, figures=figures, pairs_cursor=written.cursor)
 
     def update(self, index: int, items: Items, beta_factor: float) -> Generator[Event, None, dict[str, float]]:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.errors import AnswersMissing, JudgingStopped
 from online_dpo.loop.calls import Call, Calls
 from online_dpo.loop.stages import Event
 from online_dpo.member_agreement import MemberAgreement
+from online_dpo.pairing.answers import with_answers
 from online_dpo.statistics.judges import report
 from online_dpo.statistics.people import describe_votes, place_bias
 from online_dpo.store.shards import Asked, ShardCommits, add_agreement, sum_counters
@@ -180,7 +182,7 @@ def asked_again(share: float, prompt_ids: Sequence[str], seed: int, version: int
     return frozenset(name for name in prompt_ids if derive_seed(seed, "again", judge, version, name) < share * 2.0**63)
 
 
-def report_on(completions: Sequence[Completion], said: Said) -> dict[str, Any]:
-    """What a round tells about one judge, given the completions that it was asked about."""
-    figures = report(completions, said.verdicts, said.counters, said.repeats, said.agreement)
+def report_on(completions: Sequence[Completion], said: Said, view: ViewSection | None) -> dict[str, Any]:
+    """What a round tells about one judge, given the completions that it was asked about and its view of them."""
+    figures = report(with_answers(completions, view), said.verdicts, said.counters, said.repeats, said.agreement)
     return {**figures, **place_bias(said.votes), "people": describe_votes(said.votes)} if said.votes else figures

@@ -17,8 +17,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BitsAndBytesConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -28,7 +30,7 @@ from transformers.utils import logging
 from online_dpo.errors import ModelError, first_line
 from online_dpo.models.attention import implementation_for
 from online_dpo.models.inspection import CAUSAL, ENCODER_DECODER, ModelInfo
-from online_dpo.models.model_files import tensor_shapes
+from online_dpo.models.model_files import Head, tensor_shapes
 
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration")
 _SAVE_AGAIN = "download the files again, or save them again with save_pretrained"
@@ -56,14 +58,14 @@ def read_config(folder: Path | str, *, label: str, trust_remote_code: bool) -> A
         ) from error
 
 
-def empty_model(info: ModelInfo, *, label: str, trust_remote_code: bool, classifies: bool = False) -> Any:
+def empty_model(info: ModelInfo, *, label: str, trust_remote_code: bool, head: Head = "language") -> Any:
     """A model without content, whose tensors were compared with the headers of its files; reads no weights.
 
     Args:
         info: from `inspect_model`.
         label: the start of errors.
         trust_remote_code: run code that the folder brings along.
-        classifies: a model with a classification head is wanted, not a language model.
+        head: what the model must have.
 
     Returns:
         The model on the meta device. That of a quantised model is not quantised, and its tensors are not compared.
@@ -73,11 +75,11 @@ def empty_model(info: ModelInfo, *, label: str, trust_remote_code: bool, classif
     """
     with quiet():
         config = read_config(info.folder, label=label, trust_remote_code=trust_remote_code)
-        if not classifies:
+        if head == "language":
             _check_language_model(config, info, label)
         if info.quantised:
             _check_quantiser(config, label)
-        auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+        auto = _auto(head, config)
         try:
             with torch.device("meta"):
                 model = auto.from_config(config, trust_remote_code=trust_remote_code)
@@ -88,15 +90,15 @@ def empty_model(info: ModelInfo, *, label: str, trust_remote_code: bool, classif
             )
         except Exception as error:
             raise ModelError(
-                f"{label}, which transformers cannot build as {_wanted(classifies)} ({_reason(error)}); give "
-                f"{_wanted(classifies)} whose config.json belongs to its weights"
+                f"{label}, which transformers cannot build as {_wanted(head)} ({_reason(error)}); give "
+                f"{_wanted(head)} whose config.json belongs to its weights"
             ) from error
-    check_loaded(found, label=label, classifies=classifies)
+    check_loaded(found, label=label, head=head)
     return model
 
 
 def load_weights(
-    folder: Path | str, config: Any, *, label: str, classifies: bool = False, new_head: bool = False, **options: Any
+    folder: Path | str, config: Any, *, label: str, head: Head = "language", new_head: bool = False, **options: Any
 ) -> Any:
     """A model with its weights, all of which its files hold.
 
@@ -104,7 +106,7 @@ def load_weights(
         folder: of the model.
         config: of transformers.
         label: the start of errors.
-        classifies: as for `empty_model`.
+        head: as for `empty_model`.
         new_head: a classifier's head may be missing or of another shape, and is then drawn anew, as torch's random
             state has it.
         options: of `from_pretrained`.
@@ -112,8 +114,7 @@ def load_weights(
     Raises:
         ModelError: it does not load, or a weight is missing, left over or of another shape.
     """
-    auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    attention = implementation_for(config)
+    auto, attention = _auto(head, config), implementation_for(config)
     try:
         with quiet():
             model, found = auto.from_pretrained(
@@ -124,12 +125,13 @@ def load_weights(
         if isinstance(error, RuntimeError) and not _is_conversion(error):
             raise  # such as too little memory, which is not about the folder
         raise ModelError(
-            f"{label}, which does not load as {_wanted(classifies)} ({_reason(error)}); give a folder with "
+            f"{label}, which does not load as {_wanted(head)} ({_reason(error)}); give a folder with "
             f"config.json and safetensors weights, or a hub id"
         ) from error
     if new_head:
         found = {**found, **_without_head(found, f"{model.base_model_prefix}.")}
-    check_loaded(found, label=label, classifies=classifies or getattr(model, "hf_quantizer", None) is not None)
+    is_quantised = getattr(model, "hf_quantizer", None) is not None
+    check_loaded(found, label=label, head=head, takes_more=is_quantised)
     return model
 
 
@@ -156,7 +158,7 @@ def nf4_options(device: torch.device) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def check_loaded(found: Mapping[str, Any], *, label: str, classifies: bool = False) -> None:
+def check_loaded(found: Mapping[str, Any], *, label: str, head: Head = "language", takes_more: bool = False) -> None:
     """Refuse a model of which transformers filled in something, or left something out.
 
     What tied heads and buffers legitimately lack, transformers has taken off its lists.
@@ -164,7 +166,9 @@ def check_loaded(found: Mapping[str, Any], *, label: str, classifies: bool = Fal
     Args:
         found: `output_loading_info` of `from_pretrained`.
         label: the start of errors.
-        classifies: weights that are left over, such as a language model's head, do no harm.
+        head: of the model; beside a classification head weights that are left over, such as a language model's head,
+            do no harm.
+        takes_more: weights that are left over do no harm here either.
 
     Raises:
         ModelError: a weight is missing, of another shape, or left over.
@@ -179,14 +183,12 @@ def check_loaded(found: Mapping[str, Any], *, label: str, classifies: bool = Fal
             f"with"
         )
     if missing:
-        remedy = (
-            "it was not saved as a sequence-classification model: choose a reward model" if classifies else _SAVE_AGAIN
-        )
+        remedy = f"it was not saved as {_wanted(head)}: choose a reward model" if head != "language" else _SAVE_AGAIN
         raise ModelError(
             f"{label}, which has no weights for {_some(missing)}, so that transformers would fill them with random "
             f"numbers; {remedy}"
         )
-    if unexpected and not classifies:
+    if unexpected and head == "language" and not takes_more:
         raise ModelError(
             f"{label}, whose files hold weights that its config.json has no place for: {_some(unexpected)}; put the "
             f"config.json there that the weights were saved with, or save the model once with transformers, which "
@@ -269,8 +271,20 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _wanted(classifies: bool) -> str:
-    return "a sequence-classification model" if classifies else "a causal language model"
+def _auto(head: Head, config: Any) -> Any:
+    """The class of transformers that loads a model with this head."""
+    own_code = getattr(config, "auto_map", None) or {}
+    if head == "token" and "AutoModel" in own_code and "AutoModelForTokenClassification" not in own_code:
+        return AutoModel  # a head per token in code of its own, as Qwen2.5-Math-PRM has it
+    return {
+        "language": AutoModelForCausalLM,
+        "sequence": AutoModelForSequenceClassification,
+        "token": AutoModelForTokenClassification,
+    }[head]
+
+
+def _wanted(head: Head) -> str:
+    return "a causal language model" if head == "language" else f"a {head}-classification model"
 
 
 def _some(names: list[str]) -> str:

@@ -11,11 +11,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from online_dpo.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
+
+Head: TypeAlias = Literal["language", "sequence", "token"]
+"""What a model computes: the next token, labels of a whole text, or labels of each of its tokens."""
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 _TOKENIZER_FILES = ("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.pairing.pairs import by_prompt, opinion_on
 from online_dpo.pairing.selection import Selected
 from online_dpo.types import Completion, Pair, Verdict
@@ -19,19 +20,22 @@ class Settled:
     counts: Mapping[str, int]  # upheld, overturned, tie, abstained, judge_failed; they sum to the pairs
 
 
-def settle(pairs: Sequence[Pair], verdicts: Sequence[Verdict], penalty: float) -> Settled:
+def settle(
+    pairs: Sequence[Pair], verdicts: Sequence[Verdict], penalty: float, view: ViewSection | None = None
+) -> Settled:
     """Let the annotator's verdicts decide who is chosen.
 
     Args:
         pairs: at most one of each prompt.
         verdicts: of the annotator, about their completions.
         penalty: taken off a truncated side's margin.
+        view: of the annotator.
     """
     said = by_prompt(verdicts)
     found: list[Pair] = []
     counts = Counter(dict.fromkeys(("upheld", "overturned", "tie", "abstained", "judge_failed"), 0))
     for pair in pairs:
-        opinion = opinion_on(in_sample_order(pair), said.get(pair.prompt.prompt_id, []), penalty)
+        opinion = opinion_on(in_sample_order(pair), said.get(pair.prompt.prompt_id, []), penalty, view)
         preference = opinion.preference(pair.chosen.sample_index, pair.rejected.sample_index)
         if preference is None:
             counts["judge_failed" if opinion.has_failures else "abstained"] += 1

@@ -40,7 +40,12 @@ class Opinion:
     """What was said about the completions of one prompt, as preferences."""
 
     def __init__(
-        self, verdicts: Sequence[Verdict], indices: Sequence[int], *, penalties: Mapping[int, float] | None = None
+        self,
+        verdicts: Sequence[Verdict],
+        indices: Sequence[int],
+        *,
+        penalties: Mapping[int, float] | None = None,
+        unclosed_loses: bool = False,
     ) -> None:
         """Take in the verdicts.
 
@@ -48,6 +53,8 @@ class Opinion:
             verdicts: all about one prompt.
             indices: of the completions that may be compared.
             penalties: taken off the margins of some of them.
+            unclosed_loses: whether a completion whose thought has no end loses to every one that there is an opinion
+                on; otherwise there is no opinion on it.
         """
         self.indices = list(indices)
         self._penalties = penalties or {}
@@ -55,9 +62,13 @@ class Opinion:
         self._silent: set[int | frozenset[int]] = set()  # completions and pairs that the judge abstained on
         self._wins: dict[Indices, list[float]] = {}  # (i, j) with i < j -> probabilities that i wins
         self._spreads: dict[Indices, list[float]] = {}  # (i, j) with i < j -> how far an ensemble disagrees
+        self.unclosed = {v.first for v in verdicts if v.abstention == "unclosed"} & set(self.indices)
+        self._losers = self.unclosed if unclosed_loses else set()
         self._score_spreads = {v.first: v.uncertainty for v in verdicts if v.score is not None}
         for verdict in verdicts:
             i, j = verdict.first, verdict.second
+            if verdict.abstention == "unclosed" and unclosed_loses:
+                continue
             if verdict.reason is not None:
                 self._silent.add(i if j is None else frozenset((i, j)))
             elif verdict.probability is not None and j is not None:
@@ -78,6 +89,10 @@ class Opinion:
             return None if other is None else other.reversed()
         if self._silent & {i, j, frozenset((i, j))}:
             return None
+        if i in self._losers or j in self._losers:
+            # Whatever the judge's scale, and without penalties: one for a cut answer must not turn it round.
+            p = PROBABILITY_EPS if i in self._losers else 1.0 - PROBABILITY_EPS
+            return None if self._losers >= {i, j} else Preference(logit(p), p)
         handicap = self._penalties.get(j, 0.0) - self._penalties.get(i, 0.0)
         if (i, j) in self._wins:
             found = self._wins[i, j]

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.pairing import PairingSection
+from online_dpo.pairing.answers import UNCLOSED, read_answer
 from online_dpo.pairing.opinions import Indices, Opinion
 from online_dpo.pairing.strategies import DROPS, Choice, choose, information
 from online_dpo.types import Completion, Pair, Prompt, Verdict, derive_seed, group_by_prompt
@@ -49,7 +51,7 @@ class Pairing:
     """The pairs of a round and what became of everything else."""
 
     pairs: tuple[Pair, ...]  # in prompt order, then by sample indices
-    outcomes: Mapping[str, int]  # every word of OUTCOMES -> prompts; sums to the prompts drawn
+    outcomes: Mapping[str, int]  # every word of OUTCOMES, UNCLOSED with a view -> prompts; sums to the prompts drawn
     counts: Mapping[str, int]  # num_... of completions, of two-completion comparisons, and of pairs
 
 
@@ -63,6 +65,7 @@ def build_pairs(
     truncated_penalty: float | None,
     seed: int,
     round_index: int,
+    view: ViewSection | None = None,
 ) -> Pairing:
     """Make the pairs of one round. The order of completions and verdicts does not matter.
 
@@ -75,6 +78,7 @@ def build_pairs(
         truncated_penalty: taken off a truncated side's margin where `truncated` is `penalise`; None = 1.
         seed: of the run; with round and prompt id it seeds the strategies that draw.
         round_index: of the round.
+        view: what of a completion is the answer; None = all of it.
 
     Raises:
         ValueError: a prompt, sample or verdict occurs twice, a completion or verdict belongs to nothing else here, or a
@@ -90,14 +94,16 @@ def build_pairs(
     opinions: dict[str, Opinion] = {}
     for prompt in prompts:
         name = prompt.prompt_id
-        answers, reason = _eligible(groups.get(name, []), rules, drop_truncated=truncated == "drop", counts=counts)
+        answers, reason = _eligible(
+            groups.get(name, []), rules, view, drop_truncated=truncated == "drop", counts=counts
+        )
         if reason is not None:
             choices[name] = Choice(reason=reason)
             continue
-        opinions[name] = opinion_on(answers, said.get(name, []), penalty)
+        opinions[name] = opinion_on(answers, said.get(name, []), penalty, view)
         draw = random.Random(derive_seed(seed, "pairing", round_index, name))
         by_index = {c.sample_index: c for c in answers}
-        choices[name] = choose(opinions[name], rules, by_index, draw, counts)
+        choices[name] = choose(opinions[name], rules, by_index, draw, counts, view)
     if rules.budget is not None:
         _keep_most_informative(choices, opinions, rules.budget, counts)
     pairs = [
@@ -106,9 +112,10 @@ def build_pairs(
         for winner in choices[prompt.prompt_id].winners
     ]
     counts["num_pairs"] = len(pairs)
-    outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
+    names = OUTCOMES if view is None else (*OUTCOMES, UNCLOSED)
+    outcomes = Counter(dict.fromkeys(names, 0))
     outcomes.update(choice.reason or "paired" for choice in choices.values())
-    assert outcomes.keys() == set(OUTCOMES) and sum(outcomes.values()) == len(prompts), "a prompt was lost"
+    assert outcomes.keys() == set(names) and sum(outcomes.values()) == len(prompts), "a prompt was lost"
     return Pairing(pairs=tuple(pairs), outcomes=dict(outcomes), counts=dict(counts))
 
 
@@ -127,13 +134,18 @@ def by_prompt(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
     return said
 
 
-def opinion_on(answers: Sequence[Completion], said: Sequence[Verdict], penalty: float) -> Opinion:
+def opinion_on(
+    answers: Sequence[Completion], said: Sequence[Verdict], penalty: float, view: ViewSection | None = None
+) -> Opinion:
     """What was said about a prompt's completions that may be trained on, truncated ones penalised."""
     penalties = {c.sample_index: penalty * (c.finish_reason == "length") for c in answers}
-    return Opinion(said, [c.sample_index for c in answers], penalties=penalties)
+    loses = view is not None and view.unclosed == "worst"
+    return Opinion(said, [c.sample_index for c in answers], penalties=penalties, unclosed_loses=loses)
 
 
-def different(said: Sequence[Completion], by: Literal["tokens", "text"]) -> list[Completion]:
+def different(
+    said: Sequence[Completion], by: Literal["tokens", "text"], view: ViewSection | None = None
+) -> list[Completion]:
     """One of each, in sample order.
 
     Of equal token ids the lowest sample index stays. Of equal texts one that was not cut does, then the one whose
@@ -146,20 +158,27 @@ def different(said: Sequence[Completion], by: Literal["tokens", "text"]) -> list
     if by == "text":
         best_of: dict[str, Completion] = {}
         for completion in sorted(found, key=lambda c: (c.finish_reason == "length", c.token_ids)):
-            best_of.setdefault(completion.text, completion)
+            answer = read_answer(completion.text, view)
+            # What was cut within a thought has no answer that could be another's.
+            best_of.setdefault(answer.text if answer.is_closed else completion.text, completion)
         found = sorted(best_of.values(), key=lambda c: c.sample_index)
     return found
 
 
 def _eligible(
-    group: Sequence[Completion], rules: PairingSection, *, drop_truncated: bool, counts: Counter[str]
+    group: Sequence[Completion],
+    rules: PairingSection,
+    view: ViewSection | None,
+    *,
+    drop_truncated: bool,
+    counts: Counter[str],
 ) -> tuple[list[Completion], str | None]:
     """The completions of a group in sample order that may be paired, and the reason where they are too few."""
     if len(group) < 2:
         return [], "too_few_completions"
     kept = [c for c in group if not (drop_truncated and c.finish_reason == "length")]
     said = [c for c in kept if c.token_ids]  # nothing could be learned from the others
-    found = different(said, rules.duplicates)
+    found = different(said, rules.duplicates, view)
     counts["num_duplicate_completions"] += len(said) - len(found)
     if len(kept) < 2:
         return [], "truncated"
@@ -203,7 +222,9 @@ def count_completions(completions: Sequence[Completion], verdicts: Sequence[Verd
         num_empty_completions=sum(not c.token_ids for c in completions),
         num_duplicate_completions=0,
         num_failed_completions=len({(v.prompt_id, v.first) for v in silent if v.failed}),
-        num_abstained_completions=len({(v.prompt_id, v.first) for v in silent if not v.failed}),
+        num_abstained_completions=len(
+            {(v.prompt_id, v.first) for v in silent if not v.failed and v.abstention != "unclosed"}
+        ),
     )
 
 

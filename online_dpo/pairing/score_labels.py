@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.pairing import LabelsSection, PairingSection, ThresholdLabels
+from online_dpo.pairing.answers import UNCLOSED
 from online_dpo.pairing.pairs import (
     Truncated,
     by_prompt,
@@ -92,6 +94,7 @@ def label_by_score(
     rules: PairingSection,
     truncated: Truncated,
     truncated_penalty: float | None,
+    view: ViewSection | None = None,
 ) -> Labelling:
     """Label the completions of one round. The order of completions and verdicts does not matter.
 
@@ -102,6 +105,7 @@ def label_by_score(
         rules: its `labels` are set.
         truncated: what to do with completions cut by the length limit.
         truncated_penalty: taken off a truncated completion's score where `truncated` is `penalise`; None = 1.
+        view: what of a completion is the answer; with one, UNCLOSED is a further outcome.
 
     Raises:
         ValueError: as `online_dpo.pairing.pairs.build_pairs`.
@@ -113,7 +117,7 @@ def label_by_score(
     labels: dict[tuple[str, int], str] = {}
     scores: dict[tuple[str, int], float] = {}
     for name, group in groups.items():
-        found, left_out = _answers(group, rules, drop_truncated=truncated == "drop")
+        found, left_out = _answers(group, rules, view, drop_truncated=truncated == "drop")
         opinion = opinion_on(found, said.get(name, []), penalty)
         for completion in found:
             score, key = opinion.score(completion.sample_index), (name, completion.sample_index)
@@ -130,11 +134,12 @@ def label_by_score(
         for completion in groups.get(prompt.prompt_id, [])
         if (label := labels[prompt.prompt_id, completion.sample_index]) in LABELLED
     ]
-    outcomes = Counter(dict.fromkeys(PROMPT_OUTCOMES, 0))
+    further = () if view is None else (UNCLOSED,)
+    outcomes = Counter(dict.fromkeys((*PROMPT_OUTCOMES, *further), 0))
     outcomes.update(
         _outcome({labels[p.prompt_id, c.sample_index] for c in groups.get(p.prompt_id, [])}) for p in prompts
     )
-    counted = Counter(dict.fromkeys(COMPLETION_OUTCOMES, 0))
+    counted = Counter(dict.fromkeys((*COMPLETION_OUTCOMES, *further), 0))
     counted.update(labels.values())
     counts = count_completions(completions, verdicts)
     counts["num_duplicate_completions"] = counted["duplicate"]
@@ -142,12 +147,12 @@ def label_by_score(
 
 
 def _answers(
-    group: Sequence[Completion], rules: PairingSection, *, drop_truncated: bool
+    group: Sequence[Completion], rules: PairingSection, view: ViewSection | None, *, drop_truncated: bool
 ) -> tuple[list[Completion], dict[int, str]]:
     """The completions of a prompt that may be labelled, and sample index -> why not of the others."""
     kept = [c for c in group if not (drop_truncated and c.finish_reason == "length")]
     spoken = [c for c in kept if c.token_ids]
-    found = different(spoken, rules.duplicates)
+    found = different(spoken, rules.duplicates, view)
     left_out = {c.sample_index: "truncated" for c in group}
     left_out |= {c.sample_index: "empty" for c in kept} | {c.sample_index: "duplicate" for c in spoken}
     for completion in found:
@@ -160,6 +165,8 @@ def _silence(said: Sequence[Verdict], index: int) -> str:
     alone = [verdict for verdict in said if verdict.second is None and verdict.first == index]
     if not alone:
         return "no_score"
+    if alone[0].abstention == "unclosed":
+        return UNCLOSED
     return "judge_failed" if alone[0].failed else "abstained"
 
 
@@ -168,5 +175,5 @@ def _outcome(labels: set[str]) -> str:
         return "too_few_completions"
     if labels & set(LABELLED):
         return "labelled"
-    first = next(label for label in COMPLETION_OUTCOMES if label in labels)
+    first = next(label for label in (*COMPLETION_OUTCOMES, UNCLOSED) if label in labels)
     return "empty_completions" if first == "empty" else first

@@ -44,7 +44,7 @@ def select(
     Raises:
         NoPairsError: the config reads scores, and the judge gave comparisons only.
     """
-    rules, sampling, better = config.pairing, config.sampling, config.assumed_better
+    rules, sampling, view, better = config.pairing, config.sampling, config.view, config.assumed_better
     if rules.score_reader is not None and scores_nothing(verdicts):
         raise NoPairsError(
             f"round {round_index + 1}: {explain_no_scores(rules, 'the judge')}, and start a new run under another "
@@ -58,6 +58,7 @@ def select(
             rules=rules,
             truncated=sampling.truncated,
             truncated_penalty=sampling.truncated_penalty,
+            view=view,
         )
         return Selected(items=found.items, outcomes=found.outcomes, counts=found.counts, labels=found.labels)
     pairing = build_pairs(
@@ -69,6 +70,7 @@ def select(
         truncated_penalty=sampling.truncated_penalty,
         seed=config.run.seed,
         round_index=round_index,
+        view=view,
     )
     selected = Selected(items=pairing.pairs, outcomes=pairing.outcomes, counts=pairing.counts)
     if not better:

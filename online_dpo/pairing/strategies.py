@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.pairing import PairingSection, Strategy
+from online_dpo.pairing.answers import UNCLOSED, num_answer_tokens, read_answer
 from online_dpo.pairing.opinions import Indices, Opinion
 from online_dpo.pairing.similarity import alike
 from online_dpo.types import Completion
@@ -47,6 +49,7 @@ def choose(
     answers: Mapping[int, Completion],
     draw: random.Random,
     counts: Counter[str],
+    view: ViewSection | None = None,
 ) -> Choice:
     """Choose a prompt's pairs.
 
@@ -56,9 +59,12 @@ def choose(
         answers: sample index -> completion; at least two, all different.
         draw: of the strategies that draw.
         counts: of `DROPS` and `num_comparisons`; added to.
+        view: what of a completion is the answer, whose text and length the filters look at; None = all of it.
     """
     every = list(combinations(opinion.indices, 2))
-    near = alike(every, {index: answer.text for index, answer in answers.items()}, rules.near_duplicate)
+    read = {index: read_answer(answer.text, view) for index, answer in answers.items()}
+    closed = [(i, j) for i, j in every if read[i].is_closed and read[j].is_closed]
+    near = alike(closed, {index: answer.text for index, answer in read.items()}, rules.near_duplicate)
     apart = [indices for indices in every if indices not in near]
     counts["num_comparisons"] += len(every)
     counts["num_near_duplicate_comparisons"] += len(near)
@@ -67,7 +73,8 @@ def choose(
     judged = [(indices, p) for indices in apart if (p := opinion.preference(*indices)) is not None]
     counts["num_unjudged_comparisons"] += len(apart) - len(judged)
     if not judged:
-        return Choice(reason="judge_failed" if opinion.has_failures else "abstained")
+        few = len(opinion.indices) - len(opinion.unclosed) < 2 <= len(opinion.indices)
+        return Choice(reason="judge_failed" if opinion.has_failures else UNCLOSED if few else "abstained")
     strict = [
         indices if p.is_strict else indices[::-1] for indices, p in judged if p.is_strict or p.reversed().is_strict
     ]
@@ -128,7 +135,7 @@ def _filter(
     counts: Counter[str],
 ) -> tuple[Sequence[Indices], str]:
     """What no filter drops, and the filter that dropped the last."""
-    lengths = {index: len(answer.token_ids) for index, answer in answers.items()}
+    lengths = {index: num_answer_tokens(answer) for index, answer in answers.items()}
     ratio, floor = rules.length_ratio, rules.min_chosen_score
     scores = {i: opinion.score(i) for i, _ in considered}
 

@@ -96,6 +96,9 @@ def describe_round(data: Mapping[str, Any]) -> str:
         lost = _reasons({**losses(data["outcomes"]), **too_many})
         nothing = "label" if "labels" in data else "pair"
         items += f" from {data['num_prompts']} prompts" + (f" (no {nothing}: {lost})" if lost else "")
+    if "num_replayed" in data:
+        missing = data["num_replay_missing"]
+        items += f", {data['num_replayed']} of earlier rounds" + (f" ({missing} too few)" if missing else "")
     if "num_offline_rows" in data:
         lost = _reasons({name: number for name, number in offline_outcomes(data).items() if name != "kept"})
         items += f", {data['num_offline_kept']} rows of the data set" + (f" (dropped: {lost})" if lost else "")

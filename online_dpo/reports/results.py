@@ -42,6 +42,12 @@ class SamplingResult:
     """Completions that repeat another one of their prompt."""
     length_mean: float | None = None
     """Tokens per completion, a sampled end-of-sequence token included."""
+    answer_length_mean: float | None = None
+    """Tokens per answer, without thoughts; None where `judge.view` is not set."""
+    unclosed_rate: float | None = None
+    """Share of completions whose thought has no end, in [0, 1]; None where `judge.view` is not set."""
+    num_unclosed_completions: int | None = None
+    """Completions that the training judge was not asked about, since their thought has no end."""
     eos_rate: float | None = None
     """Share of completions that ended by themselves, in [0, 1]."""
     distinct_1: float | None = None
@@ -154,8 +160,13 @@ class PairsResult:
     """Tokens per chosen answer."""
     rejected_length_mean: float | None = None
     """Tokens per rejected answer."""
+    num_replayed: int | None = None
+    """Items of earlier rounds that came back; None without `replay`."""
+    num_replay_missing: int | None = None
+    """By how many these are fewer than `replay.fraction` asks for."""
     on_policy_share: float | None = None
-    """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`."""
+    """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`
+    and `replay`."""
     num_assumed_pairs: int | None = None
     """Pairs that rest on `assume` and not on a judge; None where no writer has it."""
     num_candidates_like_a_sample: int | None = None
@@ -208,6 +219,10 @@ class LearningResult:
     """KTO's estimate of the KL to the reference, nats."""
     bco_shift: float | None = None
     """BCO's moving mean of rewards."""
+    entropy: float | None = None
+    """With `objective.entropy_weight`: the policy's mean entropy on what it trained on, nats per token."""
+    entropy_bonus: float | None = None
+    """The same times its weight: what was taken off the loss."""
     num_reference_sampler: int | None = None
     """Answers whose reference log-probs are those of the sampler."""
     num_reference_recomputed: int | None = None

@@ -38,6 +38,8 @@ _TRAINING = {
 }
 _SAMPLES = {
     "length": "length_mean",
+    "answer\nlength": "answer_length_mean",
+    "unclosed": "unclosed_rate",
     "chosen\nlength": "chosen_length_mean",
     "rejected\nlength": "rejected_length_mean",
     "demonstration\nlength": "demonstration_length_mean",

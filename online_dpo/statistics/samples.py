@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
+from online_dpo.config.judges.view import ViewSection
+from online_dpo.pairing.answers import num_answer_tokens, read_answer
 from online_dpo.types import Completion, Demonstration, Items, Labelled, Pair, TokenLogpRows, Verdict
 
 NUM_BLEU_TEXTS = 32
@@ -76,10 +78,23 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     return mean([bleu.sentence_score(text, some[:i] + some[i + 1 :]).score for i, text in enumerate(some)])
 
 
-def describe_completions(completions: Sequence[Completion]) -> dict[str, float | int | None]:
-    """Length, truncation and diversity of a set of samples."""
-    num, texts = len(completions), [completion.text for completion in completions]
+def describe_completions(
+    completions: Sequence[Completion], view: ViewSection | None = None
+) -> dict[str, float | int | None]:
+    """Length, truncation and diversity of a set of samples; what looks at words looks at those of the answers.
+
+    Args:
+        completions: all of them sampled.
+        view: what of a completion is the answer; with one there are figures about answers and thoughts besides.
+    """
+    answers = [read_answer(completion.text, view) for completion in completions]
+    num, texts = len(completions), [answer.text for answer in answers]
+    of_answers = {
+        "answer_length_mean": mean([num_answer_tokens(c) for c in completions]),  # tokens, as length_mean
+        "unclosed_rate": mean([float(not answer.is_closed) for answer in answers]),
+    }
     return {
+        **({} if view is None else of_answers),
         "num_completions": num,
         "length_mean": mean([len(c.token_ids) for c in completions]),  # tokens, a sampled EOS included
         "eos_rate": mean([float(c.finish_reason == "stop") for c in completions]),

@@ -48,6 +48,7 @@ CANDIDATE = _schema(
     {"prompt_id": pa.string(), "text": pa.string(), **COMPLETION_COLUMNS, **SOURCE},
     nullable=("sampler_logps", "policy_version", "seed", "source"),
 )
+ANSWER_TOKENS = pa.field("answer_tokens", pa.int32())  # the column is there where `judge.view` is set
 VERDICT = _schema(
     {
         "prompt_id": pa.string(),
@@ -137,7 +138,9 @@ def schema_of(records: Sequence[Record]) -> pa.Schema:
         case Prompt():
             return PROMPT
         case Completion():
-            return CANDIDATE if _has_candidates(records) else COMPLETION
+            schema = CANDIDATE if _has_candidates(records) else COMPLETION
+            is_viewed = any(getattr(record, "answer_tokens", None) is not None for record in records)
+            return schema.append(ANSWER_TOKENS) if is_viewed else schema
         case Verdict():
             return VERDICT
         case CastVote():

@@ -2,9 +2,9 @@
 
 `pairs.parquet` is a preference data set as `datasets` and TRL's `DPOTrainer` take it: `prompt`, `chosen` and
 `rejected` are text, or lists of `{role, content}` messages for chat prompts; `chosen` and `rejected` hold the answer
-alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`, and
-`demonstrations.parquet` for `SFTTrainer`: `prompt` and `completion`. The other columns carry
-what text cannot: the token ids that were sampled, and where each answer came from.
+alone. `labelled.parquet` is the same for `KTOTrainer`: `prompt`, `completion` and `label`, and `demonstrations.parquet`
+for `SFTTrainer`: `prompt` and `completion`. The other columns carry what text cannot: the token ids that were sampled,
+and where each answer came from.
 
 The same records give the same bytes (with the same pyarrow), and reading gives equal records back: floats are
 float64, seeds int64. Metadata is a column of JSON, since its keys differ from source to source.
@@ -73,7 +73,8 @@ def _to_row(record: Record) -> Columns:
                 "metadata": _metadata(record),
             }
         case Completion():
-            return {"prompt_id": record.prompt_id, "text": record.text, **_completion_columns(record)}
+            own = {name: getattr(record, name) for name in ("prompt_id", "text", "answer_tokens")}
+            return {**own, **_completion_columns(record)}
         case Verdict():
             return {name: getattr(record, name) for name in VERDICT.names}
         case CastVote():

@@ -34,6 +34,29 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
+def test_thoughts_are_not_judged_and_the_answer_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(prompt, completion):\n    return len(completion)\n")
+    section = {"type": "python", "target": f"{tmp_path}/mine.py:f"}
+    view = {"strip": ["think"], "prefilled": True, "unclosed": -1}
+    config = tmp_path / "c.yaml"
+    judges = {"same": section, "whole": {**section, "view": {}}}
+    config.write_text(json.dumps({"judge": {**section, "view": view}, "evaluation": {"judges": judges}}))
+    texts = ["so long a thought</think> four", "a thought, and another", "no</think>"]
+    rows = write(tmp_path / "rows.jsonl", {"prompt": "Say:", "completions": texts})
+    found = judge_file(config, rows, [], Options())
+    [prompt] = found["prompts"]
+    assert prompt["completions"] == ["four", "", ""]
+    assert {v["first"]: v["score"] for v in prompt["verdicts"]} == {0: 4.0, 1: -1.0, 2: 0.0}
+    assert found["figures"]["counters"]["num_unclosed_completions"] == 1
+    assert "    the thought has no end" in list(show(found, num_prompts=1))
+    for name, scores in (
+        ("same", {0: 4.0, 1: -1.0, 2: 0.0}),
+        ("whole", {i: float(len(t)) for i, t in enumerate(texts)}),
+    ):
+        [prompt] = judge_file(config, rows, [], Options(judge=name))["prompts"]
+        assert {v["first"]: v["score"] for v in prompt["verdicts"]} == scores
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 

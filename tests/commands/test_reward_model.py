@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from judges.reward.reward_model import RewardModel
 from online_dpo.annotation.records import Question as Asked
 from online_dpo.annotation.records import Rules
 from online_dpo.annotation.store import FILE, AnnotationStore
+from online_dpo.commands.handover.folders import new_folder
 from online_dpo.commands.reward_model import command
 from online_dpo.commands.reward_model.command import REPORT, train_reward_model
 from online_dpo.commands.reward_model.preferences import prepare_sides
@@ -82,7 +84,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory, request: Any) 
     training: dict[str, Any] = {"lr": 1e-2, "batch_pairs": 24, "epochs": 2, "autocast": "off"}
     model: dict[str, Any] = {"path": str(base)}
     if chat:
-        training |= {"lora": {"r": 8, "dropout": 0.1}, "micro_batch_pairs": 6}
+        training |= {"lora": {"r": 8, "dropout": 0.1}, "micro_batch_pairs": 6, "autocast": "bfloat16"}
         model["chat_template"] = TEMPLATE
     config = settings(base, folder, training=training, model=model)
     for name in ("out", "again"):
@@ -263,6 +265,7 @@ def test_figures_by_hand() -> None:
         ({"model": {"path": "embedded:policy"}, "pairs": {"source": "chat"}}, "set model.chat_template"),
         ({"heldout": {"share": 1e-9}}, "no pair is left to hold out (pairs: "),
         ({"output": "full"}, "output is full, which is not empty"),
+        ({"model": {"path": "beyond"}}, "whose embedding has 512 rows (1 ids are beyond them)"),
         ({"training": {"lora": {"targets": ["q_prok"]}}}, "training.lora.targets contains q_prok"),
     ],
 )
@@ -272,6 +275,10 @@ def test_what_is_wrong_is_said_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "pairs.jsonl", 12)
     write_rows(tmp_path / "chat.jsonl", 12, chat=True)
+    shutil.copytree(base, tmp_path / "beyond")
+    larger = AutoTokenizer.from_pretrained(base)
+    larger.add_tokens(["beyond"])
+    larger.save_pretrained(tmp_path / "beyond")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     config = settings(base, tmp_path, **change)
@@ -295,3 +302,11 @@ def test_without_trl_or_with_a_loss_that_is_no_number_nothing_is_written(
     with pytest.raises(UserError, match=r"which is not installed; pip install 'online-dpo\[trl\]'"):
         train_reward_model(config, silent)
     assert {file.name for file in tmp_path.iterdir()} == {"pairs.jsonl"}
+
+
+def test_the_folder_that_one_stands_in_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with new_folder(Path()) as folder:
+        (folder / "file").write_text("whole")
+    assert (tmp_path / "out" / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from config_kit import BASE
 
+from online_dpo.commands.preparing.fork_stages import check_later_round, first_stage, is_taken
 from online_dpo.commands.preparing.sft import initial_policy, sft_run
 from online_dpo.commands.run import _keep_sft
+from online_dpo.commands.status import read_status
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError, RunDirectoryError
@@ -161,11 +163,12 @@ def data_files(run_dir: Path) -> dict[str, bytes]:
 def test_killed_in_the_fine_tuning_and_right_after_it(tmp_path: Path, tiny_model: Path) -> None:
     """The same bytes as a whole run; what was committed is not made again; another judge keeps the fine-tuning."""
     rows = [{"prompt": f"film {i}?", "chosen": " kind words", "rejected": " a rude remark"} for i in range(24)]
+    source = {"source": "d.jsonl", "max_prompt_tokens": 64, "max_completion_tokens": 32}
     mapping = {
         "run": {"name": "r", "rounds": 2},
         "model": {"path": str(tiny_model)},
-        "sft": {"pairs": {"source": "d.jsonl", "format": "demonstrations", "completion": "chosen"}, "rounds": 2},
-        "pairs": {"source": "d.jsonl"},
+        "sft": {"pairs": {**source, "format": "demonstrations", "completion": "chosen"}, "rounds": 2},
+        "pairs": source,
         "evaluation": {"pairs": {"d": {"source": "d.jsonl", "count": 8}}},
         "learner": {"lr": 5e-3, "lora": {"r": 8}, "batch_pairs": 8, "checkpoint_steps": 1},
     }
@@ -179,6 +182,7 @@ def test_killed_in_the_fine_tuning_and_right_after_it(tmp_path: Path, tiny_model
     first = run_dir / "sft" / "rounds" / "00000" / "adapter" / "adapter_model.safetensors"
     made = first.stat().st_mtime_ns
     assert "supervised fine-tuning before: 1 of 2" in play("status", "runs/r", cwd=killed)
+    assert read_status(run_dir)["stage"] == "supervised fine-tuning before it, round 2 of 2"
     play("resume", "runs/r", cwd=killed, kill_at=run_dir / "rounds" / "00000" / "initial-policy.sha256")
     assert first.stat().st_mtime_ns == made
     assert not (run_dir / "rounds" / "00000" / "manifest.json").exists(), "the kill came too late to prove anything"
@@ -186,10 +190,20 @@ def test_killed_in_the_fine_tuning_and_right_after_it(tmp_path: Path, tiny_model
     told = play("run", "c.yaml", "objective.beta=0.2", "run.rounds=1", cwd=killed)
     assert "a new run begins" in told and "sft: all 2 rounds" in told and first.stat().st_mtime_ns == made
     (killed / "runs").rename(killed / "of beta")
+    assert data_files(killed / "of beta" / "r" / "sft") == data_files(tmp_path / "whole" / "runs" / "r" / "sft")
     play("run", "c.yaml", cwd=killed, kill_at=run_dir / "rounds" / "00000" / "initial-policy.sha256")
     play("resume", "runs/r", cwd=killed)
     assert data_files(run_dir) == data_files(tmp_path / "whole" / "runs" / "r")
     assert "all is whole, 2 finished rounds" in play("verify", "runs/r", cwd=killed)
+
+
+def test_a_fork_takes_what_it_made_unless_the_fine_tuning_is_another_one() -> None:
+    old, new = (load_config(with_sft(sft={**SECTION, "rounds": rounds})) for rounds in (2, 3))
+    assert is_taken("initial-policy", "judge", changed=["judge.target"])
+    assert first_stage(old, new, ["sft.rounds"])[0] == "sample"
+    assert not is_taken("initial-policy", "sample", changed=["sft.rounds"])
+    with pytest.raises(ConfigError, match=r"sft.rounds changed, and the policy that the round begins with was made"):
+        check_later_round(old, new, ["sft.rounds"], 2, 1.0)
 
 
 def test_a_changed_fine_tuning_is_not_taken_back(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from loop_runs import Kill, Run, make_materials
 from judges.chat import ChatReply, ChatRequest
 from judges.estimating import Questions, estimate
 from judges.llm.budget import Spend
-from judges.llm.judge import ChatJudge
+from judges.llm.building import judge_of
 from judges.protocol import Limits, Question
 from online_dpo.commands.preparing.spending import Expected, expected_spending
 from online_dpo.commands.run import run
@@ -28,10 +29,15 @@ from online_dpo.commands.terminal import spending as words
 from online_dpo.config.loading import load_config
 from online_dpo.errors import ConfigError
 from online_dpo.store.run_store import RunStore
+from online_dpo.types import Prompt
 
 TEMPLATE = 7  # tokens that the server's chat template adds to a request
 NOBODY = Server("http://127.0.0.1:1/v1")
 PRICES = {"prompt": 2.0, "completion": 10.0}
+
+
+def prompt_of(text: str, **metadata: Any) -> Prompt:
+    return Prompt(prompt_id=text, token_ids=(), text=text, metadata=metadata)
 
 
 def count_tokens(texts: Sequence[str]) -> list[int]:
@@ -134,25 +140,37 @@ class Silent:
         ({"both_orders": False}, 3 * 6),
         ({"both_orders": False, "votes": 3, "temperature": 1.0, "principles": ["a", "b"]}, 3 * 36),
         ({"form": "pointwise", "principles": ["a", "b"]}, 3 * 8),
+        ({"form": "rubric", "rubric": {"column": "rubric"}, "votes": 2, "temperature": 1.0}, 3 * 8),
     ],
 )
 def test_requests_are_counted_as_they_are_made(fields: dict[str, Any], calls: int) -> None:
     config = section(NOBODY, endpoint={"extra_body": {"max_completion_tokens": 900}}, **fields)
-    prompts = ["one", "two words", "and three words"]
+    prompts = [prompt_of(text, rubric=[text, "Is right."]) for text in ("one", "two words", "and three words")]
     asked = Questions(number=3, prompts=prompts, num_completions=4, answer_tokens=100)
     (use,) = estimate(config, "judge", [asked], count_tokens).values()
-    judge = ChatJudge(config, Silent(), limits=Limits())
+    judge = judge_of(config, Silent(), Limits())
     texts = tuple(f"{i} " + "word " * 99 for i in range(4))
-    made = [r for p in prompts for r in judge.requests(Question(prompt_id="", prompt=p, completions=texts))]
+    about = [Question(prompt_id="", prompt=p.content, completions=texts, metadata=p.metadata) for p in prompts]
+    made = [request for question in about for request in judge.requests(question)]
     assert use.most is not None and use.least.calls == use.most.calls == len(made) == calls
     real = sum(count_tokens([m["content"] for request in made for m in request.messages]))
     assert use.least.prompt < real < use.most.prompt < real + 67 * calls, "64 are for a chat template"
     assert (use.least.completion, use.most.completion) == (calls, 900 * calls)
 
 
+def test_prompts_without_a_rubric_are_not_asked_about() -> None:
+    config = section(NOBODY, form="rubric", rubric={"column": "rubric"})
+    prompts = [prompt_of("a", rubric=["Is right."]), prompt_of("b"), prompt_of("c", rubric=[]), prompt_of("d")]
+    asked = Questions(number=40, prompts=prompts, num_completions=2, answer_tokens=9)
+    (use,) = estimate(config, "judge", [asked], count_tokens).values()
+    assert use.most is not None and (use.least.calls, use.most.calls) == (20, 80)
+    none = replace(asked, prompts=prompts[1:])
+    assert estimate(config, "judge", [none], count_tokens)["judge"].least == Spend()
+
+
 def test_outer_judges_pass_on_what_they_ask() -> None:
     inner = {"type": "llm", "form": "pointwise", "endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}}
-    asked = [Questions(number=5, prompts=["p"], num_completions=3, answer_tokens=9)]
+    asked = [Questions(number=5, prompts=[prompt_of("p")], num_completions=3, answer_tokens=9)]
 
     def calls(judge: dict[str, Any]) -> tuple[int, int | None]:
         config = load_config({"model": {"path": "x"}, "prompts": {"source": "p.jsonl"}, "judge": judge}).judge
@@ -229,7 +247,7 @@ def test_the_question(answer: bool, goes_on: bool, monkeypatch: pytest.MonkeyPat
         return answer
 
     monkeypatch.setattr(words.typer, "confirm", confirm)
-    questions = [Questions(number=2, prompts=["p"], num_completions=2, answer_tokens=9)]
+    questions = [Questions(number=2, prompts=[prompt_of("p")], num_completions=2, answer_tokens=9)]
 
     def expected(prices: dict[str, float] | None) -> list[Expected]:
         config = section(NOBODY, endpoint={"prices": prices})

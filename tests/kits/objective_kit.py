@@ -108,6 +108,7 @@ def ready(learner: Learner, items: list[Any], reference: Adapter | None) -> list
 OBJECTIVES = {
     **{name: section(name) for name in MEMBERS if name != "sum"},
     "aot unpaired": section("aot", unpaired=True),
+    **{f"{name} with entropy": section(name, entropy_weight=0.7) for name in ("aot", "kto", "sft")},
     "sum": section(
         "sum",
         terms=[

@@ -60,7 +60,7 @@ def pair_up(completions: list[Completion], verdicts: list[Verdict], **options: A
     """Options are fields of `pairing`, or arguments of `build_pairs`."""
     given: dict[str, Any] = {"truncated": "keep", "truncated_penalty": None, "seed": 0, "round_index": 0}
     prompts = options.pop("prompts", [prompt()])
-    given |= {name: options.pop(name) for name in list(options) if name in given}
+    given |= {name: options.pop(name) for name in list(options) if name in (*given, "view")}
     return build_pairs(prompts, completions, verdicts, rules=PairingSection(**options), **given)
 
 

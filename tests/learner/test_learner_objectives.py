@@ -27,7 +27,7 @@ from torch import Tensor
 from online_dpo.config.objective.pairwise import PairObjective
 from online_dpo.config.objective.section import MEMBERS
 from online_dpo.errors import TrainingError
-from online_dpo.learner.items import LABELLED, PAIRS
+from online_dpo.learner.items import LABELLED, PAIRS, kind_of
 from online_dpo.learner.learner import Learner
 from online_dpo.pairing.unpairing import unpair
 from online_dpo.types import Demonstration, Labelled, Pair
@@ -291,6 +291,50 @@ def test_a_reference_of_several_policies_is_their_mean_log_prob(tiny, given, oth
     assert [item.ref_logps for item in found[::2]] == pytest.approx([pair.chosen_ref_logps for pair in one])
     assert all(item.kl_ref_logps is not None for item in found)
     assert learner.reference_logps(pairs, []) == pairs
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("name", ["sigmoid", "aot", "bco_pair", "kto", "sft", "sum"])
+def test_the_entropy_bonus_is_the_mean_over_the_batch_s_trained_tokens(tiny, given, other, tmp_path, name, layout):
+    """What it adds to loss and gradient, against autograd over one unpadded sequence at a time. Would catch a mean of
+    means, prompt tokens that count, a pair's weight on the bonus, and demonstrations' untrained tokens."""
+    found, weight = {}, 0.7
+    for added in (0.0, weight):
+        objective = OBJECTIVES[name].model_copy(update={"entropy_weight": added})
+        sizes = {"batch_pairs": 14, "micro_batch_tokens": 60, "max_grad_norm": 1e9}
+        spec = make_spec(tiny, given, objective=objective, layout=layout, **sizes)
+        learner = Learner(spec)
+        learner.model.double()
+        items = [replace(i, weight=3.0) if name == "sigmoid" else i for i in items_for(objective, 4)]
+        figures, gradients, ready_items = {}, {}, ready(learner, items, other)
+        take = learner.step
+        learner.step = lambda step, take=take, figures=figures: figures.update(take(step)) or figures
+        gradients.update(captured_gradients(learner, ready_items))
+        found[added] = figures, gradients
+    model, entropies = plain_peft(tiny, given, tmp_path, dtype=torch.float64, train=True), []
+    kind = kind_of(items[0])
+    for item in items:
+        for row in kind.trained_rows(item):
+            decoder = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
+            logits = model(decoder).logits[0, len(row.prompt_ids) - 1 : -1]
+            flags = torch.tensor(item.trained) if isinstance(item, Demonstration) else slice(None)
+            entropies.append(torch.distributions.Categorical(logits=logits).entropy()[flags])
+    mean = torch.cat(entropies).mean()
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    expected = dict(zip(named, torch.autograd.grad(mean, list(named.values())), strict=True))
+    (plain, without), (figures, gradients) = found[0.0], found[weight]
+    assert "entropy" not in plain
+    assert figures["entropy"] == pytest.approx(mean.item(), rel=1e-9)
+    assert figures["entropy_bonus"] == pytest.approx(weight * mean.item(), rel=1e-9)
+    assert figures["loss"] == pytest.approx(plain["loss"] - weight * mean.item(), rel=1e-9)
+    for key, gradient in gradients.items():  # the model's norms round gradients to float32
+        torch.testing.assert_close(gradient - without[key], -weight * expected[key], rtol=1e-3, atol=3e-6)
+
+
+def test_entropy_is_no_part_of_one_term():
+    term = {"objective": {"type": "sigmoid", "entropy_weight": 0.1}}
+    with pytest.raises(ValueError, match=r"has entropy_weight 0\.1, and the policy's entropy is no part of one term"):
+        section("sum", terms=[term])
 
 
 def test_items_of_the_wrong_kind_are_refused(tiny, given):

@@ -72,17 +72,27 @@ def test_values_entropies_and_lora_gradients_match_the_definition(model, monkeyp
     expected_gradients = lora_gradients(model, sum((w * e).sum() for w, e in zip(weights, expected, strict=True)))
 
     batch = PADDINGS[side](ROWS, EOS)
-    found, collisions = completion_token_logps(model, batch, with_collision=True)
+    found, collisions, _ = completion_token_logps(model, batch, with_collision=True)
     gradients = lora_gradients(model, sum((w * f).sum() for w, f in zip(weights, found, strict=True)))
+    more = completion_token_logps(model, batch, with_collision=chunk > 1, with_entropy=True)
+    assert all(map(torch.equal, more.logps, found))
+    total = sum((w * (f + 2.0 * h)).sum() for w, f, h in zip(weights, more.logps, more.entropies, strict=True))
+    gradients_of_both, expected_of_both = lora_gradients(model, total), torch.zeros((), dtype=torch.float64)
     scored, entropies = completion_token_scores(model, batch)
 
-    for row, f, c, s, h, e in zip(ROWS, found, collisions, scored, entropies, expected, strict=True):
+    columns = (found, collisions, scored, entropies, more.entropies, expected, weights)
+    for row, f, c, s, h, differentiable, e, w in zip(ROWS, *columns, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
         torch.testing.assert_close(s, e.detach(), rtol=0, atol=1e-12)
-        with torch.no_grad():
-            logits = model(torch.tensor([[*row.prompt_ids, *row.completion_ids]])).logits[0]
+        logits = model(torch.tensor([[*row.prompt_ids, *row.completion_ids]])).logits[0]
         by_torch = torch.distributions.Categorical(logits=logits[len(row.prompt_ids) - 1 : -1]).entropy()
-        torch.testing.assert_close(h, by_torch, rtol=0, atol=1e-12)
+        torch.testing.assert_close(h, by_torch.detach(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(differentiable, by_torch, rtol=0, atol=1e-12)
+        # Of one forward pass: the model's norms round gradients to float32, so two passes would not add up.
+        table = logits[len(row.prompt_ids) - 1 : -1].log_softmax(dim=-1)
+        again = table.gather(-1, torch.tensor([row.completion_ids]).T)
+        expected_of_both = expected_of_both + (w * (again[:, 0] + 2.0 * by_torch)).sum()
+        logits = logits.detach()
         same_twice = logits[len(row.prompt_ids) - 1 : -1].softmax(dim=-1).square().sum(dim=-1).log()
         torch.testing.assert_close(c, same_twice, rtol=0, atol=1e-12)
         assert not c.requires_grad
@@ -90,6 +100,8 @@ def test_values_entropies_and_lora_gradients_match_the_definition(model, monkeyp
     for name, gradient in expected_gradients.items():
         assert gradient.abs().max() > 1e-3
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-11)
+    for name, gradient in lora_gradients(model, expected_of_both).items():
+        torch.testing.assert_close(gradients_of_both[name], gradient, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("side", PADDINGS)

@@ -176,6 +176,7 @@ def flat_batch(log_ratios: list[tuple[float, float]]) -> PairBatch:
         margin=one,
         probability=one,
         weight=one,
+        entropy=torch.zeros_like(one),
     )
 
 

@@ -191,6 +191,7 @@ VERIFIER = {"type": "verifier", "method": "exact", "answer": "a"}
 OUTER: dict[str, Any] = {"type": "ensemble", "judges": {"a": VERIFIER, "b": JUDGE}}
 for name, extra in (("process", {}), ("normalise", {}), ("cached", {}), ("length_penalty", {"rate": 0.1})):
     OUTER = {"type": name, "judge": OUTER, **extra}
+RUBRIC = {"form": "rubric", "rubric": {"criteria": [{"criterion": "Is right."}]}}
 PRICED = {"base_url": "http://localhost/v1", "model": "m", "prices": {"prompt": 1.0, "completion": 2.0}}
 CONTROL = {"drift": {"max_kl": 1.0, "action": "stop"}, "alarm": {"action": "stop"}}
 CONFIGS = [
@@ -198,7 +199,10 @@ CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED, **RUBRIC}}),
+    RunConfig.model_validate({**COMMON, "judge": {"type": "process_reward_model", "path": "j", "marker": "<m>"}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "human"}}),
+    RunConfig.model_validate({**COMMON, "judge": {**JUDGE, "view": {"tags": [{"open": "[", "close": "]"}]}}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "engine": {"path": "m"}}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "python", "target": "j"}, "learner": {"lora": {"r": 8}}}),
     RunConfig.model_validate(

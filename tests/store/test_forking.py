@@ -75,6 +75,7 @@ def test_without_a_change_a_fork_is_the_run_again_and_does_only_what_it_should(
     left = work_left(new.path, work)
     of_round = {call.split()[0] for call in left if f"v{number - 1}" in call and "p" in call.split()[-1]}
     assert of_round - {"repeat"} == {"sample": {"sample", "judge"}, "judge": {"judge"}}.get(stage, set())
+    assert sum(n for call, n in left.items() if "reference_logps" in call) == 4 - number - (stage == "learn")
     new.go_on(stages)
     assert Counter(stages.tape.calls(*WORK)) == left
     assert without_settings(new.path) == without_settings(whole.path)

@@ -127,6 +127,16 @@ def labelled(draw: st.DrawFn, chat: bool) -> Labelled:
     )
 
 
+def test_answers_are_measured_in_a_column_of_their_own_where_there_is_a_view() -> None:
+    plain = Completion(
+        prompt_id="p", sample_index=0, token_ids=(1, 2), text="x", finish_reason="stop", sampler_logps=(-1.0, -1.0),
+        policy_version=0, seed=1,
+    )  # fmt: skip
+    viewed = [replace(plain, answer_tokens=1), replace(plain, sample_index=1)]  # the second one's is not known
+    assert from_parquet(to_parquet(viewed), Completion) == viewed
+    assert "answer_tokens" not in pq.ParquetFile(pa.BufferReader(to_parquet([plain]))).schema_arrow.names
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_records_come_back_exactly(data: st.DataObject) -> None:

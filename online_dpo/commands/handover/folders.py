@@ -34,18 +34,19 @@ def new_folder(out: Path, *, field: str = "OUT") -> Iterator[Path]:
     Raises:
         UserError: it cannot be written.
     """
-    partial = out.with_name(f".partial-{out.name}")
+    whole = out.resolve()  # `.` has no name
+    partial = whole.with_name(f".partial-{whole.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
         partial.mkdir(parents=True)
         try:
             yield partial
-            partial.replace(out)
+            partial.replace(whole)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"{field} is {out}, which cannot be written ({error.strerror}); name a folder that can"
+            f"{field} is {out}, which cannot be written ({error.strerror or error}); name a folder that can"
         ) from error
 
 

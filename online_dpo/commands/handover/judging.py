@@ -8,7 +8,7 @@ from typing import Any
 
 from online_dpo.commands.handover.folders import copy_model
 from online_dpo.config.base import Section
-from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge
+from online_dpo.config.judges.hosted import ClassifierJudge, PythonJudge
 from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import CachedJudge, OuterJudge, replace_hosted
@@ -66,7 +66,7 @@ def _portable(section: Section, field: str, folder: Path, notes: list[str]) -> A
         (folder / place).mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(file).expanduser(), folder / target)
         return section.model_copy(update={"target": f"{target.as_posix()}:{name}"})
-    if isinstance(section, RewardModelJudge):
+    if isinstance(section, ClassifierJudge):
         return section.model_copy(update={"path": _model(section.path, place / "model", folder)})
     if isinstance(section, LlmJudge) and section.engine is not None:
         path = _model(section.engine.path, place / "model", folder)

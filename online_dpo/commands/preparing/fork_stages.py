@@ -19,9 +19,12 @@ STAGES = ("sample", "judge", "pair", "learn")
 
 _READ_BY = {
     "judge": "judge",
+    "judge.view": "sample",  # tokens of answers are committed with the samples
+    "judge.view.unclosed": "judge",
     "verdicts": "judge",
     "pairing": "pair",
     "pairs": "pair",
+    "replay": "pair",
     "reference": "pair",  # the reference's log-probs are committed with the pairs
     "sampling.truncated": "pair",
     "sampling.truncated_penalty": "pair",
@@ -52,14 +55,15 @@ _FIRST_ROUND_ONLY = {
 }
 _AT_ANY_ROUND = ("prompts.per_round", "pairs.fraction", "learner.lora.dropout")
 
+_ANNOTATED = ("selected", "verdicts-annotator/", "parts-annotator/")
+"""What the annotator said. Where it is about other pairs than those of the fork, it is forgotten when it is asked."""
+
 _COMMITS = {
     "sample": (INITIAL_POLICY, "draw", "prompts", "completions/"),
     "judge": ("verdicts/", "repeats/", "parts/", "repeat-parts/", "not-covered"),
-    # What the annotator said about other pairs than those of the fork is forgotten when it is asked.
-    "pair": ("selected", "verdicts-annotator/", "parts-annotator/"),
-    "learn": ("pairs", "pairs-draw", "labelled", "demonstrations", "reference-logps"),
+    "pair": (*_ANNOTATED, "pairs", "pairs-draw", "labelled", "demonstrations", "reference-logps", "replay"),
 }
-"""Stage -> what it commits of a round; names of folders end with a slash."""
+"""Stage -> what it commits of a round that a fork can take; names of folders end with a slash."""
 
 
 def first_stage(old: RunConfig, new: RunConfig, changed: Collection[str]) -> tuple[str, str | None]:
@@ -71,6 +75,8 @@ def first_stage(old: RunConfig, new: RunConfig, changed: Collection[str]) -> tup
         changed: fields, and fields that name a file whose content changed.
     """
     by_stage = {stage: [f for f in changed if _entry(_READ_BY, f, "sample") == stage] for stage in STAGES}
+    if new.sft is not None and (shape := [f for f in changed if f.startswith("learner.lora")]):
+        by_stage["sample"].append(shape[0])  # of the initial policy, which the fine-tuning made
     if kind_of_items(old.objective) is not kind_of_items(new.objective):
         by_stage["pair"].append("objective.type")
     if old.objective.needs_reference != new.objective.needs_reference:
@@ -133,7 +139,7 @@ def is_taken(name: str, stage: str, *, changed: Collection[str]) -> bool:
         return bool(before) and _is_taken_of_initial(name, stage, changed)
     annotator = stage == "pair" and any(field.startswith("pairing.annotator") for field in changed)
     wanted = [prefix for one in before for prefix in _COMMITS[one]]
-    wanted += _COMMITS["pair"] if stage == "pair" and not annotator else []
+    wanted += _ANNOTATED if stage == "pair" and not annotator else []
     if "sample" in before and name.startswith((WHOLE, PARTS)):  # each writer has a folder of its own
         return True
     return any(name == prefix or (prefix.endswith("/") and name.startswith(prefix)) for prefix in wanted)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from online_dpo.commands.preparing.inputs import judge_sections
 from online_dpo.commands.preparing.memory import Shapes
-from online_dpo.config.judges.hosted import RewardModelJudge
+from online_dpo.config.judges.hosted import ClassifierJudge
 from online_dpo.config.judges.section import hosted_judges
 from online_dpo.config.objective.section import KTOObjective, SFTObjective
 from online_dpo.config.run import RunConfig
@@ -60,7 +60,7 @@ def _judging(config: RunConfig, shapes: Shapes, tokens: float) -> float:
     found = [0.0]
     for field, section in judge_sections(config).items():
         for _, judge in hosted_judges(section, field):
-            shape = shapes(judge.path) if isinstance(judge, RewardModelJudge) else None
+            shape = shapes(judge.path) if isinstance(judge, ClassifierJudge) else None
             if shape is not None:
                 found.append(_hours(shape, tokens, passes=1.0, share=JUDGING_SHARE * max(1.0, judge.num_gpus)))
     return max(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,17 @@ from online_dpo.commands.preparing.learning_rates import settle_lr
 from online_dpo.commands.preparing.model_checks import NamedModel, check_models, inspect_judge_models, own_models
 from online_dpo.commands.preparing.writers import load_writers, writer_models
 from online_dpo.config.human_checks import human_judges
-from online_dpo.config.judges.section import JudgeSection
+from online_dpo.config.judges.section import JudgeSection, hosted_judges
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.preferences import PairColumns
 from online_dpo.config.run import RunConfig
 from online_dpo.config.threads import resolve_threads
+from online_dpo.data.answer_lengths import AnswerLengths, check_prefilled, has_special_tags
 from online_dpo.data.encoding import PromptEncoder
 from online_dpo.data.preference_files import peek_preferences
 from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
 from online_dpo.data.prompts import Cursor, PromptSource, validate_source
-from online_dpo.errors import JudgeError, ModelError
+from online_dpo.errors import ConfigError, JudgeError, ModelError
 from online_dpo.loop.draws import check_one_form, first_written
 from online_dpo.loop.people.opening import check_gold
 from online_dpo.loop.rounds import Job
@@ -113,7 +114,7 @@ def judge_specs(config: RunConfig) -> dict[str, JudgeSpec]:
         if field in people:
             continue
         try:
-            specs[judge_name(field)] = make_spec(section, field=field, base_dir=Path.cwd())
+            specs[judge_name(field)] = make_spec(section, field=field, base_dir=Path.cwd(), view=config.view)
         except JudgeError as error:
             problems.append(str(error))
     if problems:
@@ -193,6 +194,24 @@ def load_inputs(inputs: Inputs) -> Materials:
     )
 
 
+def check_rubric_columns(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Refuse a column of checklists that none of these prompts has, where nothing takes its place.
+
+    Raises:
+        ConfigError: there is such a column.
+    """
+    for field, judge in judge_sections(config).items():
+        for place, section in hosted_judges(judge, field):
+            rubric = getattr(section, "rubric", None)
+            if rubric is None or rubric.criteria or any(rubric.column in prompt.metadata for prompt in prompts):
+                continue
+            known = ", ".join(dict.fromkeys(name for prompt in prompts for name in prompt.metadata)) or "none"
+            raise ConfigError(
+                f"{place}.rubric.column is {rubric.column}, and no prompt has such a column (there are: {known}); name "
+                f"the column with the checklists, or set {place}.rubric.criteria"
+            )
+
+
 def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
     """Load every data set; the job, and the prompt in whose form judges are tried.
 
@@ -222,6 +241,11 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
     if sampled[0].messages is not None:
         encoder = PromptEncoder(tokenizer, config.chat_template_kwargs)
         encoder.check_template(sampled[0].messages, f"model.path is {config.model.path}")
+    for field, section in judge_sections(config).items():
+        if (view := config.view_of(section)) is not None:
+            named = field if section.view is not None else "judge"
+            check_prefilled(view, sampled, tokenizer, f"{named}.view")
+    check_rubric_columns(config, sampled)
     first = sampled[:NUM_PROBE_ROWS]
     vocab_size = model.vocab_size or len(tokenizer)
     job = Job(
@@ -235,6 +259,10 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
             max_tokens=config.max_model_len - 1,
         ),
         pairs=pairs,
+        measured=AnswerLengths(config.view, tokenizer),
+        keeps_special_tokens=any(
+            has_special_tags(config.view_of(section), tokenizer) for section in judge_sections(config).values()
+        ),
         evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
         writers=load_writers(config, tokenizer, model, first[0]),
     )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from online_dpo.commands.preparing.inputs import judge_sections
 from online_dpo.commands.preparing.writers import engine_tokens
 from online_dpo.config.control import PathReference
-from online_dpo.config.judges.hosted import RewardModelJudge
-from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.hosted import ClassifierJudge, ScoringEngineSection
+from online_dpo.config.judges.llm import ChatEngineSection, LlmJudge
 from online_dpo.config.judges.section import hosted_judges
 from online_dpo.config.learner import LoraSection
 from online_dpo.config.objective.section import KTOObjective, SFTObjective
@@ -96,7 +96,7 @@ def actors_memory(config: RunConfig, shapes: Shapes, gpu_gib: float) -> list[Act
         found.append(_learner(config, policy, shapes))
     for field, section in judge_sections(config).items():
         for place, judge in hosted_judges(section, field):
-            if isinstance(judge, RewardModelJudge | LlmJudge):
+            if isinstance(judge, ClassifierJudge | LlmJudge):
                 found += _judge(place, judge, shapes, gpu_gib)
     return found
 
@@ -109,12 +109,12 @@ def models(config: RunConfig) -> Iterator[tuple[str, str]]:
     for field, section in judge_sections(config).items():
         for place, judge in hosted_judges(section, field):
             if (path := _path_of(judge)) is not None:
-                yield f"{place}.path" if isinstance(judge, RewardModelJudge) else f"{place}.engine.path", path
+                yield f"{place}.path" if isinstance(judge, ClassifierJudge) else f"{place}.engine.path", path
 
 
 def _path_of(judge: object) -> str | None:
     """Of the model that a judge's own process holds."""
-    if isinstance(judge, RewardModelJudge):
+    if isinstance(judge, ClassifierJudge):
         return judge.path
     return judge.engine.path if isinstance(judge, LlmJudge) and judge.engine is not None else None
 
@@ -204,20 +204,21 @@ def _learner(config: RunConfig, policy: ModelShape, shapes: Shapes) -> ActorMemo
     )
 
 
-def _judge(field: str, judge: RewardModelJudge | LlmJudge, shapes: Shapes, gpu_gib: float) -> Iterator[ActorMemory]:
+def _judge(field: str, judge: ClassifierJudge | LlmJudge, shapes: Shapes, gpu_gib: float) -> Iterator[ActorMemory]:
     """Nothing for an endpoint, whose memory is somebody else's."""
-    engine, path = judge.engine, _path_of(judge)
+    engine: ScoringEngineSection | ChatEngineSection | None = getattr(judge, "engine", None)
+    path = _path_of(judge)
     shape = None if path is None else shapes(path)
     if shape is None:
         return
     dtype = judge.engine.dtype if isinstance(judge, LlmJudge) and judge.engine is not None else "bfloat16"
-    dtype = judge.dtype if isinstance(judge, RewardModelJudge) else dtype
+    dtype = judge.dtype if isinstance(judge, ClassifierJudge) else dtype
     parts, limit = {"weights": _weights(shape, BYTES[dtype], None)}, None
     advice = f"set {field}.dtype to bfloat16, or take a smaller model"
     if engine is not None:
         parts["vLLM"], limit = ENGINE_GIB, engine.gpu_memory_utilization * gpu_gib
         advice = f"raise {field}.engine.gpu_memory_utilization, or take a smaller model"
-    elif isinstance(judge, RewardModelJudge):
+    elif isinstance(judge, ClassifierJudge):
         tokens = judge.batch_tokens
         # Nothing is kept without gradients: what one layer holds at its widest.
         one_layer = 6 * shape.hidden_size + 3 * shape.intermediate_size

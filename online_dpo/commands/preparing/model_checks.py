@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from online_dpo.config.control import PathReference
-from online_dpo.config.judges.hosted import RewardModelJudge
+from online_dpo.config.judges.hosted import ClassifierJudge, RewardModelJudge
 from online_dpo.config.judges.llm import ChatEngineSection, LlmJudge
 from online_dpo.config.judges.section import JudgeSection, hosted_judges
 from online_dpo.config.run import RunConfig
@@ -19,6 +19,7 @@ from online_dpo.models.given_reference import FIELD as REFERENCE_FIELD
 from online_dpo.models.given_reference import GivenReference
 from online_dpo.models.inspection import ModelInfo, inspect_model
 from online_dpo.models.locating import locate
+from online_dpo.models.model_files import Head
 from online_dpo.types import Adapter
 
 
@@ -29,7 +30,7 @@ class NamedModel:
     field: str  # such as `judge.path`
     path: str  # that the field has
     info: ModelInfo
-    classifies: bool = False  # a reward model; else a language model
+    head: Head = "language"
     trust_remote_code: bool
 
     @property
@@ -49,18 +50,20 @@ def inspect_judge_models(judge: JudgeSection, field: str, *, wanted: Callable[[s
     Raises:
         ModelError: a model is missing or damaged.
     """
-    model: RewardModelJudge | ChatEngineSection
+    model: ClassifierJudge | ChatEngineSection
+    head: Head
     for place, section in hosted_judges(judge, field):
-        if isinstance(section, RewardModelJudge):
-            name, model, classifies = f"{place}.path", section, True
+        if isinstance(section, ClassifierJudge):
+            name, model = f"{place}.path", section
+            head = "sequence" if isinstance(section, RewardModelJudge) else "token"
         elif isinstance(section, LlmJudge) and section.engine is not None:
-            name, model, classifies = f"{place}.engine.path", section.engine, False
+            name, model, head = f"{place}.engine.path", section.engine, "language"
         else:
             continue
         if wanted(model.path):
-            info = inspect_model(locate(model.path, field=name), field=name, generates=not classifies)
+            info = inspect_model(locate(model.path, field=name), field=name, generates=head == "language")
             trusted = model.trust_remote_code
-            yield NamedModel(field=name, path=model.path, info=info, classifies=classifies, trust_remote_code=trusted)
+            yield NamedModel(field=name, path=model.path, info=info, head=head, trust_remote_code=trusted)
 
 
 def own_models(config: RunConfig, model: ModelInfo, reference: GivenReference | None) -> list[NamedModel]:
@@ -95,8 +98,7 @@ def check_models(
         from online_dpo.models.loading import empty_model
 
     policy, *_ = [
-        empty_model(m.info, label=m.label, trust_remote_code=m.trust_remote_code, classifies=m.classifies)
-        for m in models
+        empty_model(m.info, label=m.label, trust_remote_code=m.trust_remote_code, head=m.head) for m in models
     ]
     lora = config.learner.lora
     if lora is not None and adapter is None and not isinstance(lora.targets, str):

@@ -61,6 +61,7 @@ def engine_spec(materials: Materials) -> Any:
         seed=0,  # every request has its own seed
         sleeps=config.layout == "colocated",
         quantization=quantization,
+        keeps_special_tokens=materials.job.keeps_special_tokens,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from judges.estimating import MAX_SAMPLED_PROMPTS, CountTokens, Questions, Use, estimate
 from judges.llm.budget import Spend, spent_of
@@ -22,7 +23,7 @@ from online_dpo.loop.draws import samples
 from online_dpo.models.tokenizer import load_tokenizer
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import Asked, ShardCommits, counted_so_far, evaluation_base
-from online_dpo.types import REWARD, PromptContent
+from online_dpo.types import REWARD, Prompt
 
 TRIAL_TOKENS = 32
 """More than either of a trial's answers has."""
@@ -83,7 +84,7 @@ def expected_spending(
     found = []
     for field, section in asking.items():
         uses = estimate(section, field, plan.questions(judge_name(field)), counter)
-        for place, use in _trials(section, field, plan.is_chat, counter):
+        for place, use in _trials(section, field, materials.first, counter):
             uses[place] += use
         judges = {place: judge for place, judge in hosted_judges(section, field) if isinstance(judge, LlmJudge)}
         for place, judge in judges.items():
@@ -99,7 +100,6 @@ class _Plan:
         self._config, self._job, self._store = materials.config, materials.job, store
         self._first = 0 if store is None else len(store.finished_rounds())
         self._training = self._training_prompts()
-        self.is_chat = materials.first.messages is not None
 
     def questions(self, judge: str) -> Iterator[Questions]:
         if judge in (REWARD, ANNOTATOR):
@@ -123,14 +123,14 @@ class _Plan:
 
     def _about_sets(self, judge: str) -> Iterator[Questions]:
         for name, prompts in self._job.evaluation_sets.items():
-            asked = self._questions([prompt.content for prompt in prompts], 1)
+            asked = self._questions(prompts, 1)
             for index, is_initial in self._evaluations():
                 base = evaluation_base(name, is_initial=is_initial)
                 yield replace(asked, number=len(prompts) - self._num_judged(index, base, Asked(judge=judge)))
                 if judge != REWARD:
                     yield replace(asked, number=self._most_repeated(len(prompts)), least=0.0)
 
-    def _questions(self, prompts: Sequence[PromptContent], num_completions: int) -> Questions:
+    def _questions(self, prompts: Sequence[Prompt], num_completions: int) -> Questions:
         """About each prompt."""
         most = self._config.sampling.max_tokens
         return Questions(number=len(prompts), prompts=prompts, num_completions=num_completions, answer_tokens=most)
@@ -158,28 +158,30 @@ class _Plan:
         share = self._config.verdicts.repeated
         return min(number, math.ceil(number * share + 4.0 * math.sqrt(number * share * (1.0 - share))))
 
-    def _training_prompts(self) -> Sequence[PromptContent]:
+    def _training_prompts(self) -> Sequence[Prompt]:
         """The first of the run's prompts in the order in which they are drawn, which is shuffled."""
         source, config, cursor = self._job.prompts, self._config, Cursor()
-        found: list[PromptContent] = []
+        found: list[Prompt] = []
         if source is None or config.prompts is None:
             return found
         for _ in range(config.run.rounds):
             if len(found) >= MAX_SAMPLED_PROMPTS:
                 break
             draw = source.draw(cursor, config.prompts.per_round)
-            found += [prompt.content for prompt in draw.prompts]
+            found += draw.prompts
             cursor = draw.cursor
         return found[:MAX_SAMPLED_PROMPTS]
 
 
-def _trials(section: JudgeSection, field: str, is_chat: bool, counter: CountTokens) -> Iterator[tuple[str, Use]]:
+def _trials(section: JudgeSection, field: str, first: Prompt, counter: CountTokens) -> Iterator[tuple[str, Use]]:
     """Each judge is tried once, after those inside it."""
-    prompt: PromptContent = [{"role": "user", "content": TEXT}] if is_chat else TEXT
+    is_chat = first.messages is not None
+    form: dict[str, Any] = {"messages": ({"role": "user", "content": TEXT},)} if is_chat else {"text": TEXT}
+    prompt = Prompt(prompt_id="trial", token_ids=(), metadata=first.metadata, **form)
     trial = Questions(number=1, prompts=[prompt], num_completions=len(ANSWERS), answer_tokens=TRIAL_TOKENS)
     if isinstance(section, OuterJudge):
         for place, inner in section.inner.items():
-            yield from _trials(inner, f"{field}.{place}", is_chat, counter)
+            yield from _trials(inner, f"{field}.{place}", first, counter)
     yield from estimate(section, field, [trial], counter).items()
 
 

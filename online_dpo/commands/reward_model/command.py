@@ -21,7 +21,7 @@ from online_dpo.errors import ConfigError, ModelError
 from online_dpo.importing import quick_imports
 from online_dpo.models.inspection import ModelInfo, inspect_model
 from online_dpo.models.locating import locate
-from online_dpo.models.tokenizer import load_tokenizer
+from online_dpo.models.tokenizer import check_ids, load_tokenizer
 from online_dpo.statistics.reward_models import describe_preferences
 
 REPORT = "reward_model.json"
@@ -55,6 +55,7 @@ def train_reward_model(config: RewardModelConfig, tell: Callable[[str], None]) -
     with quick_imports():
         from online_dpo.commands.reward_model.training import train
     tokenizer = load_tokenizer(base.folder, trust_remote_code=config.model.trust_remote_code)
+    check_ids(tokenizer.get_vocab(), f"model.path is {config.model.path}", vocab_size=base.vocab_size)
     if config.model.chat_template is not None:
         tokenizer.chat_template = config.model.chat_template
     # The judge takes the tokenizer's limit where its own section gives none, and so cuts where the training did.

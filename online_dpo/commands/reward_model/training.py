@@ -99,7 +99,7 @@ def _load(config: RewardModelConfig, base: Path) -> Any:
         base,
         shape,
         label=label,
-        classifies=True,
+        head="sequence",
         new_head=True,
         dtype=getattr(torch, section.dtype),
         trust_remote_code=section.trust_remote_code,
@@ -128,7 +128,8 @@ def _arguments(config: RewardModelConfig, num_pairs: int, folder: str) -> Reward
     section = config.training
     micro = section.micro_batch_pairs or section.batch_pairs
     num_steps = math.ceil(num_pairs / section.batch_pairs) * section.epochs
-    autocast = section.autocast == "bfloat16" or (section.autocast == "auto" and torch.cuda.is_available())
+    on_gpu = torch.cuda.is_available()
+    autocast = section.autocast == "bfloat16" or (section.autocast == "auto" and on_gpu)
     schedule = "constant_with_warmup" if section.schedule == "constant" else section.schedule  # plain has no warm-up
     return RewardConfig(
         output_dir=folder,
@@ -144,6 +145,7 @@ def _arguments(config: RewardModelConfig, num_pairs: int, folder: str) -> Reward
         max_grad_norm=section.max_grad_norm,
         center_rewards_coefficient=section.center_rewards,
         bf16=autocast,  # TRL's default is true
+        use_cpu=not on_gpu,  # else bfloat16 is refused there
         fp16=False,
         gradient_checkpointing=section.activation_checkpointing,
         disable_dropout=False,

@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from online_dpo.config.base import Auto, Count, Place, Section, changeable
+from online_dpo.config.judges.view import ViewingSection
 
 
-class HostedJudge(Section):
+class HostedJudge(ViewingSection):
     """What the actor that hosts a judge needs, whatever the kind."""
 
     about: ClassVar[str] = ""
@@ -44,27 +45,50 @@ class ScoringEngineSection(Section):
     """GiB of memory for the engine's KV cache on CPU."""
 
 
-class RewardModelJudge(HostedJudge):
+class ClassifierJudge(HostedJudge):
+    """A model with a classification head, with its own tokenizer and chat template."""
+
+    path: Place
+    """A folder or a hub id; of a reward model also `embedded:reward`, the tiny one that ships with the package."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The number format of the weights."""
+    max_tokens: int | None = Field(None, ge=8)
+    """The longest input in tokens; longer ones lose the start of the prompt. null takes the model's context."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens of one forward pass, padding included (an engine needs none)."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+
+
+class RewardModelJudge(ClassifierJudge):
     """A sequence-classification model with its own tokenizer and chat template."""
 
     about = "a sequence-classification model with its own tokenizer and chat template"
 
     type: Literal["reward_model"]
-    path: Place
-    """A folder, a hub id, or `embedded:reward` for the tiny model that ships with the package."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The number format of the weights."""
     output: Annotated[int, Field(ge=0)] | list[float] | None = None
     """How a model with several outputs gives one score: the position of one, or a weight for each. null: docs/judges.md
     says which models need neither."""
-    max_tokens: int | None = Field(None, ge=8)
-    """The longest input in tokens; longer ones lose the start of the prompt. null takes the model's context."""
-    batch_tokens: int = Field(8192, ge=1)
-    """Tokens of one forward pass, padding included (an engine needs none)."""
     engine: ScoringEngineSection | None = None
     """A vLLM engine to run the model in. null runs it in transformers."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the model may run."""
+
+
+class ProcessRewardModelJudge(ClassifierJudge):
+    """A token-classification model that scores every step of a completion; its scores are aggregated."""
+
+    about = "a token-classification model that scores every step of a completion"
+
+    type: Literal["process_reward_model"]
+    marker: str = Field(min_length=1)
+    """The text that the model was trained to find after each step, such as `<extra_0>`; a step's score is read at its
+    last token."""
+    separator: str = Field("\n\n", min_length=1)
+    """The text between two steps of a completion."""
+    label: int | None = Field(None, ge=0)
+    """The position, from 0, of the label of a good step, whose probability is the step's score. null: the second of two
+    labels, or the only one."""
+    aggregate: Literal["min", "mean", "product", "last"] = "min"
+    """How the steps' scores become one."""
 
 
 class IsolatedJudge(HostedJudge):

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from online_dpo.config.base import Place, Section, changeable
+from online_dpo.config.judges.view import ViewingSection
 
 
 class QualitySection(Section):
@@ -41,7 +42,7 @@ class QualitySection(Section):
         return self
 
 
-class HumanJudge(Section):
+class HumanJudge(ViewingSection):
     """People who compare two completions at a time, in a browser (`online-dpo annotate`)."""
 
     about: ClassVar[str] = "people who compare two completions at a time, in a browser"
@@ -84,6 +85,11 @@ class HumanJudge(Section):
     def _fields_agree(self) -> HumanJudge:
         if twice := {name for name in self.criteria if self.criteria.count(name) > 1}:
             raise ValueError(f"criteria has {sorted(twice)[0]!r} twice; name each once")
+        if self.view is not None and isinstance(self.view.unclosed, float):
+            raise ValueError(
+                f"view.unclosed is {self.view.unclosed:g}, a score, and people compare answers; set it to abstain or "
+                f"worst"
+            )
         return self
 
 

@@ -125,6 +125,40 @@ class ChatEngineSection(Section):
     """Whether code that comes with the model may run."""
 
 
+class Criterion(Section):
+    """One line of a checklist."""
+
+    criterion: str = Field(min_length=1)
+    """What an answer may do."""
+    weight: float = 1.0
+    """What it is worth; below 0 it is a fault. Not 0."""
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, value: float) -> float:
+        if value == 0.0:
+            raise ValueError("is 0, so that the criterion would not count; give it a weight, or remove it")
+        return value
+
+
+class RubricSection(Section):
+    """A checklist that every answer is held against."""
+
+    column: str | None = None
+    """The column of the prompts' source with each prompt's own checklist: a list of texts, or of objects with
+    `criterion` and `weight` (or `points`). null: all prompts have `criteria`."""
+    criteria: list[Criterion] = Field([])
+    """The checklist of prompts that have none in `column`. Empty: the judge abstains on these."""
+    credit: Literal["yes_no", "partly", "fraction"] = "partly"
+    """What a criterion may get: yes or no; yes, partly (one half) or no; or a number from 0 to 1."""
+
+    @model_validator(mode="after")
+    def _has_criteria(self) -> RubricSection:
+        if self.column is None and not self.criteria:
+            raise ValueError("names neither a column nor criteria; set one of the two")
+        return self
+
+
 class LlmJudge(HostedJudge):
     """A chat model that compares or grades completions."""
 
@@ -137,8 +171,11 @@ class LlmJudge(HostedJudge):
     """The server that is asked. null: `engine` must be set."""
     engine: ChatEngineSection | None = None
     """An engine of the judge's own that is asked. null: `endpoint` must be set."""
-    form: Literal["pairwise", "pointwise"] = "pairwise"
-    """What is asked: which of every two completions is better, or a grade from 1 to 10 for each completion."""
+    form: Literal["pairwise", "pointwise", "rubric"] = "pairwise"
+    """What is asked: which of every two completions is better; a grade from 1 to 10 for each completion; or which
+    criteria of a checklist each completion meets."""
+    rubric: RubricSection | None = None
+    """For `form: rubric`: the checklist. null otherwise."""
     principles: list[Annotated[str, Field(min_length=1)]] = Field(default=[OVERALL], min_length=1)
     """Sentences that may apply to a completion. There is one request for each, and their verdicts are aggregated."""
     weights: list[Annotated[float, Field(gt=0.0)]] | None = None
@@ -161,7 +198,7 @@ class LlmJudge(HostedJudge):
     temperature: float = Field(0.0, ge=0.0)
     """The sampling temperature of replies; several votes need one above 0."""
     max_tokens: Auto | Count = "auto"
-    """The longest JSON reply in tokens. auto: 64, and 256 with `explain`."""
+    """The longest JSON reply in tokens. auto: 64, and 256 with `explain`; 16 more for each criterion of a rubric."""
     max_chars: int = Field(200_000, ge=1)
     """The most characters of a prompt and the completions of one request together; the judge abstains above it."""
     seed: int = Field(0, ge=0)
@@ -182,6 +219,17 @@ class LlmJudge(HostedJudge):
     def _fields_agree(self) -> LlmJudge:
         _check_fields(self)
         return self
+
+
+_NOT_OF_RUBRICS = {
+    "principles": "asks about the criteria of rubric",
+    "weights": "has weights in rubric.criteria",
+    "aggregate": "adds up weighted criteria",
+    "verdict": "is answered in JSON",
+    "min_mass": "is answered in JSON",
+    "on_conflict": "has no orders",
+}
+"""Field -> why it says nothing where a checklist is asked about."""
 
 
 def _check_fields(section: LlmJudge) -> None:
@@ -210,8 +258,17 @@ def _check_fields(section: LlmJudge) -> None:
         raise ValueError(
             f"votes is {section.votes} and temperature is 0, so that all votes would be the same; set a temperature"
         )
-    if section.form == "pointwise" and not section.both_orders:
-        raise ValueError("both_orders is set and form is pointwise, which has no orders; remove both_orders")
+    if section.form != "pairwise" and not section.both_orders:
+        raise ValueError(f"both_orders is set and form is {section.form}, which has no orders; remove both_orders")
+    if (section.rubric is not None) != (section.form == "rubric"):
+        raise ValueError(
+            f"rubric is {'missing' if section.rubric is None else 'set'} and form is {section.form}; a rubric belongs "
+            f"to form: rubric"
+        )
+    if section.form == "rubric":
+        for name, replacement in _NOT_OF_RUBRICS.items():
+            if getattr(section, name) != type(section).model_fields[name].default:
+                raise ValueError(f"{name} is set and form is rubric, which {replacement}; remove {name}")
     if section.budget.cost is not None and (section.endpoint is None or section.endpoint.prices is None):
         raise ValueError("budget.cost is set and nothing has a price; set endpoint.prices")
     if section.engine is not None and section.budget != Budget():

@@ -12,12 +12,19 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, get_ar
 from pydantic import Field, field_validator, model_validator
 
 from online_dpo.config.base import Name, Place, Positive, Section, changeable
-from online_dpo.config.judges.hosted import PythonJudge, RewardModelJudge, VerifierJudge, check_regex
+from online_dpo.config.judges.hosted import (
+    ProcessRewardModelJudge,
+    PythonJudge,
+    RewardModelJudge,
+    VerifierJudge,
+    check_regex,
+)
 from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.judges.llm import LlmJudge
+from online_dpo.config.judges.view import ViewingSection
 
 
-class OuterJudge(Section):
+class OuterJudge(ViewingSection):
     """A judge that asks other judges. They share one process, and their reservations add up."""
 
     about: ClassVar[str] = ""
@@ -47,8 +54,13 @@ class OuterJudge(Section):
         return float(sum(section.timeout_s for section in self.inner.values()))
 
     @model_validator(mode="after")
-    def _has_no_people(self) -> OuterJudge:
+    def _fits_its_judges(self) -> OuterJudge:
         for place, section in self.inner.items():
+            if section.view is not None:
+                raise ValueError(
+                    f"{place}.view is set, and a judge inside another one sees what that one sees: set the view of the "
+                    f"outer judge, such as judge.view"
+                )
             if isinstance(section, HumanJudge):
                 raise ValueError(
                     f"{place}.type is human; people answer in their own time, and no other judge waits for them: make "
@@ -180,6 +192,7 @@ JudgeSection: TypeAlias = Annotated[
     | PythonJudge
     | LlmJudge
     | VerifierJudge
+    | ProcessRewardModelJudge
     | ProcessJudge
     | EnsembleJudge
     | LengthPenaltyJudge

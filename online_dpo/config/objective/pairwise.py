@@ -26,6 +26,9 @@ class Objective(Section):
     refusals: ClassVar[dict[str, str]] = {}
     """Why this objective cannot have certain fields of others, by field."""
 
+    entropy_weight: float = Field(0.0, ge=0.0)
+    """The weight of the policy's entropy on the answers it trains on, nats per token, which is taken off the loss."""
+
     @model_validator(mode="before")
     @classmethod
     def _explain_fields_of_others(cls, data: Any) -> Any:

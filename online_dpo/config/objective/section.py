@@ -77,6 +77,16 @@ class Term(Section):
             raise ValueError(f"is of type {kind}, which {why[kind]}; a term is a pairwise objective")
         return value
 
+    @field_validator("objective")
+    @classmethod
+    def _the_sum_has_the_bonus(cls, value: Any) -> Any:
+        if value.entropy_weight:
+            raise ValueError(
+                f"has entropy_weight {value.entropy_weight:g}, and the policy's entropy is no part of one term: set "
+                f"objective.entropy_weight"
+            )
+        return value
+
 
 class SumObjective(Objective):
     """The weighted sum of several objectives on the same pairs."""

@@ -101,7 +101,7 @@ class Writing:
             if text.detail is not None:
                 details[kind_of(text.detail)] += 1
         given = Given(
-            completions=tuple(completions),
+            completions=tuple(map(self._calls.measured, completions)),
             prompt_ids=tuple(dict.fromkeys(text.prompt_id for text in written.texts)),
             outcomes=dict(outcomes),
             details=dict(details),
@@ -115,7 +115,7 @@ class Writing:
 
     def _on_revised(self, section: ReviseWriter, shard: Shard, then: Then, revised: Revised) -> Iterator[Event]:
         given = Given(
-            completions=revised.completions,
+            completions=tuple(map(self._calls.measured, revised.completions)),
             prompt_ids=tuple(prompt.prompt_id for prompt in shard.prompts),
             outcomes=revised.outcomes,
             details={},

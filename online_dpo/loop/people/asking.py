@@ -15,8 +15,10 @@ from online_dpo.annotation.consensus import Consensus, find_consensus
 from online_dpo.annotation.records import Question, Vote
 from online_dpo.annotation.store import AnnotationStore
 from online_dpo.config.judges.human import HumanJudge
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.loop.people.comparisons import Answer, Places, compared, verdicts_of
 from online_dpo.loop.stages import Event
+from online_dpo.pairing.answers import for_judges
 from online_dpo.types import Completion, Judged, Prompt, Shard, Verdict, group_by_prompt
 from online_dpo.votes import CastVote
 
@@ -39,6 +41,7 @@ class AskedPeople:
     judge: str
     round_index: int
     prompts: tuple[Compared, ...]
+    settled: Mapping[str, Sequence[Verdict]]  # prompt id -> what nobody is asked about
 
     @property
     def questions(self) -> list[Question]:
@@ -53,6 +56,7 @@ class People:
         store: AnnotationStore,
         judges: Mapping[str, HumanJudge],
         *,
+        view: ViewSection | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Ask nothing yet.
@@ -60,9 +64,10 @@ class People:
         Args:
             store: of the run's questions and votes.
             judges: judge's name -> its section.
+            view: of the run, for a judge that has none of its own.
             sleep: waits, in seconds.
         """
-        self.store, self.judges = store, judges
+        self.store, self.judges, self._view = store, judges, view
         self._sleep = sleep
         self._open: dict[str, None] = {}  # questions that this process asked and that are not answered; ordered
 
@@ -75,10 +80,12 @@ class People:
             shard: the prompts.
             completions: of some or all of them.
         """
-        groups, section = group_by_prompt(completions), self.judges[judge]
+        section = self.judges[judge]
+        seen, settled = for_judges(completions, section.view or self._view)
+        groups = group_by_prompt(seen)
         prompts = [prompt for prompt in shard.prompts if prompt.prompt_id in groups]
         found = [_compare(judge, round_index, prompt, groups[prompt.prompt_id], section) for prompt in prompts]
-        task = AskedPeople(judge=judge, round_index=round_index, prompts=tuple(found))
+        task = AskedPeople(judge=judge, round_index=round_index, prompts=tuple(found), settled=settled)
         self.store.add_questions(task.questions, time.time())
         self._open |= dict.fromkeys(question.question_id for question in task.questions)
         return task
@@ -139,10 +146,12 @@ def _judged(task: AskedPeople, consensus: Mapping[str, Consensus], votes: Mappin
         verdicts += verdicts_of(prompt.completions, said)
         for question in prompt.questions.values():
             cast += [_cast(question, vote) for vote in votes[question.question_id]]
+    verdicts += [verdict for found in task.settled.values() for verdict in found]
     counters = {
         "num_judge_calls": len(task.questions),
         "num_judge_votes": sum(vote.counts for vote in cast),
         "num_judge_failures": 0,
+        **({"num_unclosed_completions": sum(map(len, task.settled.values()))} if task.settled else {}),
     }
     return Judged(verdicts=tuple(verdicts), counters=counters, votes=tuple(cast))
 

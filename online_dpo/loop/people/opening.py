@@ -65,7 +65,7 @@ def people_of(config: RunConfig, run_dir: Path) -> Iterator[People | None]:
         yield None
         return
     with open_store(judges, config, run_dir) as store:
-        yield People(store, judges)
+        yield People(store, judges, view=config.view)
 
 
 @contextmanager

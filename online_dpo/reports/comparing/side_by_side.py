@@ -58,6 +58,7 @@ def _row(runs: Sequence[ComparedRun], name: str, key: str) -> dict[str, Any]:
             str(run.place): answer_of(
                 run.evaluated[name].completions[key],
                 {judge: given[key] for judge, given in run.evaluated[name].scores.items() if key in given},
+                None if run.record.config is None else run.record.config.view,
             )
             for run in having
         },

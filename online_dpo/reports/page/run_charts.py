@@ -153,6 +153,7 @@ def _samples(rounds: Rounds, initial: Initial) -> Iterator[Chart]:
     sets = _sets(rounds, initial)
     own: dict[str, Callable[[RoundResult], float | None]] = {
         OWN: lambda r: r.sampling.length_mean,
+        "their answers": lambda r: r.sampling.answer_length_mean,
         "chosen": lambda r: r.pairs.chosen_length_mean,
         "rejected": lambda r: r.pairs.rejected_length_mean,
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.loop.stages import Event
 from online_dpo.reports.listening import WARNING, Listener
 from online_dpo.reports.result_reading import read_initial, read_rounds
@@ -56,6 +57,7 @@ class Trackers(Listener):
         store: RunStore,
         sets: Mapping[str, Sequence[Prompt]],
         tell: Callable[[str], None],
+        view: ViewSection | None = None,
     ) -> None:
         """Nothing is sent before the run starts.
 
@@ -65,7 +67,9 @@ class Trackers(Listener):
             store: of the run.
             sets: evaluation set -> its prompts.
             tell: takes a line for people.
+            view: what of a completion is the answer.
         """
+        self._view = view
         self._trackers, self._config, self._store, self._sets, self._tell = trackers, config, store, sets, tell
         self._fed: list[_Fed] = []
         self._num_steps = 0  # of the whole run
@@ -177,7 +181,7 @@ class Trackers(Listener):
 
     def _tables(self, sets: Mapping[str, Sequence[Prompt]], version: int) -> list[SampleTable]:
         try:
-            return sample_tables(self._store, sets, version)
+            return sample_tables(self._store, sets, version, self._view)
         except Exception as error:
             log.warning("no table of answers could be made", exc_info=error)
             self._warn([f"trackers get no answers of policy {version}: {error}"])

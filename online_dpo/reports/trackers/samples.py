@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from online_dpo.config.judges.view import ViewSection
+from online_dpo.pairing.answers import read_answer
 from online_dpo.reports.trackers.tracker import Cell, SampleTable
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import Asked, ShardCommits, evaluation_base
@@ -14,22 +16,27 @@ MAX_CHARS = 2000
 """Of a cell: what is longer is cut, and says so."""
 
 
-def sample_tables(store: RunStore, sets: Mapping[str, Sequence[Prompt]], version: int) -> list[SampleTable]:
+def sample_tables(
+    store: RunStore, sets: Mapping[str, Sequence[Prompt]], version: int, view: ViewSection | None = None
+) -> list[SampleTable]:
     """Of a policy that was evaluated, or made by a finished round.
 
     Args:
         store: of the run.
         sets: evaluation set -> its prompts.
         version: of the policy; 0 = the initial one.
+        view: what of a completion is the answer.
 
     Raises:
         CorruptionError: a file is missing or damaged.
     """
-    tables = [_answers(store, name, prompts, version) for name, prompts in sets.items()]
-    return [table for table in (*tables, _pairs(store, version)) if table is not None]
+    tables = [_answers(store, name, prompts, version, view) for name, prompts in sets.items()]
+    return [table for table in (*tables, _pairs(store, version, view)) if table is not None]
 
 
-def _answers(store: RunStore, name: str, prompts: Sequence[Prompt], version: int) -> SampleTable | None:
+def _answers(
+    store: RunStore, name: str, prompts: Sequence[Prompt], version: int, view: ViewSection | None
+) -> SampleTable | None:
     commits = ShardCommits(store.round(max(0, version - 1)), evaluation_base(name, is_initial=version == 0))
     if not commits.has_completions(0):
         return None  # the round was not evaluated
@@ -45,18 +52,22 @@ def _answers(store: RunStore, name: str, prompts: Sequence[Prompt], version: int
         for judge in judges
     }
     rows = [
-        (_prompt(prompt), _answer(completions[prompt.prompt_id]), *(s.get(prompt.prompt_id) for s in scores.values()))
+        (
+            _prompt(prompt),
+            _answer(completions[prompt.prompt_id], view),
+            *(s.get(prompt.prompt_id) for s in scores.values()),
+        )
         for prompt in prompts[:NUM_ROWS]
         if prompt.prompt_id in completions
     ]
     return SampleTable(name=f"samples/{name}", columns=("prompt", "answer", *scores), rows=tuple(rows))
 
 
-def _pairs(store: RunStore, version: int) -> SampleTable | None:
+def _pairs(store: RunStore, version: int, view: ViewSection | None) -> SampleTable | None:
     if version == 0 or not (found := store.round(version - 1)).has("pairs"):
         return None
     rows: list[tuple[Cell, ...]] = [
-        (_prompt(pair.prompt), _answer(pair.chosen), _answer(pair.rejected), pair.margin)
+        (_prompt(pair.prompt), _answer(pair.chosen, view), _answer(pair.rejected, view), pair.margin)
         for pair in found.get_records("pairs", Pair, limit=NUM_ROWS)
     ]
     return SampleTable(name="pairs", columns=("prompt", "chosen", "rejected", "margin"), rows=tuple(rows))
@@ -68,8 +79,8 @@ def _prompt(prompt: Prompt) -> str:
     return _cut("\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages))
 
 
-def _answer(completion: Completion) -> str:
-    return _cut(completion.text)
+def _answer(completion: Completion, view: ViewSection | None) -> str:
+    return _cut(read_answer(completion.text, view).text)
 
 
 def _cut(text: str) -> str:

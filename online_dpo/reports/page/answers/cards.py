@@ -4,7 +4,8 @@ A card is one prompt. Its keys are short because a page holds thousands of them:
 
     id prompt, o = what became of it, na = completions sampled, nv = verdicts
     a: answers   i sample, t text, x characters left out, n tokens, f finish reason, v policy version, g log-prob,
-                 q seed, h shard, w writer of a candidate
+                 q seed, h shard, w writer of a candidate; with a view also m tokens of the answer, th thoughts, ct
+                 characters of them left out, un = the thought has no end
     p: pairs     c chosen, r rejected (samples), m margin, b probability, w weight, cr/rr log-ratios, su surprise
     l: labels    i sample, d desirable, r log-ratio
     s: verdicts  j judge, a first, b second, s score, p probability, k kind of an abstention, y why, u uncertainty
@@ -17,10 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import CorruptionError, UserError
 from online_dpo.pairing.annotation import settle
+from online_dpo.pairing.answers import num_answer_tokens, read_answer
 from online_dpo.pairing.pairs import by_prompt, penalty_of
 from online_dpo.pairing.selection import select
 from online_dpo.store.round_store import RoundStore
@@ -103,8 +106,8 @@ def read_answers(part: RoundStore) -> RoundAnswers:
     )
 
 
-def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
-    """One prompt of a round, with what was answered, said and made of it."""
+def card_of(answers: RoundAnswers, prompt_id: str, outcome: str, view: ViewSection | None = None) -> Card:
+    """One prompt of a round, with what was answered, said and made of it; thoughts stand beside the answers."""
     items = answers.items.get(prompt_id, ())
     pairs = [item for item in items if isinstance(item, Pair)]
     labels = [item for item in items if isinstance(item, Labelled)]
@@ -126,7 +129,7 @@ def card_of(answers: RoundAnswers, prompt_id: str, outcome: str) -> Card:
         "o": outcome,
         "na": len(sampled) or len(chosen),
         "nv": len(said),
-        "a": [_answer(c, shard) for c in sorted(shown[:MAX_ANSWERS], key=lambda c: c.sample_index)],
+        "a": [_answer(c, shard, view) for c in sorted(shown[:MAX_ANSWERS], key=lambda c: c.sample_index)],
         **({"p": [_pair(pair) for pair in pairs]} if pairs else {}),
         **({"l": [_label(item) for item in labels]} if labels else {}),
         "s": [_verdict(judge, verdict) for judge, verdict in about_shown[:MAX_VERDICTS]],
@@ -167,11 +170,12 @@ def _why_no_pair(config: RunConfig, answers: RoundAnswers, prompt_id: str, sampl
     if not selected.items:
         return next(name for name, number in selected.outcomes.items() if number)
     annotated = answers.said.get(ANNOTATOR, {}).get(prompt_id)
-    if annotated is None:
+    annotator = config.pairing.annotator
+    if annotated is None or annotator is None:
         return "over_budget"
     pairs = [item for item in selected.items if isinstance(item, Pair)]
     penalty = penalty_of(config.sampling.truncated, config.sampling.truncated_penalty)
-    counts = settle(pairs, annotated, penalty).counts
+    counts = settle(pairs, annotated, penalty, config.view_of(annotator)).counts
     names = {"judge_failed": "annotator_failed", "abstained": "annotator_abstained", "tie": "annotator_tie"}
     return next((name for count, name in names.items() if counts[count]), UNKNOWN)
 
@@ -190,11 +194,27 @@ def cut(text: str) -> tuple[str, int]:
     return text[:MAX_CHARACTERS], max(0, len(text) - MAX_CHARACTERS)
 
 
-def _answer(completion: Completion, shard: int | None) -> dict[str, Any]:
-    text, left_out = cut(completion.text)
-    found = {"i": completion.sample_index, "t": text, "n": len(completion.token_ids)}
-    if left_out:
-        found["x"] = left_out
+def text_of(completion: Completion, view: ViewSection | None) -> dict[str, Any]:
+    """The keys of a completion's text, which a card and a held-out answer share."""
+    answer = read_answer(completion.text, view)
+    text, left_out = cut(answer.text)
+    found = {"t": text, **({"x": left_out} if left_out else {}), "n": len(completion.token_ids)}
+    if view is None:
+        return found
+    edges = [0, *(edge for span in answer.kept for edge in span), len(completion.text)]
+    between = zip(edges[::2], edges[1::2], strict=True)
+    thoughts, cut_off = cut("\n".join(completion.text[start:end] for start, end in between if start < end))
+    return {
+        **found,
+        "m": num_answer_tokens(completion),
+        **({"th": thoughts} if thoughts else {}),
+        **({"ct": cut_off} if cut_off else {}),
+        **({} if answer.is_closed else {"un": True}),
+    }
+
+
+def _answer(completion: Completion, shard: int | None, view: ViewSection | None) -> dict[str, Any]:
+    found = {"i": completion.sample_index, **text_of(completion, view)}
     if completion.source is not None:
         found |= {"w": completion.source, "f": completion.finish_reason, "h": shard}
     if completion.sampler_logps is None:

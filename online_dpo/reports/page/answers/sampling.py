@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from online_dpo.config.judges.view import ViewSection
 from online_dpo.config.run import RunConfig
 from online_dpo.reports.page.answers.cards import Card, RoundAnswers, card_of, outcome_of, read_answers, surprise
 from online_dpo.reports.page.answers.held_out import held_out
@@ -35,8 +36,9 @@ def sample_round(config: RunConfig | None, part: RoundStore) -> dict[str, Any]:
     answers = read_answers(part)
     prompt_ids = list(dict.fromkeys([*answers.prompts, *answers.completions, *answers.items]))
     outcomes = {prompt_id: outcome_of(config, answers, prompt_id) for prompt_id in prompt_ids}
-    cards = list(_fitting(_cards(answers, outcomes)))
-    sets, problems = held_out(part)
+    view = None if config is None else config.view
+    cards = list(_fitting(_cards(answers, outcomes, view)))
+    sets, problems = held_out(part, view)
     return {
         "round": part.index,
         "cards": cards,
@@ -58,9 +60,9 @@ def num_bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
 
 
-def _cards(answers: RoundAnswers, outcomes: dict[str, str]) -> Iterator[Card]:
+def _cards(answers: RoundAnswers, outcomes: dict[str, str], view: ViewSection | None) -> Iterator[Card]:
     for prompt_id in _by_importance(answers, outcomes)[:MAX_PROMPTS]:
-        yield card_of(answers, prompt_id, outcomes[prompt_id])
+        yield card_of(answers, prompt_id, outcomes[prompt_id], view)
 
 
 def _by_importance(answers: RoundAnswers, outcomes: dict[str, str]) -> list[str]:

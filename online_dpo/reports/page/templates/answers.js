@@ -11,6 +11,14 @@ function cutNote(answer) {
   return answer.x ? make("p", "facts", `${answer.x} more characters are in the run directory.`) : "";
 }
 
+// What a thinking model wrote before its answer, folded; it is no part of what judges saw.
+function thought(answer) {
+  if (answer.th === undefined && !answer.un) return "";
+  const more = answer.ct ? `\n(${answer.ct} more characters are in the run directory)` : "";
+  return make("details", "thought", make("summary", "", answer.un ? "A thought without an end" : "Thought"),
+    make("div", "content", (answer.th || "") + more));
+}
+
 // The answers of each round: filters, orders, and a link to every prompt.
 (() => {
   const form = document.getElementById("answers-controls");
@@ -47,7 +55,7 @@ function cutNote(answer) {
     longest: (a, b) => Math.max(...lengths(b)) - Math.max(...lengths(a)),
     uncertain: (a, b) => doubt(a) - doubt(b),
   };
-  const haystack = (card) => [card.id, plain(card.prompt), ...card.a.map((a) => a.t), ...card.s.map((v) => v.y || ""),
+  const haystack = (card) => [card.id, plain(card.prompt), ...card.a.flatMap((a) => [a.t, a.th || ""]), ...card.s.map((v) => v.y || ""),
     ...(card.w || []).map((v) => v.y)]
     .join("\n").toLocaleLowerCase();
 
@@ -59,11 +67,11 @@ function cutNote(answer) {
     fact("score", score(card, answer.i) === null ? null : figure(score(card, answer.i))),
     ratio === undefined || ratio === null ? null : fact("log-ratio", figure(ratio)),
     answer.g === undefined ? null : fact("log-prob", figure(answer.g)),
-    fact("tokens", answer.n), answer.f === "length" ? fact("", "cut at its limit") : null,
+    fact("tokens", answer.n), answer.m === undefined ? null : fact("of the answer", answer.m), answer.f === "length" ? fact("", "cut at its limit") : null,
     answer.w !== undefined ? fact("written by", answer.w)
       : answer.v === undefined ? fact("", "from the data set") : fact("policy", answer.v));
   const side = (card, answer, kind, title, text, ratio) => make("div", `side ${kind}`,
-    make("h4", "", `${title}: answer ${answer.i}`), make("div", "content", answer.t.trim() ? text : blank(answer.t)),
+    make("h4", "", `${title}: answer ${answer.i}`), thought(answer), make("div", "content", answer.t.trim() ? text : blank(answer.t)),
     cutNote(answer), facts(card, answer, ratio));
 
   const pairOf = (card, pair) => {

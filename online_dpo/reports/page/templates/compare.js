@@ -36,12 +36,12 @@
     const answer = row.answers[place], version = chosen().versions[place];
     const title = make("h4", "", swatch(place), make("span", "", DATA.labels[place]));
     if (!answer) return make("div", "side", title, make("p", "empty", version === undefined ? "The run has no such set." : "This prompt is not in the run's set."));
-    return make("div", "side", title, make("div", "content", answer.t.trim() ? answer.t : blank(answer.t)), cutNote(answer),
+    return make("div", "side", title, thought(answer), make("div", "content", answer.t.trim() ? answer.t : blank(answer.t)), cutNote(answer),
       make("ul", "facts", Object.entries(answer.s).map(([judge, score]) => {
         const given = scores(row, judge), line = fact(judge, figure(score));
         if (given.length > 1 && score === Math.max(...given) && score > Math.min(...given)) line.classList.add("best");
         return line;
-      }), fact("tokens", answer.n), fact("policy", version), answer.f === "length" ? fact("", "cut at its limit") : null));
+      }), fact("tokens", answer.n), answer.m === undefined ? null : fact("of the answer", answer.m), fact("policy", version), answer.f === "length" ? fact("", "cut at its limit") : null));
   };
 
   const card = (row) => make("article", "card", make("header", "", make("h3", "", `Prompt ${row.id}`)), content(row.prompt, row.id),

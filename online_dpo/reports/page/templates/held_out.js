@@ -23,9 +23,9 @@
     const answer = row.answers[version];
     const box = make("div", `side ${kind}`, make("h4", "", policy(Number(version))));
     if (!answer) return make("div", `side ${kind}`, make("h4", "", policy(Number(version))), make("p", "empty", "not sampled"));
-    box.append(make("div", "content", answer.t.trim() ? answer.t : blank(answer.t)), cutNote(answer), make("ul", "facts",
+    box.append(thought(answer), make("div", "content", answer.t.trim() ? answer.t : blank(answer.t)), cutNote(answer), make("ul", "facts",
       Object.entries(answer.s).map(([judge, score]) => fact(judge, figure(score))),
-      fact("tokens", answer.n), answer.f === "length" ? fact("", "cut at its limit") : null));
+      fact("tokens", answer.n), answer.m === undefined ? null : fact("of the answer", answer.m), answer.f === "length" ? fact("", "cut at its limit") : null));
     return box;
   };
 

@@ -1,0 +1,1 @@
+"""Items of earlier rounds that a round trains on once more (`replay`)."""
