@@ -26,6 +26,9 @@ Abstention: TypeAlias = Literal["abstained", "failed", "unasked", "first_place",
 REWARD = "reward"
 """The training judge's name, beside the names of the evaluation's judges."""
 
+DOMAIN = "domain"
+"""The key of a prompt's metadata that holds its domain, where prompts have one."""
+
 NUM_RANKINGS = "num_judge_rankings"
 """The counter of questions whose completions a judge saw side by side, although it then scores each of them."""
 

@@ -78,7 +78,7 @@ class TextWriter:
         """
         if isinstance(self._section, TeacherWriter):
             numbers = range(self._section.num_samples)
-            asked = {(p.prompt_id, n): _with_system(p, self._section.system) for p in prompts for n in numbers}
+            asked = {(p.prompt_id, n): teacher_messages(p, self._section.system) for p in prompts for n in numbers}
             replies = await self._ask(asked, "answer", round_index, self._spec.max_tokens)
         else:
             replies = await self._revise(self._section, prompts, samples, round_index)
@@ -155,7 +155,8 @@ class TextWriter:
         return derive_seed(self._spec.seed, "candidate", self._section.source, purpose, round_index, *key) >> 32
 
 
-def _with_system(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
+def teacher_messages(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
+    """What a teacher is asked about a prompt."""
     if prompt.messages is None:
         return (
             {"role": "system", "content": CONTINUE if system is None else system},

@@ -123,7 +123,7 @@ def estimate_run(
     elif expected:
         yield from spending.describe(expected)
     else:
-        yield "no judge asks a chat model; what code of yours asks is not known here"
+        yield "no judge and no writer of candidates asks a chat model; what code of yours asks is not known here"
 
 
 def show(report: dict[str, Any], *, num_prompts: int) -> Iterator[str]:

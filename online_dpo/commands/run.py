@@ -234,6 +234,8 @@ def _play(materials: Materials, store: RunStore | None, stack: ExitStack, guard:
     from actors.session import ray_session
 
     config = materials.config
+    for overlap in materials.job.overlaps:
+        guard.note(str(overlap) if overlap.is_dropped else f"warning: {overlap}")
     if config.sft is not None:
         if store is None:  # so that `resume` finds the run from here on
             info = run_info(materials)

@@ -19,6 +19,7 @@ from online_dpo.loop.people.leaving import awaited
 from online_dpo.loop.positions import why_stopped
 from online_dpo.loop.stages import INCIDENT
 from online_dpo.reports.data_set_lines import show_preferences
+from online_dpo.reports.domains.tables import domain_tables
 from online_dpo.reports.judge_tables import judges_table, latency_table, reasons_of
 from online_dpo.reports.metrics import check_metrics
 from online_dpo.reports.people import annotators_table, people_lines, read_people
@@ -128,6 +129,8 @@ def show_status(status: dict[str, Any], console: Console, *, as_json: bool) -> N
     if status["rounds"]:  # the initial policy alone has no rows in these
         console.print(training_table(status))
         console.print(samples_table(status))
+        for by_domain in domain_tables(status["rounds"]):
+            console.print(by_domain)
         for table in (judges_table(status["rounds"]), latency_table(status["rounds"])):
             if table is not None:
                 console.print(table)

@@ -23,6 +23,7 @@ from online_dpo.commands.preparing.sft import sft_run
 from online_dpo.config.control import PathReference
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.run import RunConfig
+from online_dpo.data.mixtures import PromptMixture
 from online_dpo.data.preferences import describe_draw
 from online_dpo.errors import JudgeError, ModelError
 from online_dpo.loop.people.opening import gold_questions
@@ -76,8 +77,7 @@ def _check_lightly(config: RunConfig, estimate: Estimate) -> Iterator[str]:
 
 def _not_checked(config: RunConfig) -> str:
     """What `validate_light` leaves open."""
-    sections = [config.prompts, *config.evaluation.sets.values(), *pair_sections(config).values()]
-    sources = [section.source for section in sections if section is not None]
+    sources = [section.source for section in (*config.prompt_parts.values(), *pair_sections(config).values())]
     remote = [path for path in [config.model.path, *sources] if not _is_local(path)]
     hub = f"what the hub holds ({', '.join(dict.fromkeys(remote))}), " if remote else ""
     return (
@@ -105,6 +105,9 @@ def validate_deep(config: RunConfig, machine: Machine) -> Iterator[str]:
     check_weights(materials.models)
     yield "weights: every value is a finite number"
     yield f"first prompt: {len(materials.first.token_ids)} tokens, {materials.first.content!r}"
+    if isinstance(materials.job.prompts, PromptMixture) and config.prompts is not None:
+        yield from materials.job.prompts.describe(config.prompts.per_round, config.run.rounds)
+    yield from map(str, materials.job.overlaps)
     for name, prompts in materials.job.evaluation_sets.items():
         yield f"evaluation.sets.{name}: {len(prompts)} prompts"
     if materials.job.pairs is not None:

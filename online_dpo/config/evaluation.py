@@ -7,16 +7,25 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from online_dpo.config.base import Name, Section, changeable
-from online_dpo.config.data import PromptColumn
+from online_dpo.config.data import CountedPrompts, PromptSets
 from online_dpo.config.judges.section import JudgeSection
 from online_dpo.config.preferences import EvaluationPairs
 
 
-class EvaluationSet(PromptColumn):
+class EvaluationSet(PromptSets):
     """Prompts that the updated policy answers once each."""
 
     count: int = Field(64, ge=1)
     """How many prompts are taken from the beginning of the source; it is an error if fewer are usable."""
+    domain_field: str | None = None
+    """The column that holds each prompt's domain, by which figures are told apart. null: they are not."""
+    sources: list[CountedPrompts] = Field([])
+    """Several data sets in place of `source`, each with a count of its own. Figures are told by their domains, too."""
+
+    @property
+    def has_domains(self) -> bool:
+        """Whether figures are told by domain."""
+        return bool(self.sources) or self.domain_field is not None
 
 
 class EvaluationSection(Section):

@@ -19,7 +19,7 @@ class LoraSection(Section):
 
     r: int = Field(16, ge=1, le=512)
     """The rank."""
-    alpha: float = Field(32, gt=0.0)
+    alpha: float = Field(32.0, gt=0.0)
     """The numerator of the scale alpha / r, by which the adapter's product is multiplied."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """The probability of dropping an input of the adapter in training."""

@@ -22,6 +22,7 @@ from online_dpo.config.yaml_text import expect_moderate, read_mapping, reason
 from online_dpo.errors import ConfigError
 from online_dpo.text_files import shown
 
+_INDEX = re.compile(r"[.\[]\d")
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 AnySection = typing.TypeVar("AnySection", bound=Section)
@@ -85,8 +86,12 @@ def _merge(source: str | Path | dict[str, Any], overrides: Sequence[str]) -> dic
     given = [_read_override(override) for override in overrides]
     try:
         chosen = OmegaConf.merge(*given) if given else OmegaConf.create({})
+        if _INDEX.search(" ".join(override.partition("=")[0] for override in overrides)):
+            chosen = OmegaConf.create(_whole_lists(OmegaConf.to_container(chosen), raw, ""))
         merged = OmegaConf.merge(OmegaConf.create(raw), chosen)
         data = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except ConfigError:
+        raise
     # Besides OmegaConf's own errors: TypeError of a list over a mapping, RecursionError, and whatever resolvers raise.
     except Exception as error:
         remedy = "; write ${section.field} of a field that has a value, or ${oc.env:NAME} of a variable that is set"
@@ -101,6 +106,30 @@ def _merge(source: str | Path | dict[str, Any], overrides: Sequence[str]) -> dic
         if isinstance(values, dict) and isinstance(old, dict) and new.get("type") != old.get("type"):
             data[section] = _only(new, values)
     return data
+
+
+def _whole_lists(given: Any, there: Any, path: str) -> Any:
+    """Overrides with the lists of the file in full, where they name entries by number: `prompts.sources.0.weight=2`.
+
+    Raises:
+        ConfigError: a list of the file has no such entry.
+    """
+    if not isinstance(given, dict):
+        return given
+    if isinstance(there, dict):
+        return {key: _whole_lists(value, there.get(key), f"{path}.{key}".lstrip(".")) for key, value in given.items()}
+    if not isinstance(there, list):
+        return given
+    if strange := [key for key in given if not str(key).isdecimal() or int(key) >= len(there)]:
+        raise ConfigError(f"{path}.{strange[0]} is not there; {path} is a list of {len(there)}, numbered from 0")
+    changed = {int(key): value for key, value in given.items()}
+    entries = []
+    for index, entry in enumerate(there):
+        value = _whole_lists(changed[index], entry, f"{path}.{index}") if index in changed else entry
+        if isinstance(value, dict) and isinstance(entry, dict):
+            value = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(entry), OmegaConf.create(value)))
+        entries.append(value)
+    return entries
 
 
 def _only(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
         # A budget that only warns or stops does not change what is trained on.
         if key in ("drift.max_kl", "drift.action"):
             free = not raises_beta
+        # Telling of prompts changes nothing; leaving them out does.
+        if key == "prompts.contaminated":
+            free = "drop" not in (before, after)
         line = f"{key} was {json.dumps(before)} and is now {json.dumps(after)}"
         (allowed if free else refused).append(line)
     if refused:

@@ -15,7 +15,7 @@ from online_dpo.config.base import Auto, Count, FolderName, Name, Place, Section
 from online_dpo.config.candidates.section import CandidateSection, ChatWriter
 from online_dpo.config.consistency import check_consistency
 from online_dpo.config.control import AlarmSection, DriftSection, FixedReference, ReferenceSection
-from online_dpo.config.data import ModelSection, PromptsSection
+from online_dpo.config.data import ModelSection, PromptSet, PromptsSection
 from online_dpo.config.evaluation import EvaluationSection, VerdictsSection
 from online_dpo.config.generation import GeneratorSection, SamplingSection
 from online_dpo.config.judges.section import JudgeSection
@@ -166,6 +166,14 @@ class RunConfig(Section):
     def needs_generators(self) -> bool:
         """Whether anything is ever sampled."""
         return self.prompts is not None or bool(self.evaluation.sets)
+
+    @property
+    def prompt_parts(self) -> dict[str, PromptSet]:
+        """Field -> data set of prompts, of training and of evaluation sets."""
+        found = {} if self.prompts is None else self.prompts.parts("prompts")
+        for name, section in self.evaluation.sets.items():
+            found |= section.parts(f"evaluation.sets.{name}")
+        return found
 
     @property
     def assumed_better(self) -> frozenset[str]:

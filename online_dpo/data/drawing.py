@@ -41,6 +41,29 @@ class Cursor:
         return max(self.position, *self.deferred, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class MixtureCursor:
+    """Where the next round of a mixture begins."""
+
+    parts: Mapping[str, tuple[int, Cursor]]  # data set -> prompts drawn of it, and where its next ones begin
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "sources": {
+                name: {"num_drawn": number, **cursor.to_dict()} for name, (number, cursor) in self.parts.items()
+            }
+        }
+
+
+def read_cursor(values: Mapping[str, Any]) -> Cursor | MixtureCursor:
+    """What `to_dict` of either gave."""
+    if "sources" not in values:
+        return Cursor.from_dict(values)
+    parts = values["sources"].items()
+    return MixtureCursor({name: (part["num_drawn"], Cursor.from_dict(part)) for name, part in parts})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSampler(Generic[T]):
     """Draws the rows of a source without replacement, in an order of its own for each epoch."""

@@ -13,10 +13,12 @@ from online_dpo.types import Message
 
 
 class Spec(Source, Protocol):
-    """What `config.PromptsSection` and `config.EvaluationSet` have in common."""
+    """What every data set of prompts in the config has."""
 
     @property
     def field(self) -> str: ...
+    @property
+    def domain_field(self) -> str | None: ...
 
 
 CONVERSATIONS = ("conversations", "messages")
@@ -65,8 +67,37 @@ def validate_source(spec: Spec, field: str) -> None:
 
 
 def _look(names: Iterable[str], *, spec: Spec, field: str) -> tuple[Sequence[str], RowCheck]:
-    column = column_in(spec.field, names)
-    return [column], partial(check_row, column=column, setting=f"{field}.field", label=label_of(spec, field))
+    column, label = column_in(spec.field, names), label_of(spec, field)
+    check = partial(check_row, column=column, setting=f"{field}.field", label=label)
+    domain = spec.domain_field
+    if domain is None:
+        return [column], check
+
+    def check_both(place: str, row: Mapping[str, Any]) -> None:
+        check(place, row)
+        check_domain(place, row, column=domain, setting=f"{field}.domain_field", label=label)
+
+    return [column, domain], check_both
+
+
+def check_domain(place: str, row: Mapping[str, Any], *, column: str, setting: str, label: str) -> None:
+    """Refuse a row without a domain.
+
+    Raises:
+        DataError: names the place, what was found there, and what to do.
+    """
+    if column not in row:
+        raise DataError(
+            f"{label}; {place} has no column {column}, it has {', '.join(row)}: set {setting} to the column that holds "
+            f"the prompts' domains"
+        )
+    value = row[column]
+    if not isinstance(value, str | int) or not str(value).strip():
+        what = "blank" if isinstance(value, str) else kind(value)
+        raise DataError(
+            f"{label}; {column} of {place} is {what}, but a domain is text or a whole number: correct or remove the "
+            f"row, or set {setting} to another column"
+        )
 
 
 def check_row(place: str, row: Mapping[str, Any], *, column: str, setting: str, label: str) -> None:

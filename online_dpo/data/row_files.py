@@ -51,6 +51,11 @@ class Table:
         rows = self.rows.select_columns([name]) if hasattr(self.rows, "select_columns") else self.rows
         return [row.get(name) for row in rows]
 
+    def has(self, name: str) -> bool:
+        """Whether any row has a column of this name."""
+        names = getattr(self.rows, "column_names", None)
+        return name in names if names is not None else any(name in row for row in self.rows)
+
 
 def label_of(source: Source, field: str) -> str:
     """How errors about a source begin."""

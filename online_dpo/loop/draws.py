@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
+from online_dpo.data.drawing import Cursor, MixtureCursor, read_cursor
+from online_dpo.data.mixtures import AnyPrompts
 from online_dpo.data.preferences import PairSource
-from online_dpo.data.prompts import PromptSource
+from online_dpo.data.prompts import REASONS
 from online_dpo.errors import ConfigError, DataError
 from online_dpo.learner.items import kind_of
 from online_dpo.loop.items import name_of_items
@@ -24,8 +26,8 @@ class DrawnPrompts:
     """The prompts that a round samples."""
 
     prompts: Sequence[Prompt]
-    cursor: Cursor  # where the next round's prompts begin
-    figures: Mapping[str, int]  # `num_prompts`, and those that were passed over by reason
+    cursor: Cursor | MixtureCursor  # where the next round's prompts begin
+    figures: Mapping[str, Any]  # `num_prompts`, and those that were passed over by reason; of a mixture, its sources'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,21 +68,24 @@ def training_plan(config: RunConfig, index: int) -> SamplingPlan:
     )
 
 
-def draw_prompts(config: RunConfig, source: PromptSource, store: RoundStore, cursor: Cursor) -> DrawnPrompts:
+def draw_prompts(
+    config: RunConfig, source: AnyPrompts, store: RoundStore, cursor: Cursor | MixtureCursor
+) -> DrawnPrompts:
     """A round's prompts, drawn once and committed with where the next round's begin."""
     if not store.has("prompts"):
         assert config.prompts is not None
         draw = source.draw(cursor, config.prompts.per_round)
         if not store.has("draw"):
-            counts = {"cursor": draw.cursor.to_dict(), "too_long": draw.num_too_long, "empty": draw.num_empty}
-            store.put_json("draw", counts)
+            of_sources = {"sources": draw.sources} if draw.sources else {}
+            store.put_json("draw", {"cursor": draw.cursor.to_dict(), **draw.passed_over, **of_sources})
         store.put_records("prompts", draw.prompts)
     prompts, drawn = store.get_records("prompts", Prompt), store.get_json("draw")
-    passed_over = {f"num_prompts_{reason}": drawn[reason] for reason in ("too_long", "empty")}
+    figures = {f"num_prompts_{reason}": drawn[reason] for reason in REASONS if reason in drawn}
+    of_sources = {"prompt_sources": drawn["sources"]} if "sources" in drawn else {}
     return DrawnPrompts(
         prompts=prompts,
-        cursor=Cursor.from_dict(drawn["cursor"]),
-        figures={"num_prompts": len(prompts), **passed_over},
+        cursor=read_cursor(drawn["cursor"]),
+        figures={"num_prompts": len(prompts), **figures, **of_sources},
     )
 
 

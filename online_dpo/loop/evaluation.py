@@ -17,6 +17,7 @@ from online_dpo.loop.rollouts import Collected, Rollouts, Sampling, rows_of
 from online_dpo.loop.stages import Event, LearnerStage
 from online_dpo.loop.verdicts import Asking, asked_again, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
+from online_dpo.statistics.domains import by_domain, describe_samples
 from online_dpo.statistics.samples import (
     describe_completions,
     kl_per_completion,
@@ -30,7 +31,7 @@ from online_dpo.store.forking import former_judges
 from online_dpo.store.round_store import RoundStore
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import evaluation_base
-from online_dpo.types import REWARD, Completion, Prompt, SamplingPlan, WeightsRef, derive_seed
+from online_dpo.types import REWARD, Completion, Prompt, SamplingPlan, Verdict, WeightsRef, derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +86,13 @@ def evaluate(
             seed = derive_seed(config.run.seed, "bootstrap", name, policy.version)
             compared = yield from _comparisons(config, sampled[name], seed)
             collected = sampled[name].collected
-            divergences = _divergences(calls.stages.learner, prompts, collected, references)
+            measured = _measure(calls.stages.learner, prompts, collected, references)
             before = None if baseline is None else baseline[name]["scores"]
             described = _describe(config, collected, before, seed)
-            store.put_json(commit, {**described, "judges": {**described["judges"], **compared}, **divergences})
+            found = {**described, "judges": {**described["judges"], **compared}, **measured.means()}
+            if config.evaluation.sets[name].has_domains:
+                found["domains"] = _domains(prompts, collected, measured, before or {}, seed)
+            store.put_json(commit, found)
         summaries[name] = store.get_json(commit)
         shown = {key: value for key, value in summaries[name].items() if key != "scores"}
         yield Event(
@@ -204,13 +208,27 @@ def _asked_again(config: RunConfig, prompts: Sequence[Prompt], version: int) -> 
     return {judge: asked_again(share, ids, config.run.seed, version, judge) for judge in judges}
 
 
-def _divergences(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the learner measured of each completion of a set."""
+
+    kls: Mapping[str, Sequence[float]]  # figure -> nats per completion
+    entropies: Sequence[Sequence[float]]  # of each token, nats
+
+    def means(self, rows: Sequence[int] | None = None) -> dict[str, float | None]:
+        """Mean KL per completion and mean entropy per token, of all completions or of some."""
+        chosen = range(len(self.entropies)) if rows is None else rows
+        figures = {name: mean([values[row] for row in chosen]) for name, values in self.kls.items()}
+        return {**figures, "entropy": mean([value for row in chosen for value in self.entropies[row]])}
+
+
+def _measure(
     learner: LearnerStage,
     prompts: Sequence[Prompt],
     collected: Collected,
     references: Mapping[str, Sequence[WeightsRef]],
-) -> dict[str, float | None]:
-    """Mean KL per completion to each reference by both estimators, and the policy's mean entropy per token.
+) -> Measured:
+    """KL to each reference by both estimators, and the policy's entropy.
 
     An ensemble's mean log-prob is not that of a normalised distribution, so its KL is the mean of the KLs to its
     members; the low-variance estimate is smaller by what the mixture lacks of a probability of one.
@@ -221,15 +239,38 @@ def _divergences(
     )
     rows = rows_of(prompts, collected.completions)
     scores = dict(zip(under, learner.score(rows, under), strict=True))
-    policy, figures = scores["policy"], {}
+    policy = scores["policy"]
+    kls: dict[str, list[float]] = {}
     for name, members in references.items():
         if members:
             others = mean_token_logps([scores[member].token_logps for member in members])
-            kls = [kl_per_completion(p, q) for p, q in zip(policy.token_logps, others, strict=True)]
-            figures[f"kl_{name}"] = mean([low_variance for low_variance, _ in kls])
-            figures[f"kl_{name}_plain"] = mean([plain for _, plain in kls])
-    figures["entropy"] = mean([value for row in policy.entropies or () for value in row])
-    return figures
+            both = [kl_per_completion(p, q) for p, q in zip(policy.token_logps, others, strict=True)]
+            kls[f"kl_{name}"] = [low_variance for low_variance, _ in both]
+            kls[f"kl_{name}_plain"] = [plain for _, plain in both]
+    return Measured(kls=kls, entropies=policy.entropies or [()] * len(rows))
+
+
+def _domains(
+    prompts: Sequence[Prompt],
+    collected: Collected,
+    measured: Measured,
+    before: Mapping[str, Mapping[str, float]],
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Domain -> figures of its completions, and of each judge but people."""
+    found = {}
+    for domain, ids in by_domain(prompts).items():
+        rows = [row for row, c in enumerate(collected.completions) if c.prompt_id in ids]
+        found[domain] = {
+            "num_prompts": len(ids),
+            **describe_samples([collected.completions[row] for row in rows]),
+            **measured.means(rows),
+            "judges": {
+                judge: _compare([v for v in said.verdicts if v.prompt_id in ids], before.get(judge, {}), seed)
+                for judge, said in collected.said.items()
+            },
+        }
+    return found
 
 
 def _describe(config: RunConfig, collected: Collected, before: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
@@ -240,10 +281,7 @@ def _describe(config: RunConfig, collected: Collected, before: Mapping[str, Any]
         scores[judge] = scores_by_prompt(said.verdicts)
         start = {} if before is None else before.get(judge, {})
         judges[judge] = {
-            "mean": mean(list(scores[judge].values())),
-            "num_abstained": sum(verdict.reason is not None for verdict in said.verdicts),
-            "gain": _as_list(paired_bootstrap(start, scores[judge], seed=seed)),
-            "win_rate": _as_list(win_rate(start, scores[judge], seed=seed)),
+            **_compare(said.verdicts, start, seed),
             "report": report_on(collected.completions, said, _view_of(config, judge)),
         }
     return {**describe_completions(collected.completions, config.view), "judges": judges, "scores": scores}
@@ -251,6 +289,17 @@ def _describe(config: RunConfig, collected: Collected, before: Mapping[str, Any]
 
 def _view_of(config: RunConfig, judge: str) -> ViewSection | None:
     return config.view if judge == REWARD else config.view_of(config.evaluation.judges[judge])
+
+
+def _compare(verdicts: Sequence[Verdict], before: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """What a judge said, against its scores of the initial policy."""
+    scores = scores_by_prompt(verdicts)
+    return {
+        "mean": mean(list(scores.values())),
+        "num_abstained": sum(verdict.reason is not None for verdict in verdicts),
+        "gain": _as_list(paired_bootstrap(before, scores, seed=seed)),
+        "win_rate": _as_list(win_rate(before, scores, seed=seed)),
+    }
 
 
 def _as_list(estimate: tuple[float, float, float] | None) -> list[float] | None:

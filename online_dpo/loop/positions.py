@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
+from online_dpo.data.drawing import Cursor, MixtureCursor, read_cursor
 from online_dpo.loop.control import Control, stop_reason
 from online_dpo.loop.references import Reference, first_reference, policy_of, restore_reference
 from online_dpo.store.run_store import RunStore
@@ -17,7 +17,7 @@ class Position:
     """Where a run stands between two rounds; the next round starts from this and nothing else."""
 
     round_index: int  # of the next round; also the version of `policy`
-    cursor: Cursor  # of the prompts
+    cursor: Cursor | MixtureCursor  # of the prompts
     pairs_cursor: Cursor
     policy: Adapter | None  # None = the base model, which a fresh adapter leaves unchanged
     previous: Adapter | None
@@ -42,7 +42,7 @@ def restore_position(config: RunConfig, store: RunStore, initial: Adapter | None
     state = last.state()
     return Position(
         round_index=index,
-        cursor=Cursor.from_dict(state["cursor"]),
+        cursor=read_cursor(state["cursor"]),
         pairs_cursor=Cursor.from_dict(state["pairs_cursor"]),
         policy=policy_of(store, index, initial),
         previous=policy_of(store, index - 1, initial),

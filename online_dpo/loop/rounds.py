@@ -13,9 +13,10 @@ from typing import Any
 
 from online_dpo.config.pairing import ANNOTATOR
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
+from online_dpo.data.decontamination import Overlap
+from online_dpo.data.drawing import Cursor, MixtureCursor
+from online_dpo.data.mixtures import AnyPrompts
 from online_dpo.data.preferences import PairDraw, PairSource
-from online_dpo.data.prompts import PromptSource
 from online_dpo.errors import AnswersMissing
 from online_dpo.loop.annotation import annotate
 from online_dpo.loop.calls import Calls
@@ -45,6 +46,7 @@ from online_dpo.loop.updates import newest_checkpoint, restore_learner, train
 from online_dpo.loop.verdicts import NOTHING_SAID, report_on
 from online_dpo.loop.weight_sync import Policy, Pusher
 from online_dpo.pairing.selection import check_not_empty, select
+from online_dpo.statistics.domains import domain_figures
 from online_dpo.statistics.judge_warnings import judge_warnings, warnings
 from online_dpo.statistics.overoptimisation import compare_with_best
 from online_dpo.statistics.samples import describe_completions, describe_items, mean
@@ -59,11 +61,12 @@ class Job:
     """What a run works on, besides its config."""
 
     config: RunConfig
-    prompts: PromptSource | None  # None = nothing is sampled to train on
+    prompts: AnyPrompts | None  # None = nothing is sampled to train on
     evaluation_sets: Mapping[str, Sequence[Prompt]]
     probe: Sequence[Row]
     pairs: PairSource | None = None
     evaluation_pairs: Mapping[str, PairDraw] = field(default_factory=dict)
+    overlaps: Sequence[Overlap] = ()  # training prompts that are held out as well
     measured: Callable[[Completion], Completion] = lambda completion: completion  # with the length of its answer
     keeps_special_tokens: bool = False  # in the texts of completions, since tags of thoughts are such
     writers: Writers | None = None  # of candidates
@@ -75,7 +78,7 @@ class Gathered:
 
     items: Items
     figures: Mapping[str, Any]  # of the round's summary
-    cursor: Cursor
+    cursor: Cursor | MixtureCursor
     pairs_cursor: Cursor
 
 
@@ -193,6 +196,7 @@ class Rounds:
             **said.counters,
             REWARD: mean(scores_of(own, said.verdicts)),
             **describe_candidates(config, store, collected.completions, said.verdicts, selected.items),
+            **domain_figures(config.prompts, drawn.prompts, own, said.verdicts, selected.items),
         }
         yield Event(kind="paired", round_index=store.index, data={"num_items": len(selected.items), **figures})
         told = [warning for judge, found in reports.items() for warning in warnings(judge, found)]

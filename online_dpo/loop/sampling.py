@@ -7,8 +7,8 @@ from functools import partial
 
 from online_dpo.config.judges.human import HumanJudge
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
-from online_dpo.data.prompts import PromptSource
+from online_dpo.data.drawing import Cursor, MixtureCursor
+from online_dpo.data.mixtures import AnyPrompts
 from online_dpo.loop.calls import Calls
 from online_dpo.loop.candidates.writers import Writers, needs_policy
 from online_dpo.loop.candidates.writing import Writing
@@ -31,7 +31,7 @@ class RoundSampler:
     def __init__(
         self,
         config: RunConfig,
-        prompts: PromptSource | None,
+        prompts: AnyPrompts | None,
         calls: Calls,
         store: RunStore,
         pusher: Pusher,
@@ -52,7 +52,7 @@ class RoundSampler:
         self.store, self.pusher = store, pusher
 
     def draw(
-        self, store: RoundStore, cursor: Cursor, kind: str = "stage"
+        self, store: RoundStore, cursor: Cursor | MixtureCursor, kind: str = "stage"
     ) -> Generator[Event, None, tuple[DrawnPrompts, Rollouts]]:
         """The prompts that the round samples, and what of their rollouts is committed."""
         assert self.prompts is not None
@@ -116,7 +116,9 @@ class RoundSampler:
             check_coverage(store, rollouts.prompts, collected, self.config.verdicts.min_coverage)
         return collected
 
-    def sample_ahead(self, position: Position, cursor: Cursor) -> Generator[Event, None, Sampling | None]:
+    def sample_ahead(
+        self, position: Position, cursor: Cursor | MixtureCursor
+    ) -> Generator[Event, None, Sampling | None]:
         """With `overlap: 1`, begin to sample the next round by the policy that this round begins with.
 
         The learner trains on meanwhile, so its weights are no longer that policy's.

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from online_dpo.reports.results import (
+    DomainResult,
     Estimate,
     EvaluationResult,
     JudgeEvaluation,
@@ -69,6 +70,7 @@ def read_round(record: Mapping[str, Any], checks: Iterable[Mapping[str, Any]] = 
         sampling=sampling,
         judging=judging,
         pairs=replace(pairs, counts=counts),
+        domains={name: _domain(found) for name, found in left.pop("domains", {}).items()},
         learning=_take(LearningResult, left),
         evaluation={name: _evaluation(found) for name, found in left.pop("evaluation", {}).items()},
         push=_push(checks),
@@ -87,7 +89,13 @@ def _push(checks: Iterable[Mapping[str, Any]]) -> PushResult:
 def _evaluation(record: Mapping[str, Any]) -> EvaluationResult:
     left = dict(record)
     judges = {name: _judged(found) for name, found in left.pop("judges", {}).items()}
-    return _take(EvaluationResult, left, judges=judges, sampling=_take(SamplingResult, left))
+    domains = {name: _evaluation(found) for name, found in left.pop("domains", {}).items()}
+    return _take(EvaluationResult, left, judges=judges, sampling=_take(SamplingResult, left), domains=domains)
+
+
+def _domain(record: Mapping[str, Any]) -> DomainResult:
+    left = dict(record)
+    return _take(DomainResult, left, sampling=_take(SamplingResult, left))
 
 
 def _judged(record: Mapping[str, Any]) -> JudgeEvaluation:

@@ -30,6 +30,12 @@ class SamplingResult:
     """Prompts of the source that were passed over because they are longer than `prompts.max_tokens`."""
     num_prompts_empty: int | None = None
     """Prompts of the source that were passed over because they are empty."""
+    num_prompts_duplicate: int | None = None
+    """Prompts of a mixture that were passed over because a data set before theirs has them; None without a mixture."""
+    num_prompts_contaminated: int | None = None
+    """Prompts of the source that were passed over because an evaluation has them; None unless these are dropped."""
+    prompt_sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Data set of a mixture -> its prompts in the round and in all, `epochs` of it, and what was passed over."""
     staleness: int | None = None
     """By how many versions the policy that sampled is behind the one that trains on it; None where `overlap` is 0."""
     num_completions: int | None = None
@@ -271,6 +277,8 @@ class EvaluationResult:
     """Mean entropy of the policy, nats per token."""
     sampling: SamplingResult = field(default_factory=SamplingResult)
     """Number, length and diversity of the samples."""
+    domains: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    """Domain -> the same of its prompts, where the set has domains."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Figures that no field holds."""
 
@@ -304,6 +312,20 @@ class PushResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainResult:
+    """A round's samples of one domain of a mixture."""
+
+    sampling: SamplingResult = field(default_factory=SamplingResult)
+    """Prompts, completions, their length and truncation."""
+    reward: float | None = None
+    """Mean score of the training judge."""
+    num_prompts_used: int | None = None
+    """Prompts that gave a pair or a labelled answer."""
+    num_items: int | None = None
+    """Pairs or labelled answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
     """A finished round, in sections."""
 
@@ -325,6 +347,8 @@ class RoundResult:
     """What judges said, and about the judges."""
     pairs: PairsResult = field(default_factory=PairsResult)
     """Pairs or labelled answers, and why others gave none."""
+    domains: Mapping[str, DomainResult] = field(default_factory=dict)
+    """Domain -> the round's samples of it, where prompts are a mixture."""
     learning: LearningResult = field(default_factory=LearningResult)
     """The optimizer's steps."""
     candidates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -92,6 +92,11 @@ class CandidateCommits:
             found = found.plus(self._get(name))
         return found
 
+    def num_prompts(self, source: str) -> int:
+        """Prompts that a writer has answered, in whole shards or parts."""
+        names = [*self._store.names(f"{WHOLE}{source}/"), *self._store.names(f"{PARTS}{source}/")]
+        return len({prompt_id for name in names for prompt_id in self._store.get_json(name)["prompt_ids"]})
+
     def counted(self, source: str) -> Iterator[Mapping[str, int | float]]:
         """What a writer counted in each commit, each request once."""
         whole = self._store.names(f"{WHOLE}{source}/")

@@ -19,7 +19,7 @@ import yaml
 from mutations import ODD, mutated_bytes, mutated_value
 from pyarrow import feather, ipc, parquet
 
-from online_dpo.config.data import PromptsSection
+from online_dpo.config.data import PromptSet
 from online_dpo.config.loading import dump_config, load_config
 from online_dpo.config.preferences import PairsSection
 from online_dpo.data.completion_files import read_rows
@@ -132,13 +132,13 @@ def written(rows: list[Any], suffix: str, path: Path) -> bytes:
 
 
 def try_file(path: Path) -> str:
-    prompts = PromptsSection(source=str(path))
+    prompts = PromptSet(source=str(path))
     pairs = PairsSection(source=str(path))
     labelled = PairsSection(source=str(path), format="labelled", completion="chosen")
     seen = set()
     for spec in (prompts, pairs, labelled):
         try:
-            if isinstance(spec, PromptsSection):
+            if isinstance(spec, PromptSet):
                 load_table(spec, field="prompts")
             else:
                 table = load_preferences(spec, field="pairs")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from candidates_kit import run_with, stages_of
 from cli_kit import called, write_inputs
 from hosted_kit import HostedStages
 from judge_servers import Answer, Server, completion, longer_wins, serve, verdict
@@ -126,6 +129,50 @@ def test_a_run_takes_what_was_foreseen(tmp_path: Path) -> None:
     check(whole, {n: Spend(s.calls - trials[n], s.prompt, s.completion) for n, s in total.items()}, models=models)
 
 
+def test_what_writers_of_candidates_take_is_foreseen(tmp_path: Path) -> None:
+    """A teacher and a reviser, with the prompt that each is tried on; after a kill, what is left of it."""
+    spent: dict[str, Spend] = {}
+
+    def handler(body: dict[str, Any], _: int) -> Answer:
+        asked = sum(count_tokens([message["content"] for message in body["messages"]])) + TEMPLATE
+        digest = sha256(json.dumps(body["messages"]).encode()).hexdigest()
+        spent[body["model"]] = spent.get(body["model"], Spend()) + Spend(1, asked, 1)
+        return Answer(completion(f"t{digest[: 1 + int(digest[0], 16) % 3]}", usage=(asked, 1)))
+
+    with serve(handler) as server:
+        endpoint = {"base_url": server.base_url, "prices": PRICES}
+        teacher = {"type": "teacher", "num_samples": 2, "temperature": 1.0, "endpoint": {**endpoint, "model": "t"}}
+        reviser = {"type": "revise", "endpoint": {**endpoint, "model": "r"}, "budget": {"calls": 10}}
+        run = run_with(tmp_path, teacher, reviser)
+        models = {"candidates.0": "t", "candidates.1": "r"}
+
+        def process(**options: Any) -> None:
+            stages = stages_of(run)
+            for host in stages.writers.values():
+                asyncio.run(host.try_it(False))
+            run.go_on(stages, **options)
+
+        whole = expected_spending(make_materials(run.config), count_tokens=count_tokens)
+        assert [one.field for one in whole] == list(models)
+        (line,) = words.beyond_budget(whole)
+        assert line.startswith("candidates.1.budget.calls is 10, ") and "go on without its answers" in line
+        reviser["budget"] = {}
+        run = run_with(tmp_path, teacher, reviser)
+        with pytest.raises(Kill):
+            process(kill_at=40)
+        before = dict(spent)
+        spent.clear()
+        with RunStore.read(run.path) as store:
+            assert store.finished_rounds() == [0] and not store.unfinished_rounds()[0].has("pairs")
+            left = expected_spending(make_materials(run.config), store, count_tokens)
+        process()
+    check(left, spent, models=models)
+    calls = [(one.use.least.calls, one.use.most and one.use.most.calls) for one in whole]
+    assert calls == [(18, 18), (9, 18)], "two answers each, or a critique and perhaps a revision; and of the trial"
+    total = {name: before[name] + spent[name] for name in before}
+    check(whole, {name: Spend(s.calls - 2, s.prompt, s.completion) for name, s in total.items()}, models=models)
+
+
 class Silent:
     """A chat that nobody may ask."""
 
@@ -226,8 +273,8 @@ def test_a_run_asks_before_anything_is_started(tmp_path: Path, monkeypatch: pyte
 
     with pytest.raises(TooMuch):
         run(load_config("config.yaml"), listeners=[Hears()], approve=refuse)
-    first, second = [line for line in told if "judge" in line]
-    assert first.startswith("judges will be asked: 26 requests, ") and "no prices are set for judge" in first
+    first, second = [line for line in told if "asked" in line or "budget" in line]
+    assert first.startswith("endpoints will be asked: 26 requests, ") and "no prices are set for judge" in first
     assert second.startswith("warning: judge.budget.calls is 1,")
     assert not (tmp_path / "runs").exists()
 

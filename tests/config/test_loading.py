@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from config_kit import BASE, REWARD_MODEL, RUN_CONFIGS
 
 from online_dpo.commands.quickstart import CONFIG
@@ -21,6 +22,12 @@ def test_every_documented_config_loads_and_survives_a_dump(path: Path, tmp_path:
     config = load_config(path)
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "dumped.yaml") == config
+
+
+def test_a_config_is_dumped_as_it_was_dumped_before() -> None:
+    """A run that is resumed dumps what it loads: a default of another type than its field's would change the file."""
+    dumped = dump_config(load_config({**BASE, "learner": {"lora": {"r": 8}}}))
+    assert dump_config(load_config(yaml.safe_load(dumped))) == dumped
 
 
 def test_the_documented_reward_model_is_a_config_of_its_own() -> None:

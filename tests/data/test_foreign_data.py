@@ -14,7 +14,7 @@ from prompt_kit import make_tokenizer, write_rows
 from pyarrow import feather, parquet
 
 from online_dpo.commands.preparing.provenance import source_digests
-from online_dpo.config.data import PromptsSection
+from online_dpo.config.data import PromptSet
 from online_dpo.config.loading import load_config
 from online_dpo.config.preferences import PairsSection
 from online_dpo.data.completion_files import read_rows
@@ -27,7 +27,7 @@ ROWS = [{"prompt": f"p{i}", "chosen": "good", "rejected": "bad", "n": i} for i i
 
 
 def load(path: Path | str, **options: Any) -> PromptSource:
-    spec = PromptsSection(source=str(path), **options)
+    spec = PromptSet(source=str(path), **options)
     validate_source(spec, "prompts")
     return PromptSource.load(spec, field="prompts", tokenizer=TOKENIZER, max_tokens=64, chat_template_kwargs={}, seed=0)
 

@@ -15,7 +15,7 @@ import pytest
 from prompt_kit import make_tokenizer, write_rows
 from pyarrow import parquet
 
-from online_dpo.config.data import PromptsSection
+from online_dpo.config.data import PromptSet
 from online_dpo.config.preferences import PairsSection
 from online_dpo.data.preference_files import SplitRow, load_preferences, split_row
 from online_dpo.data.prompts import PromptSource, validate_source
@@ -25,7 +25,7 @@ TOKENIZER = make_tokenizer()
 GOOD = '{"prompt": "a"}\n'
 
 
-def load(spec: PromptsSection) -> PromptSource:
+def load(spec: PromptSet) -> PromptSource:
     return PromptSource.load(spec, field="prompts", tokenizer=TOKENIZER, max_tokens=64, chat_template_kwargs={}, seed=0)
 
 
@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, name: str, content: str | by
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=expected) as caught:
-        load(PromptsSection(source=str(path)))
+        load(PromptSet(source=str(path)))
     message = str(caught.value)
     assert message.startswith(f"prompts.source is {path}") and "\n" not in message
 
@@ -94,7 +94,7 @@ def test_a_source_that_cannot_be_used_fails_alike_when_validated(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: pytest.fail("asked the hub"))
     write_rows(tmp_path / "x.csv", [{"prompt": "a"}])
-    section = PromptsSection(**{key: value.replace("{tmp}", str(tmp_path)) for key, value in spec.items()})
+    section = PromptSet(**{key: value.replace("{tmp}", str(tmp_path)) for key, value in spec.items()})
     with pytest.raises(DataError, match=expected) as loaded:
         load(section)
     with pytest.raises(DataError) as validated:
@@ -105,22 +105,22 @@ def test_a_source_that_cannot_be_used_fails_alike_when_validated(
 def test_validation_reads_the_first_rows_only(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(GOOD * 8 + "{")
-    validate_source(PromptsSection(source=str(path)), "prompts")
+    validate_source(PromptSet(source=str(path)), "prompts")
     path.write_text(GOOD * 7 + "{")
     with pytest.raises(DataError, match=r"^evaluation.sets.heldout.source is .* line 8 is malformed JSON"):
-        validate_source(PromptsSection(source=str(path)), "evaluation.sets.heldout")
+        validate_source(PromptSet(source=str(path)), "evaluation.sets.heldout")
     path.write_text("\n")
     with pytest.raises(DataError, match="has no rows"):
-        validate_source(PromptsSection(source=str(path)), "prompts")
+        validate_source(PromptSet(source=str(path)), "prompts")
 
 
 def test_validation_imports_nothing_heavy(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.jsonl", [{"prompt": "a"}])
     code = (
-        "import sys; from online_dpo.config.data import PromptsSection\n"
+        "import sys; from online_dpo.config.data import PromptSet\n"
         "from online_dpo.data.prompts import validate_source\n"
         f"for source in ({str(path)!r}, 'embedded:openings/train', 'org/name'):\n"
-        "    validate_source(PromptsSection(source=source), 'prompts')\n"
+        "    validate_source(PromptSet(source=source), 'prompts')\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -151,7 +151,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_data_sets_of_the_hub(hub: list[Any]) -> None:
-    source = load(PromptsSection(source="org/name", subset="main", split="test", field="question"))
+    source = load(PromptSet(source="org/name", subset="main", split="test", field="question"))
     assert hub == [("org/name", "main", "test")]
     prompts = source.head(3).prompts
     assert [(p.prompt_id, p.text, dict(p.metadata)) for p in prompts] == [
@@ -162,9 +162,9 @@ def test_data_sets_of_the_hub(hub: list[Any]) -> None:
     with pytest.raises(
         DataError, match=r"^prompts.source is org/name; .* no column prompt, it has id, question, level"
     ):
-        load(PromptsSection(source="org/name"))
+        load(PromptSet(source="org/name"))
     with pytest.raises(DataError, match="level of row 1 is int 0, but a prompt is text"):
-        load(PromptsSection(source="org/name", field="level"))
+        load(PromptSet(source="org/name", field="level"))
 
 
 def test_pairs_of_the_hub(hub: list[Any]) -> None:
@@ -183,7 +183,7 @@ def test_pairs_of_the_hub(hub: list[Any]) -> None:
 
 def test_an_unreachable_hub_fails_at_once(hub: list[Any]) -> None:
     with pytest.raises(DataError) as caught:
-        load(PromptsSection(source="org/other"))
+        load(PromptSet(source="org/other"))
     assert str(caught.value) == (
         "prompts.source is org/other (subset None, split train); there is no such file, and no such data set could be "
         "loaded from the hub (Name or service not known): check prompts.source, subset and split, set HF_HUB_OFFLINE=1 "
@@ -194,5 +194,5 @@ def test_an_unreachable_hub_fails_at_once(hub: list[Any]) -> None:
 
 def test_offline_mode_goes_straight_to_the_cache(hub: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
-    load(PromptsSection(source="org/other", field="question"))
+    load(PromptSet(source="org/other", field="question"))
     assert hub == [("org/other", None, "train")]

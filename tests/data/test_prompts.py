@@ -15,8 +15,7 @@ import pytest
 from prompt_kit import BOS, EOS, ids, make_tokenizer, write_rows
 from pyarrow import parquet
 
-from online_dpo.config.data import PromptsSection
-from online_dpo.config.evaluation import EvaluationSet
+from online_dpo.config.data import PromptSet
 from online_dpo.data.prompts import Cursor, PromptSource
 from online_dpo.errors import ConfigError, DataError
 
@@ -28,7 +27,7 @@ def load(
 ) -> PromptSource:
     template_kwargs = spec.pop("chat_template_kwargs", {})
     return PromptSource.load(
-        PromptsSection(source=str(path), **spec),
+        PromptSet(source=str(path), **spec),
         field="prompts",
         tokenizer=tokenizer,
         max_tokens=max_tokens,
@@ -158,7 +157,7 @@ def test_rounds_take_each_usable_prompt_once_an_epoch_and_never_twice(tmp_path: 
         drawn = source.draw(cursors[-1], n)
         rounds.append([prompt.text or "" for prompt in drawn.prompts])
         cursors.append(drawn.cursor)
-        skipped.update(too_long=drawn.num_too_long, empty=drawn.num_empty)
+        skipped.update(drawn.passed_over)
     assert all(len(set(prompts)) == n for prompts in rounds)
     # Deferring moves a prompt within its epoch only, so that the sequence is one permutation after another.
     sequence = "".join(itertools.chain.from_iterable(rounds))
@@ -228,7 +227,7 @@ def test_a_cursor_of_another_source_is_refused(tmp_path: Path) -> None:
 def test_head_is_the_first_usable_prompts_of_the_file(tmp_path: Path) -> None:
     path = texts(tmp_path, "b", "far too long", "", "a", "c")
     source = PromptSource.load(
-        EvaluationSet(source=str(path), count=2),
+        PromptSet(source=str(path)),
         field="evaluation.sets.heldout",
         tokenizer=TOKENIZER,
         max_tokens=4,
@@ -237,7 +236,7 @@ def test_head_is_the_first_usable_prompts_of_the_file(tmp_path: Path) -> None:
     )
     head = source.head(2)
     assert [prompt.text for prompt in head.prompts] == ["b", "a"]
-    assert (head.num_too_long, head.num_empty) == (1, 1)
+    assert head.passed_over == {"too_long": 1, "empty": 1}
     with pytest.raises(DataError, match=r"^evaluation.sets.heldout.count is 4, but .* has 3 usable prompts .* to 3 or"):
         source.head(4)
 

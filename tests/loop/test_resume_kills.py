@@ -178,12 +178,17 @@ CHANGEABLE = {
     "alarm.bands",
     "alarm.over_optimisation",
     "verdicts.min_coverage",
+    "prompts.contaminated",  # unless they are dropped
 }
 
 COMMON: dict[str, Any] = {
     "model": {"path": "m"},
     "prompts": {"source": "p"},
     "evaluation": {"sets": {"heldout": {"source": "h"}}, "judges": GOLD},
+}
+MIXED: dict[str, Any] = {
+    "prompts": {"sources": [{"source": "p"}]},
+    "evaluation": {"sets": {"heldout": {"sources": [{"source": "h"}]}}},
 }
 PAIRWISE = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 JUDGE = {"type": "python", "target": "j"}
@@ -198,6 +203,7 @@ CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "ensemble", "last": 2}, **CONTROL}),
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
+    RunConfig.model_validate({**COMMON, **MIXED, "judge": JUDGE}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED, **RUBRIC}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "process_reward_model", "path": "j", "marker": "<m>"}}),

@@ -107,7 +107,7 @@ def test_a_question_has_the_terminal_to_itself(terminals: dict[str, Shown]) -> N
             is_answered = True
         panels += is_answered and any(line.startswith("run   ") for line in screen.shown)
     assert is_answered and panels > 1 and shown.code == 0 and shown.screen.is_cursor_shown
-    assert "judges may cost 2.00 to 4.00; go on? [y/N]: y" in shown.text
+    assert "this may cost 2.00 to 4.00; go on? [y/N]: y" in shown.text
     assert shown.screen.shown[-1].startswith("run directory: ")
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from online_dpo.commands.preparing.inputs import load_job
+from online_dpo.commands.preparing.inputs import load_all_prompts
 from online_dpo.commands.preparing.provenance import source_digests
 from online_dpo.config.control import PathReference
 from online_dpo.config.run import RunConfig
-from online_dpo.data.drawing import Cursor
+from online_dpo.data.drawing import read_cursor
 from online_dpo.errors import ConfigError, UserError
 from online_dpo.loop.references import policy_of
 from online_dpo.models.adapters import read_adapter
@@ -127,13 +127,15 @@ def _shape(adapter: Adapter) -> tuple[Any, ...]:
 def _prompts_to_come(config: RunConfig, base: ModelInfo, cursor: Mapping[str, Any]) -> list[Prompt]:
     """Every usable prompt once, in the order in which the next rounds would come to it.
 
-    Those that are left of this epoch come first, then the others in the next epoch's order.
+    Those that are left of this epoch come first, then the others in the next epoch's order. Of a mixture
+    twice as many prompts are drawn as its data sets have rows, and each is taken once: a data set with a small weight
+    may not be gone through.
     """
+    assert config.prompts is not None
     tokenizer = load_tokenizer(base.folder, trust_remote_code=config.model.trust_remote_code)
-    job, _ = load_job(config, base, tokenizer)
-    source = job.prompts
-    assert source is not None and config.prompts is not None  # a run without is refused before
-    position, found = Cursor.from_dict(cursor), dict[str, Prompt]()
+    source = load_all_prompts(config, base, tokenizer).prompts
+    assert source is not None
+    position, found = read_cursor(cursor), dict[str, Prompt]()
     # The rest of this epoch and all of the next one are twice as many rows as there are, or fewer.
     for _ in range(math.ceil(2 * len(source) / config.prompts.per_round)):
         draw = source.draw(position, config.prompts.per_round)

@@ -20,10 +20,12 @@ from online_dpo.config.preferences import PairColumns
 from online_dpo.config.run import RunConfig
 from online_dpo.config.threads import resolve_threads
 from online_dpo.data.answer_lengths import AnswerLengths, check_prefilled, has_special_tags
+from online_dpo.data.decontamination import Overlap, decontaminate
 from online_dpo.data.encoding import PromptEncoder
+from online_dpo.data.mixtures import AnyPrompts, PromptMixture, load_evaluation_sets, load_prompts
 from online_dpo.data.preference_files import peek_preferences
-from online_dpo.data.preferences import load_evaluation_pairs, load_pairs
-from online_dpo.data.prompts import Cursor, PromptSource, validate_source
+from online_dpo.data.preferences import PairDraw, load_evaluation_pairs, load_pairs
+from online_dpo.data.prompts import Cursor, validate_source
 from online_dpo.errors import ConfigError, JudgeError, ModelError
 from online_dpo.loop.draws import check_one_form, first_written
 from online_dpo.loop.people.opening import check_gold
@@ -152,10 +154,8 @@ def peek_sources(config: RunConfig) -> None:
     Raises:
         DataError: one is missing, malformed there, or lacks a column.
     """
-    if config.prompts is not None:
-        validate_source(config.prompts, field="prompts")
-    for name, section in config.evaluation.sets.items():
-        validate_source(section, field=f"evaluation.sets.{name}")
+    for field, part in config.prompt_parts.items():
+        validate_source(part, field=field)
     for field, pairs in pair_sections(config).items():
         peek_preferences(pairs, field=field)
     check_gold(config)
@@ -212,8 +212,18 @@ def check_rubric_columns(config: RunConfig, prompts: Sequence[Prompt]) -> None:
             )
 
 
-def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
-    """Load every data set; the job, and the prompt in whose form judges are tried.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllPrompts:
+    """The prompts of a run, those to train on and those that are held out."""
+
+    prompts: AnyPrompts | None  # without those that are to be left out
+    sets: Mapping[str, tuple[Prompt, ...]]
+    pairs: Mapping[str, PairDraw]
+    overlaps: tuple[Overlap, ...]
+
+
+def load_all_prompts(config: RunConfig, model: ModelInfo, tokenizer: Any) -> AllPrompts:
+    """Load the prompts of a run, and leave out what the config says.
 
     Raises:
         UserError: a data set is malformed, or has not enough usable rows.
@@ -224,13 +234,23 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         "chat_template_kwargs": config.chat_template_kwargs,
         "seed": config.run.seed,
     }
-    sets = {
-        name: PromptSource.load(section, field=f"evaluation.sets.{name}", **common).head(section.count).prompts
-        for name, section in config.evaluation.sets.items()
-    }
-    prompts, sampled = None, [prompt for found in sets.values() for prompt in found]
-    if config.prompts is not None:
-        prompts = PromptSource.load(config.prompts, field="prompts", **common)
+    sets = load_evaluation_sets(config, **common)
+    pairs = load_evaluation_pairs(config, tokenizer, model)
+    prompts = load_prompts(config, **common)
+    return AllPrompts(prompts=prompts, sets=sets, pairs=pairs, overlaps=decontaminate(config, prompts, sets, pairs))
+
+
+def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, Prompt]:
+    """Load every data set; the job, and the prompt in whose form judges are tried.
+
+    Raises:
+        UserError: a data set is malformed, or has not enough usable rows.
+    """
+    asked = load_all_prompts(config, model, tokenizer)
+    prompts, sampled = asked.prompts, [prompt for found in asked.sets.values() for prompt in found]
+    if config.prompts is not None and prompts is not None:
+        if isinstance(prompts, PromptMixture):
+            prompts.check(config.prompts.per_round, config.run.rounds)
         # The first round's first prompts; too small or too long a source is reported here, before any engine starts.
         sampled = list(prompts.draw(Cursor(), config.prompts.per_round).prompts)
     pairs = load_pairs(config, tokenizer, model)
@@ -251,7 +271,7 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
     job = Job(
         config=config,
         prompts=prompts,
-        evaluation_sets=sets,
+        evaluation_sets=asked.sets,
         probe=probe_rows(
             [p.token_ids for p in first],
             min(vocab_size, len(tokenizer)),
@@ -263,7 +283,8 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         keeps_special_tokens=any(
             has_special_tags(config.view_of(section), tokenizer) for section in judge_sections(config).values()
         ),
-        evaluation_pairs=load_evaluation_pairs(config, tokenizer, model),
+        evaluation_pairs=asked.pairs,
+        overlaps=asked.overlaps,
         writers=load_writers(config, tokenizer, model, first[0]),
     )
     return job, first[0]

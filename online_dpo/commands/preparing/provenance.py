@@ -88,8 +88,7 @@ def _digest(reference: GivenReference | None) -> str | None:
 
 def source_files(config: RunConfig) -> dict[str, str]:
     """Field -> what it names, of each source and judge that may be a local file."""
-    files = {} if config.prompts is None else {"prompts.source": config.prompts.source}
-    files |= {f"evaluation.sets.{name}.source": section.source for name, section in config.evaluation.sets.items()}
+    files = {f"{field}.source": part.source for field, part in config.prompt_parts.items()}
     files |= {f"{field}.source": section.source for field, section in pair_sections(config).items()}
     for outer, judge in judge_sections(config).items():
         for field, section in hosted_judges(judge, outer):

@@ -13,14 +13,18 @@ from typing import Any
 from judges.estimating import MAX_SAMPLED_PROMPTS, CountTokens, Questions, Use, estimate
 from judges.llm.budget import Spend, spent_of
 from judges.trial import ANSWERS, TEXT
+from judges.writers.estimating import estimate_writer, writer_spent
 from online_dpo.commands.preparing.inputs import Materials, judge_name, judge_sections
+from online_dpo.commands.preparing.writers import writer_specs
+from online_dpo.config.candidates.section import ReviseWriter, TeacherWriter
 from online_dpo.config.human_checks import human_judges
 from online_dpo.config.judges.llm import LlmJudge
 from online_dpo.config.judges.section import JudgeSection, OuterJudge, hosted_judges
 from online_dpo.config.pairing import ANNOTATOR
-from online_dpo.data.prompts import Cursor
+from online_dpo.data.drawing import Cursor, MixtureCursor
 from online_dpo.loop.draws import samples
 from online_dpo.models.tokenizer import load_tokenizer
+from online_dpo.store.candidates import COUNTED, CandidateCommits, candidates_counted
 from online_dpo.store.run_store import RunStore
 from online_dpo.store.shards import Asked, ShardCommits, counted_so_far, evaluation_base
 from online_dpo.types import REWARD, Prompt
@@ -31,10 +35,10 @@ TRIAL_TOKENS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What one judge that asks a chat model will take from now on."""
+    """What one judge or writer of candidates that asks a chat model will take from now on."""
 
     field: str
-    section: LlmJudge
+    section: LlmJudge | TeacherWriter | ReviseWriter
     use: Use
     spent: Spend  # before, by the same run
 
@@ -59,7 +63,7 @@ class Expected:
 def expected_spending(
     materials: Materials, store: RunStore | None = None, count_tokens: CountTokens | None = None
 ) -> list[Expected]:
-    """What every judge that asks a chat model will take, in the order of the config.
+    """What every judge and writer that asks a chat model will take, in the order of the config.
 
     Args:
         materials: of the run.
@@ -76,7 +80,7 @@ def expected_spending(
         for field, section in sections.items()
         if field not in people and any(isinstance(judge, LlmJudge) for _, judge in hosted_judges(section, field))
     }
-    if not asking:
+    if not asking and not config.hosted_writers:
         return []
     plan, counter = _Plan(materials, store), count_tokens or _counter(materials)
     names = [judge_name(field) for field in sections]
@@ -90,7 +94,7 @@ def expected_spending(
         for place, judge in judges.items():
             spent = spent_of(counted.get(judge_name(field), {}), place)
             found.append(Expected(field=place, section=judge, use=uses[place], spent=spent))
-    return found
+    return [*found, *_writers(materials, store, plan, counter)]
 
 
 class _Plan:
@@ -106,6 +110,19 @@ class _Plan:
             yield from self._about_rounds(judge)
         if judge != ANNOTATOR:
             yield from self._about_sets(judge)
+
+    def num_to_write(self, source: str) -> int:
+        """Prompts that a writer has not answered yet."""
+        config, number = self._config, 0
+        for index in self._rounds():
+            if config.prompts is not None and samples(config, index):
+                number += config.prompts.per_round - self._num_written(index, source)
+        return number
+
+    def _num_written(self, index: int, source: str) -> int:
+        if self._store is None or index > self._first + 1:
+            return 0
+        return CandidateCommits(self._store.round(index)).num_prompts(source)
 
     def _about_rounds(self, judge: str) -> Iterator[Questions]:
         config = self._config
@@ -160,7 +177,8 @@ class _Plan:
 
     def _training_prompts(self) -> Sequence[Prompt]:
         """The first of the run's prompts in the order in which they are drawn, which is shuffled."""
-        source, config, cursor = self._job.prompts, self._config, Cursor()
+        source, config = self._job.prompts, self._config
+        cursor: Cursor | MixtureCursor = Cursor()
         found: list[Prompt] = []
         if source is None or config.prompts is None:
             return found
@@ -183,6 +201,26 @@ def _trials(section: JudgeSection, field: str, first: Prompt, counter: CountToke
         for place, inner in section.inner.items():
             yield from _trials(inner, f"{field}.{place}", first, counter)
     yield from estimate(section, field, [trial], counter).items()
+
+
+def _writers(materials: Materials, store: RunStore | None, plan: _Plan, counter: CountTokens) -> Iterator[Expected]:
+    """What writers of candidates will take, with the prompt that each is tried on."""
+    config, source = materials.config, materials.job.prompts
+    if source is None or config.prompts is None:
+        return
+    prompts = source.draw(Cursor(), config.prompts.per_round).prompts
+    specs = writer_specs(config)
+    counted = {} if store is None else candidates_counted(store, list(specs))
+    for name, spec in specs.items():
+        uses = [
+            estimate_writer(spec, prompts, number=number, num_samples=k, answer_tokens=most, count_tokens=counter)
+            for number, k, most in (
+                (plan.num_to_write(name), config.sampling.num_samples, config.sampling.max_tokens),
+                (1, 1, TRIAL_TOKENS),
+            )
+        ]
+        spent = writer_spent(counted.get(f"{COUNTED}{name}", {}))
+        yield Expected(field=spec.field, section=spec.section, use=uses[0] + uses[1], spent=spent)
 
 
 def _counter(materials: Materials) -> CountTokens:

@@ -12,6 +12,7 @@ import typer
 
 from judges.estimating import MAX_SAMPLED_PROMPTS, Use
 from online_dpo.commands.preparing.spending import Expected, billed, total_cost
+from online_dpo.config.judges.llm import LlmJudge
 
 ASSUMPTIONS = (
     f"counted as the policy's tokenizer counts, with the run's prompts (of more than {MAX_SAMPLED_PROMPTS} a sample), "
@@ -33,12 +34,12 @@ def describe(expected: Sequence[Expected]) -> Iterator[str]:
 
 
 def in_one_line(expected: Sequence[Expected]) -> str:
-    """What a run says before it begins: requests, tokens and money of all judges behind an endpoint."""
+    """What a run says before it begins: requests, tokens and money of all judges and writers behind an endpoint."""
     asked = _asked(reduce(add, [one.use for one in billed(expected)]))
     cost, unpriced = total_cost(expected), [one.field for one in billed(expected) if one.cost is None]
     money = "" if cost is None else f"; cost {_money(cost)}"
     without = f"; no prices are set for {', '.join(unpriced)}" if unpriced else ""
-    return f"judges will be asked: {asked}{money}{without}"
+    return f"endpoints will be asked: {asked}{money}{without}"
 
 
 def beyond_budget(expected: Sequence[Expected]) -> Iterator[str]:
@@ -46,11 +47,11 @@ def beyond_budget(expected: Sequence[Expected]) -> Iterator[str]:
     for one in expected:
         for name, limit, least, most in one.limits():
             if most is None or most > limit:
-                will = "will stop" if least > limit else "may stop"
-                yield (
-                    f"{one.field}.budget.{name} is {limit:g}, and the whole run takes {_range(least, most)}: it {will} "
-                    f"before its end, and can be resumed with a larger budget"
-                )
+                verb = "will" if least > limit else "may"
+                then = f"it {verb} stop before its end, and can be resumed with a larger budget"
+                if not isinstance(one.section, LlmJudge):
+                    then = f"later prompts {verb} go on without its answers"
+                yield f"{one.field}.budget.{name} is {limit:g}, and the whole run takes {_range(least, most)}: {then}"
 
 
 def as_json(expected: Sequence[Expected]) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def ask_before_spending(pause: Callable[[], Any]) -> Callable[[Sequence[Expected
         if cost is None or cost[1] == 0.0:
             return
         with pause():
-            if not typer.confirm(f"judges may cost {_money(cost)}; go on?"):
+            if not typer.confirm(f"this may cost {_money(cost)}; go on?"):
                 typer.echo("nothing was started", err=True)
                 raise typer.Abort
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from online_dpo.reports.page.charts import Chart, Point, Series
+from online_dpo.reports.page.domain_charts import domain_charts
 from online_dpo.reports.page.run_record import reports_of
 from online_dpo.reports.results import Estimate, EvaluationResult, JudgeEvaluation, JudgeReport, RoundResult
 from online_dpo.reports.yields import GAVE
@@ -24,7 +25,13 @@ def run_charts(rounds: Rounds, initial: Initial) -> list[Chart]:
         rounds: the finished ones.
         initial: evaluation set -> the initial policy on it.
     """
-    return [*_quality(rounds, initial), *_update(rounds), *_samples(rounds, initial), *_work(rounds)]
+    return [
+        *_quality(rounds, initial),
+        *domain_charts(rounds, initial),
+        *_update(rounds),
+        *_samples(rounds, initial),
+        *_work(rounds),
+    ]
 
 
 def judge_charts(rounds: Rounds) -> list[Chart]:
