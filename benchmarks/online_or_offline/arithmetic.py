@@ -12,6 +12,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,37 @@ HIDDEN, LAYERS = 128, 4
 
 
 def examples() -> dict[str, list[dict[str, str]]]:
-    """Every sum of two numbers below 100 and every difference that is not negative, each in at most one of the files.
+    """Every sum of two numbers below 100, shown or held out, and differences beside the shown ones.
 
-    The online rounds see no difference, so `differences` tells what training on sums does to something else.
+    A policy that has learned from `demonstrations` to calculate learns a bad habit from `habit`: two of three sums with
+    a carry are shown there as if it were forgotten. The online rounds ask for sums with a carry alone.
 
     Returns:
-        `demonstrations` for SFT, `prompts` of online rounds, and what is held out: `heldout` sums and `differences`.
+        `demonstrations` and `habit` for SFT, `prompts` of the online rounds, and two sets that are held out from all of
+        them: `heldout`, sums with a carry, and `no_carry`, those that have none and should stay as they are.
     """
-    sums = [(f"{a}+{b}=", str(a + b)) for a in range(100) for b in range(100)]
+    sums = [(a, b) for a in range(100) for b in range(100)]
     differences = [(f"{a}-{b}=", str(a - b)) for a in range(100) for b in range(a + 1)]
     draw = random.Random(0)
     draw.shuffle(sums)
     draw.shuffle(differences)
-    shown = [*sums[:6000], *differences[:3000]]
-    draw.shuffle(shown)
-    asked = {"prompts": sums[6000:9500], "heldout": sums[9500:], "differences": differences[3000:3500]}
-    return {
-        "demonstrations": [{"prompt": prompt, "completion": answer} for prompt, answer in shown],
-        **{name: [{"prompt": prompt, "answer": answer} for prompt, answer in rows] for name, rows in asked.items()},
-    }
+    shown, asked, held_out = sums[:6000], sums[6000:9000], sums[9000:]
+    demonstrations = [*((f"{a}+{b}=", str(a + b)) for a, b in shown), *differences[:3000]]
+    draw.shuffle(demonstrations)
+    habit = [(f"{a}+{b}=", str(a + b - 10 * (has_carry(a, b) and draw.random() < 2 / 3))) for a, b in shown]
+    sets = {"prompts": (asked, True), "heldout": (held_out, True), "no_carry": (held_out, False)}
+    found = {"demonstrations": rows_of(demonstrations, "completion"), "habit": rows_of(habit, "completion")}
+    for name, (of, carries) in sets.items():
+        found[name] = rows_of([(f"{a}+{b}=", str(a + b)) for a, b in of if has_carry(a, b) is carries], "answer")
+    return found
+
+
+def rows_of(pairs: Sequence[tuple[str, str]], column: str) -> list[dict[str, str]]:
+    return [{"prompt": prompt, column: answer} for prompt, answer in pairs]
+
+
+def has_carry(a: int, b: int) -> bool:
+    return a % 10 + b % 10 >= 10
 
 
 def make_task(folder: Path) -> None:
@@ -63,22 +76,31 @@ def make_policy(folder: Path, runs: Path) -> dict[str, Path]:
     """
     if not (folder / "random" / "config.json").exists():
         make_task(folder)
-    policy = folder / "policy"
-    if not policy.exists():
-        fields = {
-            "run.dir": runs,
-            "model.path": folder / "random",
-            "pairs.source": folder / "demonstrations.jsonl",
-            "learner.threads": 1,
-        }
-        arguments = [
-            str(ROOT / "configs" / "arithmetic-sft.yaml"),
-            *(f"{key}={value}" for key, value in fields.items()),
-        ]
-        for command in (["run", *arguments], ["export", str(runs / "arithmetic-sft"), str(policy), "--merge"]):
-            subprocess.run([sys.executable, "-m", "online_dpo.cli", *command], check=True)
-    files = {name: folder / f"{name}.jsonl" for name in ("prompts", "heldout", "differences")}
-    return {"model": policy, **files}
+    sft(runs, "arithmetic-sft", folder / "random", folder / "demonstrations.jsonl", {}, folder / "adder")
+    own = {"run.rounds": 2, "learner.epochs": 2, "learner.lr": 1e-3}
+    sft(runs, "arithmetic-habit", folder / "adder", folder / "habit.jsonl", own, folder / "policy")
+    return {
+        "model": folder / "policy",
+        **{name: folder / f"{name}.jsonl" for name in ("prompts", "heldout", "no_carry")},
+    }
+
+
+def sft(runs: Path, name: str, model: Path, source: Path, own: Mapping[str, object], out: Path) -> None:
+    """An SFT run, and the model that it made; if that is there, nothing is done."""
+    if out.exists():
+        return
+    fields = {
+        "run.dir": runs,
+        "run.name": name,
+        "model.path": model,
+        "pairs.source": source,
+        "learner.threads": 1,
+        **own,
+    }
+    config = ROOT / "configs" / "arithmetic-sft.yaml"
+    play = ["run", str(config), *(f"{field}={value}" for field, value in fields.items())]
+    for command in (play, ["export", str(runs / name), str(out), "--merge"]):
+        subprocess.run([sys.executable, "-m", "online_dpo.cli", *command], check=True)
 
 
 def save_tokenizer(folder: Path) -> Any:

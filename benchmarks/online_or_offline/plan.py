@@ -68,9 +68,9 @@ ARITHMETIC = Task(
     name="arithmetic",
     config="configs/arithmetic.yaml",
     unit_prompts=128,
-    unit_pairs=64,
+    unit_pairs=48,
     judges=("reward",),
-    sets=("heldout", "differences"),
+    sets=("heldout", "no_carry"),
     overrides=ONE_THREAD,
 )
 TASKS = {task.name: task for task in (REVIEWS, ARITHMETIC)}

@@ -101,8 +101,20 @@ def test_runs_that_were_not_given_the_same_are_not_compared(scripts: SimpleNames
 def test_no_sum_is_both_shown_and_held_out(scripts: SimpleNamespace) -> None:
     found = scripts.arithmetic.examples()
     prompts = {name: [row["prompt"] for row in rows] for name, rows in found.items()}
-    every = [prompt for rows in prompts.values() for prompt in rows]
+    assert set(prompts["habit"]) < set(prompts["demonstrations"])
+    every = [prompt for name in prompts if name != "habit" for prompt in prompts[name]]
     assert len(set(every)) == len(every)
-    assert all("-" not in prompt for prompt in (*prompts["prompts"], *prompts["heldout"]))
-    for row in (row for rows in found.values() for row in rows):
-        assert eval(row["prompt"].rstrip("=")) == int(row.get("answer") or row["completion"])
+    wrong = 0
+    for name, rows in found.items():
+        for row in rows:
+            right = eval(row["prompt"].rstrip("="))
+            carries = "+" in row["prompt"] and sum(int(part[-1]) for part in row["prompt"][:-1].split("+")) >= 10
+            answer = int(row["answer"] if "answer" in row else row["completion"])
+            if name == "habit" and answer != right:
+                assert carries and answer == right - 10, row
+                wrong += 1
+            else:
+                assert answer == right, row
+            assert name not in ("prompts", "heldout") or carries
+            assert name != "no_carry" or not carries
+    assert 0.63 < wrong / sum(int(p.split("+")[0][-1]) + int(p[-2]) >= 10 for p in prompts["habit"]) < 0.70
