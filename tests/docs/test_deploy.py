@@ -94,8 +94,8 @@ FAKES = {
     "ray": """echo "ray $* token=${#RAY_AUTH_TOKEN}" >> "$LOG"
         if [ "$1" = start ]; then echo $$ >> "$LOG.pids"; exec sleep 300; fi""",
     "python": """[ -z "${NOT_JOINED:-}" ] && [ "$(grep -c '^ray start' "$LOG")" = 2 ] && echo joined >> "$LOG\"""",
-    "online-dpo": """echo "online-dpo $* at=$RAY_ADDRESS" >> "$LOG"
-        trap 'echo stopped >> "$LOG"; exit 130' TERM
+    "online-dpo": """trap 'echo stopped >> "$LOG"; exit 130' TERM
+        echo "online-dpo $* at=$RAY_ADDRESS" >> "$LOG"
         for _ in $(seq "${LASTS:-0}"); do sleep 0.1; done
         exit "${CODE:-0}\"""",
 }
@@ -117,7 +117,8 @@ class Job:
     def end(self) -> int:
         _, self.err = self.process.communicate(timeout=60)
         self.lines = self.log.read_text().splitlines()
-        for pid in self.log.with_suffix(".pids").read_text().split():
+        pids = self.log.with_suffix(".pids")  # absent where the job ended before a step had begun
+        for pid in pids.read_text().split() if pids.exists() else ():
             with pytest.raises(ProcessLookupError):
                 os.kill(int(pid), 0)
         return self.process.returncode

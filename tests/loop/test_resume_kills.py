@@ -25,6 +25,7 @@ from online_dpo.config.loading import JudgesConfig
 from online_dpo.config.objective.pairwise import PairObjective
 from online_dpo.config.objective.section import MEMBERS
 from online_dpo.config.resuming import check_resumable
+from online_dpo.config.reward_model.section import RewardModelConfig
 from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.store.run_store import RunStore
@@ -157,12 +158,27 @@ CHANGEABLE = {
         for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus", "memory_limit_gb")
     ),
     "judge.judge.path",  # of the cache
-    *(f"judge.endpoint.{name}" for name in ("base_url", "api_key_env", "api_key_file", "max_wait_s")),
-    *(f"judge.endpoint.prices.{name}" for name in ("prompt", "completion")),
-    *(f"judge.budget.{name}" for name in ("calls", "tokens", "cost")),
+    *(
+        f"{asked}.{name}"
+        for asked in ("judge", "candidates.0")
+        for name in (
+            *(f"endpoint.{name}" for name in ("base_url", "api_key_env", "api_key_file", "max_wait_s")),
+            *(f"endpoint.prices.{name}" for name in ("prompt", "completion")),
+        )
+    ),
+    *(
+        f"{asked}.budget.{n}"
+        for asked in ("judge", "candidates.0", "candidates.1")
+        for n in ("calls", "tokens", "cost")
+    ),
+    *(
+        f"candidates.{index}.{name}"
+        for index in (0, 1)
+        for name in ("concurrency", "timeout_s", "retries", "num_cpus", "num_gpus")
+    ),
     *(f"judge.{name}" for name in ("annotators", "wait", "instructions", "criteria", "lease_s")),
     *(f"judge.quality.{name}" for name in QualitySection.model_fields),
-    *(f"judge.engine.{name}" for name in ("gpu_memory_utilization", "kv_cache_gib")),
+    *(f"{asked}.engine.{n}" for asked in ("judge", "candidates.1") for n in ("gpu_memory_utilization", "kv_cache_gib")),
     "learner.checkpoint_steps",
     "learner.num_gpus",
     "learner.num_workers",
@@ -198,12 +214,20 @@ for name, extra in (("process", {}), ("normalise", {}), ("cached", {}), ("length
     OUTER = {"type": name, "judge": OUTER, **extra}
 RUBRIC = {"form": "rubric", "rubric": {"criteria": [{"criterion": "Is right."}]}}
 PRICED = {"base_url": "http://localhost/v1", "model": "m", "prices": {"prompt": 1.0, "completion": 2.0}}
+WRITERS = [
+    {"type": "teacher", "endpoint": PRICED},
+    {"type": "revise", "engine": {"path": "m"}},
+    {"type": "column", "column": "c"},
+]
+SFT = {"pairs": {"source": "d", "format": "demonstrations"}, "lr": 1e-4}
 CONTROL = {"drift": {"max_kl": 1.0, "action": "stop"}, "alarm": {"action": "stop"}}
 CONFIGS = [
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "ensemble", "last": 2}, **CONTROL}),
     RunConfig.model_validate({**COMMON, "judge": JUDGE, "reference": {"type": "path", "path": "r"}}),
     RunConfig.model_validate({**COMMON, "judge": OUTER}),
     RunConfig.model_validate({**COMMON, **MIXED, "judge": JUDGE}),
+    RunConfig.model_validate({**COMMON, "judge": JUDGE, "candidates": WRITERS, "sft": SFT}),
+    RunConfig.model_validate({**COMMON, "judge": JUDGE, "replay": {"fraction": 0.5}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "llm", "endpoint": PRICED, **RUBRIC}}),
     RunConfig.model_validate({**COMMON, "judge": {"type": "process_reward_model", "path": "j", "marker": "<m>"}}),
@@ -285,7 +309,9 @@ def test_the_leaves_are_all_there_are() -> None:
         return {base}.union(*map(all_sections, base.__subclasses__()))
 
     seen = {cls for config in CONFIGS for _, section in sections_of(config) for cls in type(section).__mro__}
-    assert all_sections(Section) - {JudgesConfig} <= seen  # of `online-dpo judge`, which has no run to resume
+    # What only other commands read, `judge` and `reward-model`, has no run to resume.
+    of_runs = {cls for cls in all_sections(Section) - {JudgesConfig} if cls.__module__ != RewardModelConfig.__module__}
+    assert of_runs <= seen
     assert LEAVES.keys() >= CHANGEABLE
 
 
