@@ -125,6 +125,24 @@ def test_prompts_come_as_the_next_rounds_would_draw_them(ran: Path, tmp_path: Pa
     ]
 
 
+def test_prompts_of_a_mixture_come_in_its_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plays.jsonl").write_text("".join(f'{{"prompt": "play {n} was", "bonus": {n}}}\n' for n in range(40)))
+    sources = [
+        {"source": f"{tmp_path}/{name}.jsonl", "weight": weight} for name, weight in (("prompts", 1), ("plays", 2))
+    ]
+    write_handover_run(tmp_path, ROWS, prompts={"sources": sources, "per_round": PER_ROUND, "max_tokens": 64})
+    grpo(tmp_path / "out", round_number=1)
+    rows = pq.read_table(tmp_path / "out/prompts.parquet").to_pylist()
+    texts = [row["prompt"] for row in rows]
+    with RunStore.read(tmp_path / "runs/demo") as store:
+        assert texts[:PER_ROUND] == [prompt.text for prompt in store.round(1).get_records("prompts", Prompt)]
+    assert [row["domain"] for row in rows[:6]].count("plays") == 4, "two of three"
+    assert sorted(texts) == sorted({*texts}) and {text for text in texts if "film" in text} == {
+        r["prompt"] for r in ROWS
+    }
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("reference", ["run", "initial"])
 def test_whole_models_and_the_base_as_reference(ran: Path, tmp_path: Path, reference: str) -> None:
