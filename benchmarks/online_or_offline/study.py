@@ -2,13 +2,13 @@
 
     python benchmarks/online_or_offline/study.py reviews --openings openings
     python benchmarks/online_or_offline/study.py arithmetic
-    python benchmarks/online_or_offline/study.py losses
+    python benchmarks/online_or_offline/study.py losses --openings openings
     python benchmarks/online_or_offline/study.py strategies --openings openings
 
 `reviews` and `arithmetic`: offline, every 5 rounds, every round, and rounds that overlap. `losses`: each loss offline
-and with samples of every round, on the arithmetic task. `strategies`: pair strategies and numbers of samples, on the
-reviews task. Within a study, all runs train on the same number of judged pairs in the same number of optimizer steps;
-the script stops if they did not. The runs are those of `online-dpo run`; a study that was stopped goes on where it was.
+and with samples of every round. `strategies`: pair strategies and numbers of samples. Both are on the reviews task.
+Within a study, all runs train on the same number of judged pairs in the same number of optimizer steps; the script
+stops if they did not. The runs are those of `online-dpo run`; a study that was stopped goes on where it was.
 
 The openings come from `python benchmarks/review_openings.py REVIEWS openings --per-review 12 2`. The arithmetic task
 is made by the script itself: a model of random weights, and its SFT run.
@@ -29,7 +29,7 @@ from tables import check_equal, markdown, plot, rows_of
 STUDIES: dict[str, tuple[Task, Callable[[Task, Sequence[int]], Iterator[Run]], str]] = {
     "reviews": (REVIEWS, schedules, "kl"),
     "arithmetic": (ARITHMETIC, schedules, "kl"),
-    "losses": (ARITHMETIC, losses, "kl"),
+    "losses": (REVIEWS, losses, "kl"),
     "strategies": (REVIEWS, strategies, "tokens"),
 }
 """Name -> the task, its runs, and what the plot's second panel goes over."""
