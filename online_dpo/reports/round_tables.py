@@ -20,7 +20,6 @@ _FURTHER_PRICE = {
     "distinct-3": "distinct_3",
     "self-BLEU": "self_bleu",
     "duplicates": "duplicate_rate",
-    "on-policy": "on_policy_share",
 }
 _TRAINING = {
     "beta": "beta",
@@ -37,6 +36,7 @@ _TRAINING = {
     "clipped": "clipped",
 }
 _SAMPLES = {
+    "on-policy": "on_policy_share",
     "length": "length_mean",
     "answer\nlength": "answer_length_mean",
     "unclosed": "unclosed_rate",

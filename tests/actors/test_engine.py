@@ -140,7 +140,6 @@ def test_sampled_log_probs_are_the_reference_s_whatever_they_were_sampled_with(w
         "run": {"rounds": 1},
         "sampling": {"temperature": 0.6, "top_p": 0.8},
         "reference": {"logps": "sampler"},
-        "evaluation": {"sets": {}},
     }
     config = old.model_copy(
         update={name: getattr(old, name).model_copy(update=values) for name, values in changes.items()}
