@@ -159,8 +159,8 @@ def expect_text(value: Any, path: str = "") -> None:
         )
 
 
-def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every default written out; `load_config` reads the same config from it."""
+def dump_config(config: Section) -> str:
+    """A resolved config as YAML, every default written out; what loaded it reads the same config from that."""
     return to_yaml(config.model_dump(mode="python"))
 
 
