@@ -6,10 +6,11 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.learner.items import ItemKind, kind_of_items
+from online_dpo.learner.items import ItemKind, kind_of, kind_of_items
 from online_dpo.loop.calls import Calls
 from online_dpo.loop.references import Reference, score_items
 from online_dpo.loop.stages import Event
+from online_dpo.statistics.samples import mean
 from online_dpo.store.round_store import RoundStore
 from online_dpo.types import Item, Items
 
@@ -53,6 +54,17 @@ def commit_items(
 def committed_sources(store: RoundStore) -> dict[str, Any]:
     """What `commit_items` found out about where reference log-probs come from."""
     return store.get_json(SOURCES) if store.has(SOURCES) else {}
+
+
+def on_policy_share(items: Items, version: int) -> float | None:
+    """Share of the answers in items that a policy sampled, each as often as it is in one; None without items.
+
+    Args:
+        items: that a round trains on.
+        version: of the policy that sampled for the round.
+    """
+    answers = [answer for item in items for answer in kind_of(item).answers(item)]
+    return mean([float(answer.policy_version == version) for answer in answers])
 
 
 def _put_scored(

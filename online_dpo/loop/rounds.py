@@ -20,19 +20,13 @@ from online_dpo.data.preferences import PairDraw, PairSource
 from online_dpo.errors import AnswersMissing
 from online_dpo.loop.annotation import annotate
 from online_dpo.loop.calls import Calls
-from online_dpo.loop.candidates.figures import (
-    candidate_warnings,
-    describe_candidates,
-    on_policy_share,
-    scores_of,
-    split,
-)
+from online_dpo.loop.candidates.figures import candidate_warnings, describe_candidates, own_and_judged, scores_of
 from online_dpo.loop.candidates.writers import Writers
 from online_dpo.loop.compared_policies import initial_answers
 from online_dpo.loop.control import advance, findings, measure
 from online_dpo.loop.draws import DrawnPrompts, draw_items, sampled_version, samples
 from online_dpo.loop.evaluation import committed_evaluation, evaluate, evaluation_work
-from online_dpo.loop.items import commit_items, committed_sources, name_of_items
+from online_dpo.loop.items import commit_items, committed_sources, name_of_items, on_policy_share
 from online_dpo.loop.pair_evaluation import evaluate_pairs
 from online_dpo.loop.people.asking import People
 from online_dpo.loop.people.leaving import forget_leaving, leave
@@ -180,7 +174,7 @@ class Rounds:
         """The round's own pairs, or labelled answers; an annotator settles the pairs where there is one."""
         config, said = self.config, collected.said.get(REWARD, NOTHING_SAID)
         selected = select(config, drawn.prompts, collected.completions, said.verdicts, store.index)
-        own, judged = split(collected.completions, config.assumed_better)
+        own, judged = own_and_judged(collected.completions, config.assumed_better)
         found = collected.said.items()
         reports, annotator = {name: report_on(judged, about, config.view) for name, about in found}, {}
         if config.pairing.annotator is not None:
@@ -212,8 +206,7 @@ class Rounds:
     def reference(
         self, store: RoundStore, reference: Reference, gathered: Gathered
     ) -> Generator[Event, None, Gathered]:
-        """All that the round trains on, with its reference log-probs: its own items, those that come back from earlier
-        rounds, then its share of a data set."""
+        """What a round trains on, with reference log-probs: its own items, those of earlier rounds, a data set's."""
         replayed = draw_replayed(self.config, self.store, store.index, gathered.items)
         sampled: Any = [*gathered.items, *replayed.items]
         written = draw_items(self.config, self.job.pairs, store, gathered.pairs_cursor, sampled)
@@ -221,9 +214,7 @@ class Rounds:
             yield Event(kind="stage", round_index=store.index, data={"stage": "reference"})
         version = sampled_version(self.config, store.index)
         items = yield from commit_items(self.config, self.calls, store, sampled, written.items, reference, version)
-        is_mixed = bool(self.config.candidates) or self.config.replay is not None
-        shares = {"on_policy_share": on_policy_share(items, version)} if is_mixed else {}
-        further = {**written.figures, **replayed.figures, **shares}
+        further = {**written.figures, **replayed.figures, "on_policy_share": on_policy_share(items, version)}
         figures = {**gathered.figures, **further, **describe_items(items), **committed_sources(store)}
         return replace(gathered, items=items, figures=figures, pairs_cursor=written.cursor)
 

@@ -107,7 +107,7 @@ def describe_round(data: Mapping[str, Any]) -> str:
     for source, found in data.get("candidates", {}).items():
         lost = _reasons({name: number for name, number in found["outcomes"].items() if name != "kept"})
         items += f", {found['num_candidates']} answers of {source}" + (f" (not: {lost})" if lost else "")
-    if data.get("on_policy_share") is not None:
+    if 0.0 < (data.get("on_policy_share") or 0.0) < 1.0:  # where a round mixes
         items += f", {100 * data['on_policy_share']:.0f} % on-policy"
     reward = "" if data.get(REWARD) is None else f", reward {data[REWARD]:.3f}"
     training = ""

@@ -171,8 +171,7 @@ class PairsResult:
     num_replay_missing: int | None = None
     """By how many these are fewer than `replay.fraction` asks for."""
     on_policy_share: float | None = None
-    """Share of the answers trained on that the round's policy sampled, in [0, 1]; None without `candidates`
-    and `replay`."""
+    """Share of the answers trained on that the round's policy sampled, in [0, 1]."""
     num_assumed_pairs: int | None = None
     """Pairs that rest on `assume` and not on a judge; None where no writer has it."""
     num_candidates_like_a_sample: int | None = None

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from online_dpo.config.run import RunConfig
-from online_dpo.learner.items import kind_of
 from online_dpo.statistics.samples import mean
 from online_dpo.store.candidates import CandidateCommits
 from online_dpo.store.round_store import RoundStore
@@ -21,7 +20,9 @@ MANY_FAILED = 0.5
 """The share of a writer's answers that may fail without a warning."""
 
 
-def split(completions: Sequence[Completion], unjudged: Collection[str]) -> tuple[list[Completion], list[Completion]]:
+def own_and_judged(
+    completions: Sequence[Completion], unjudged: Collection[str]
+) -> tuple[list[Completion], list[Completion]]:
     """The policy's samples, and all that a judge is asked about."""
     own = [completion for completion in completions if completion.source is None]
     return own, [completion for completion in completions if completion.source not in unjudged]
@@ -72,12 +73,6 @@ def _sides(items: Items) -> tuple[Counter[str | None], Counter[str | None]]:
         elif isinstance(item, Labelled):
             (chosen if item.desirable else rejected)[item.completion.source] += 1
     return chosen, rejected
-
-
-def on_policy_share(items: Items, version: int) -> float | None:
-    """Share of the answers that are trained on which the policy of the round sampled, each as often as it is in one."""
-    answers = [answer for item in items for answer in kind_of(item).answers(item)]
-    return mean([float(answer.policy_version == version) for answer in answers])
 
 
 def candidate_warnings(store: RunStore, index: int, summary: Mapping[str, Any]) -> list[str]:
