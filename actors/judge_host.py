@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.heartbeat import beat, here
-from judges.calling import Caller, Measurements, Sleep
-from judges.chat import Chat, ChatEngineRequest
-from judges.hosting import Hosting, Scorer, ScorerRequest, Sleeper
+from actors.model_host import InActor, ModelHost
+from judges.calling import Caller, Measurements
 from judges.protocol import Question, collect_counts
 from judges.registry import build_caller
 from judges.spec import JudgeSpec
@@ -24,34 +19,13 @@ from online_dpo.pairing.opinions import scores_nothing
 from online_dpo.types import Completion, Judged, Shard, Verdict, group_by_prompt
 
 
-class JudgeHost:
-    """One judge, called by the rules of its config. All methods run on one event loop."""
+class JudgeHost(ModelHost):
+    """One judge, called by the rules of its config."""
 
-    def __init__(
-        self,
-        spec: JudgeSpec,
-        *,
-        threads: int | None = None,
-        counted: Mapping[str, float] | None = None,
-        sleep: Sleep = asyncio.sleep,
-        sleeps: bool = False,
-    ) -> None:
-        """Nothing is loaded yet: `try_it` or the first shard does that, where its error can be reported.
-
-        Args:
-            spec: the judge and its hosting numbers.
-            threads: of torch, where the judge uses it; None = as the process has it.
-            counted: sums of its counters in the run so far; budgets go on from there.
-            sleep: waits between retries, in seconds.
-            sleeps: models on a GPU give its memory away while the learner works.
-        """
+    def __init__(self, spec: JudgeSpec, **options: Any) -> None:
+        """As `ModelHost`, with the judge and its hosting numbers."""
+        super().__init__(**options)
         self._spec = spec
-        self._threads = threads
-        self._counted = counted or {}
-        self._sleep = sleep
-        self._sleeps = sleeps
-        self._sleepers: list[Sleeper] = []
-        self._is_asleep = False
         self._caller: Caller | None = None
 
     async def try_it(
@@ -98,26 +72,13 @@ class JudgeHost:
             JudgeError: the judge cannot be built.
         """
         caller = self._ready()
-        if self._is_asleep:
-            for sleeper in self._sleepers:
-                sleeper.wake()
-            self._is_asleep = False
+        self._wake()
         strangers = {c.prompt_id for c in completions} - {prompt.prompt_id for prompt in shard.prompts}
         if strangers:
             raise ValueError(f"shard {shard.index} has no prompt {sorted(strangers)[0]}, which a completion answers")
         seen, settled = for_judges(completions, self._spec.view)
         groups = group_by_prompt(seen)
-        questions = [
-            Question(
-                prompt_id=prompt.prompt_id,
-                prompt=prompt.content,
-                completions=tuple(c.text for c in groups[prompt.prompt_id]),
-                metadata=prompt.metadata,
-                again=again,
-            )
-            for prompt in shard.prompts
-            if prompt.prompt_id in groups
-        ]
+        questions = _questions(shard, groups, again=again)
         counts = dict.fromkeys(("num_judge_calls", "num_judge_retries", "num_judge_timeouts", "num_judge_failures"), 0)
         measured = Measurements()
         with collect_counts() as found:
@@ -148,51 +109,31 @@ class JudgeHost:
             latencies_s=measured.latencies_s,
         )
 
-    async def sleep(self) -> None:
-        """Give the GPU's memory away, as far as models here can; the next shard wakes them. Nothing may be judged."""
-        if self._sleeps:
-            self._is_asleep = True
-            for sleeper in self._sleepers:
-                sleeper.sleep()
-
     def _ready(self) -> Caller:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._caller is None:
-            hosting = Hosting(
-                engine=self._start_chat_engine,
-                scorer=self._start_scorer,
-                counted=self._counted,
-                threads=self._threads,
-                can_sleep=self._sleepers.append,
-            )
-            self._caller = build_caller(self._spec, hosting=hosting, sleep=self._sleep)
-            if self._threads is not None and "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(self._threads)
+            self._caller = build_caller(self._spec, hosting=self._hosting(), sleep=self._sleep)
+            self._limit_threads()
         return self._caller
 
-    def _start_chat_engine(self, request: ChatEngineRequest) -> Chat:
-        from actors.chat_engine import VllmChat  # vllm
 
-        chat = VllmChat(request, sleeps=self._sleeps)
-        self._sleepers.append(chat)
-        return chat
-
-    def _start_scorer(self, request: ScorerRequest) -> Scorer:
-        from actors.scoring_engine import VllmScorer  # vllm
-
-        return VllmScorer(request, sleeps=self._sleeps)  # its reward model says that it can sleep
-
-
-class JudgeActor(JudgeHost):
+class JudgeActor(InActor, JudgeHost):
     """A judge in an actor's process."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        beat(lambda: int(time.monotonic()))  # calls have deadlines of their own; the process must live
 
-    async def ready(self) -> tuple[int, str]:
-        """Process id and node."""
-        return here()
+def _questions(shard: Shard, groups: Mapping[str, Sequence[Completion]], *, again: bool) -> list[Question]:
+    """One about each prompt that has completions, in prompt order."""
+    return [
+        Question(
+            prompt_id=prompt.prompt_id,
+            prompt=prompt.content,
+            completions=tuple(c.text for c in groups[prompt.prompt_id]),
+            metadata=prompt.metadata,
+            again=again,
+        )
+        for prompt in shard.prompts
+        if prompt.prompt_id in groups
+    ]
 
 
 def _rename(verdict: Verdict, samples: Sequence[int]) -> Verdict:

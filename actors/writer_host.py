@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.heartbeat import beat, here
-from judges.calling import Sleep
-from judges.chat import Chat, ChatEngineRequest
-from judges.hosting import Hosting, Sleeper
+from actors.model_host import InActor, ModelHost
 from judges.llm.building import build_chat
 from judges.protocol import collect_counts
 from judges.trial import ANSWERS, TEXT
@@ -25,31 +19,15 @@ _OF_JUDGES, _OURS = "num_judge_", "num_"
 """How the counters of a chat model's client begin, and how those of a writer do."""
 
 
-class WriterHost:
-    """One writer. All methods run on one event loop."""
+class WriterHost(ModelHost):
+    """One writer."""
 
-    def __init__(
-        self,
-        spec: WriterSpec,
-        *,
-        threads: int | None = None,
-        counted: Mapping[str, float] | None = None,
-        sleep: Sleep = asyncio.sleep,
-        sleeps: bool = False,
-    ) -> None:
-        """Nothing is loaded yet: `try_it` or the first shard does that, where its error can be reported.
-
-        Args:
-            spec: the writer.
-            threads: of torch, where an engine uses it; None = as the process has it.
-            counted: sums of its counters in the run so far; budgets go on from there.
-            sleep: waits between retries, in seconds.
-            sleeps: an engine on a GPU gives its memory away while the learner works.
-        """
-        self._spec, self._threads, self._sleep, self._sleeps = spec, threads, sleep, sleeps
-        self._counted = {_renamed(name, _OURS, _OF_JUDGES): value for name, value in (counted or {}).items()}
-        self._sleepers: list[Sleeper] = []
-        self._is_asleep = False
+    def __init__(self, spec: WriterSpec, *, counted: Mapping[str, float] | None = None, **options: Any) -> None:
+        """As `ModelHost`, with the writer and the sums of its counters."""
+        super().__init__(
+            counted={_renamed(name, _OURS, _OF_JUDGES): value for name, value in (counted or {}).items()}, **options
+        )
+        self._spec = spec
         self._writer: TextWriter | None = None
 
     async def try_it(self, chat: bool) -> None:
@@ -89,51 +67,24 @@ class WriterHost:
             JudgeError: the writer cannot be built.
         """
         writer = self._ready()
-        if self._is_asleep:
-            for sleeper in self._sleepers:
-                sleeper.wake()
-            self._is_asleep = False
+        self._wake()
         wanted = set(prompt_ids)
         with collect_counts() as counts:
             written = await writer.write([p for p in shard.prompts if p.prompt_id in wanted], samples, round_index)
         counters = {_renamed(name, _OF_JUDGES, _OURS): value for name, value in sorted(counts.items())}
         return replace(written, counters=counters)
 
-    async def sleep(self) -> None:
-        """Give the GPU's memory away; the next shard takes it back. Nothing may be written."""
-        if self._sleeps:
-            self._is_asleep = True
-            for sleeper in self._sleepers:
-                sleeper.sleep()
-
     def _ready(self) -> TextWriter:
         # Built on the event loop's own thread: constructors of asynchronous clients expect a running loop.
         if self._writer is None:
-            hosting = Hosting(engine=self._start_chat_engine, counted=self._counted, threads=self._threads)
-            chat = build_chat(self._spec.section, self._spec.field, hosting=hosting, sleep=self._sleep)
+            chat = build_chat(self._spec.section, self._spec.field, hosting=self._hosting(), sleep=self._sleep)
             self._writer = TextWriter(self._spec, chat)
-            if self._threads is not None and "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(self._threads)
+            self._limit_threads()
         return self._writer
 
-    def _start_chat_engine(self, request: ChatEngineRequest) -> Chat:
-        from actors.chat_engine import VllmChat  # vllm
 
-        chat = VllmChat(request, sleeps=self._sleeps)
-        self._sleepers.append(chat)
-        return chat
-
-
-class WriterActor(WriterHost):
+class WriterActor(InActor, WriterHost):
     """A writer in an actor's process."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        beat(lambda: int(time.monotonic()))  # calls have deadlines of their own; the process must live
-
-    async def ready(self) -> tuple[int, str]:
-        """Process id and node."""
-        return here()
 
 
 def _renamed(name: str, before: str, after: str) -> str:
