@@ -11,22 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from online_dpo.commands.terminal.parameters import (
-    AsEvents,
-    Config,
-    DryRun,
-    ForTrainer,
-    GpuMemory,
-    Overrides,
-    Private,
-    PushToHub,
-    Quiet,
-    Reference,
-    RunDir,
-    Shapes,
-    Yes,
-    expect_usable,
-)  # fmt: skip
+from online_dpo.commands.terminal import parameters as given
 from online_dpo.errors import OnlineDPOError, UserError
 from online_dpo.interruption import INTERRUPTED, answer_signals
 from online_dpo.version import __version__
@@ -55,7 +40,11 @@ def options(
 
 @app.command()
 def run(
-    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False, yes: Yes = False
+    config: given.Config,
+    overrides: given.Overrides = None,
+    quiet: given.Quiet = False,
+    as_json: given.AsEvents = False,
+    yes: given.Yes = False,
 ) -> None:
     """Start a run, or continue the one in its run directory."""
     from online_dpo.commands.run import run as launch
@@ -67,7 +56,11 @@ def run(
 
 @app.command()
 def resume(
-    run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False, as_json: AsEvents = False, yes: Yes = False
+    run_dir: given.RunDir,
+    overrides: given.Overrides = None,
+    quiet: given.Quiet = False,
+    as_json: given.AsEvents = False,
+    yes: given.Yes = False,
 ) -> None:
     """Continue a run from what it committed last."""
     from online_dpo.commands.run import continue_run, recorded_config
@@ -78,14 +71,14 @@ def resume(
 
 @app.command()
 def validate(
-    config: Config,
-    overrides: Overrides = None,
+    config: given.Config,
+    overrides: given.Overrides = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also load tokenizer, prompts and judges.")] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the config with every default filled in, and check no more.")
     ] = False,
-    gpu_memory: GpuMemory = None,
-    shapes: Shapes = None,
+    gpu_memory: given.GpuMemory = None,
+    shapes: given.Shapes = None,
 ) -> None:
     """Check a config and what it names, without starting an engine; says what it needs and what was not checked."""
     from online_dpo.commands.preparing.estimating import Machine
@@ -120,7 +113,7 @@ def print_config(
 
 @app.command()
 def status(
-    run_dir: RunDir,
+    run_dir: given.RunDir,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Where the run stands, until it ends.")] = False,
 ) -> None:
@@ -138,10 +131,12 @@ def status(
 
 @app.command()
 def report(
-    run_dir: RunDir,
+    run_dir: given.RunDir,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=expect_usable),
+        typer.Option(
+            "--out", metavar="FILE", help="By default report/report.html in RUN_DIR.", callback=given.expect_usable
+        ),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
@@ -153,7 +148,7 @@ def report(
 
 @app.command()
 def view(
-    run_dir: RunDir,
+    run_dir: given.RunDir,
     port: Annotated[int, typer.Option("--port", help="0 = a free one.", min=0, max=65535)] = 8017,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
@@ -166,28 +161,28 @@ def view(
 @app.command()
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="2 to 12 runs.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=expect_usable)] = Path("compare.html"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", callback=given.expect_usable)] = Path("compare.html"),
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write one HTML file about several runs: paired wins, curves on common axes, what differs in their configs."""
     from online_dpo.commands.compare import compare as write
 
     for run_dir in run_dirs:
-        expect_usable(run_dir)
+        given.expect_usable(run_dir)
     typer.echo(f"comparison: {write(run_dirs, out=out, open_it=open_it)}")
 
 
 @app.command()
 def export(
-    run_dir: RunDir,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=expect_usable)],
+    run_dir: given.RunDir,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", callback=given.expect_usable)],
     round_number: Annotated[int | None, typer.Option("--round", help="Counted from 1; the last by default.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
-    trainer: ForTrainer = None,
-    reference: Reference = "run",
-    repo_id: PushToHub = None,
-    private: Private = False,
-    dry_run: DryRun = False,
+    trainer: given.ForTrainer = None,
+    reference: given.Reference = "run",
+    repo_id: given.PushToHub = None,
+    private: given.Private = False,
+    dry_run: given.DryRun = False,
 ) -> None:
     """Write a round's policy with a model card: a PEFT adapter, a merged model, or a start for another trainer."""
     from online_dpo.commands.export import Options, export_lines
@@ -202,7 +197,7 @@ def export(
 
 @app.command()
 def rewind(
-    run_dir: RunDir,
+    run_dir: given.RunDir,
     round_number: Annotated[
         int | None, typer.Option("--round", help="The first round to play again, counted from 1.")
     ] = None,
@@ -217,14 +212,11 @@ def rewind(
 
 @app.command()
 def fork(
-    run_dir: RunDir,
-    new_dir: Annotated[Path, typer.Argument(metavar="NEW_DIR", help="A new folder.", callback=expect_usable)],
+    run_dir: given.RunDir,
+    new_dir: Annotated[Path, typer.Argument(metavar="NEW_DIR", help="A new folder.", callback=given.expect_usable)],
     round_number: Annotated[int, typer.Option("--round", help="The round to do anew in part, counted from 1.")],
-    overrides: Overrides = None,
-    start: Annotated[
-        str | None,
-        typer.Option("--from", metavar="STAGE", help="sample, judge, pair or learn; by default what changed says."),
-    ] = None,
+    overrides: given.Overrides = None,
+    start: given.FromStage = None,
 ) -> None:
     """Judge, pair or train on a round's samples again under another config, in a new run; RUN_DIR is only read."""
     from online_dpo.commands.fork import fork as make
@@ -235,11 +227,8 @@ def fork(
 
 @app.command()
 def verify(
-    run_dir: RunDir,
-    accept: Annotated[
-        list[str] | None,
-        typer.Option("--accept", metavar="FILE", help="Go on with this file damaged, if no later round reads it."),
-    ] = None,
+    run_dir: given.RunDir,
+    accept: given.Accept = None,
 ) -> None:
     """Read every committed file; name each damaged one, what depends on it, and the cheapest way on."""
     from online_dpo.commands.verify import verify as check
@@ -250,22 +239,16 @@ def verify(
 
 @app.command()
 def judge(
-    config: Config,
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=expect_usable),
-    ] = None,
-    overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option("--judge", help="One of evaluation.judges.")] = None,
-    gold: Annotated[str | None, typer.Option("--gold", help="Column of known labels; `chosen` for pairs.")] = None,
-    repeat: Annotated[bool, typer.Option("--repeat", help="Ask again; how often is the outcome the same?")] = False,
-    swap: Annotated[bool, typer.Option("--swap", help="Ask again with the completions in opposite order.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", help="Read so many rows at most.", min=1)] = None,
-    show: Annotated[int, typer.Option("--show", help="Print the verdicts on so many prompts.", min=0)] = 5,
-    estimate: Annotated[
-        bool,
-        typer.Option("--estimate", help="Ask nothing; tell what a run would ask and cost."),
-    ] = False,
+    config: given.Config,
+    file: given.CompletionsFile = None,
+    overrides: given.Overrides = None,
+    name: given.JudgeName = None,
+    gold: given.Gold = None,
+    repeat: given.Repeat = False,
+    swap: given.Swap = False,
+    limit: given.Limit = None,
+    show: given.Show = 5,
+    estimate: given.Estimate = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Run only the judge, over prompts and completions from a file; or tell what a run's judges would cost."""
@@ -298,8 +281,8 @@ def judges() -> None:
 
 @app.command("reward-model")
 def reward_model(
-    config: Config,
-    overrides: Overrides = None,
+    config: given.Config,
+    overrides: given.Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train a reward model on preferences, a run's pairs or people's votes; `judge.path` takes its folder."""
@@ -318,13 +301,11 @@ def reward_model(
 
 @app.command()
 def annotate(
-    run_dir: RunDir,
+    run_dir: given.RunDir,
     port: Annotated[int, typer.Option("--port", help="Where to listen; 0 takes a free port.")] = 8765,
     host: Annotated[str, typer.Option("--host", help="The address to listen at; 0.0.0.0 = all of them.")] = "127.0.0.1",
     url: Annotated[str | None, typer.Option("--url", help="What people open, if a proxy is before it.")] = None,
-    proxy: Annotated[
-        str | None, typer.Option("--trust-proxy", metavar="ADDRESS", help="Believe forwarded headers of this proxy.")
-    ] = None,
+    proxy: given.TrustedProxy = None,
     invite: Annotated[str | None, typer.Option("--invite", metavar="NAME", help="Only print a link for NAME.")] = None,
     days: Annotated[float, typer.Option("--days", help="How long the link of --invite is valid.")] = 7.0,
 ) -> None:
@@ -341,7 +322,7 @@ def annotate(
 
 
 @app.command()
-def quickstart(quiet: Quiet = False, as_json: AsEvents = False) -> None:
+def quickstart(quiet: given.Quiet = False, as_json: given.AsEvents = False) -> None:
     """A few rounds on the embedded models: film reviews become friendlier, in about three minutes on two cores."""
     from online_dpo.commands.quickstart import quickstart as play
     from online_dpo.commands.terminal.showing import display

@@ -225,72 +225,12 @@ class Head:
         return list(zip(hidden.split(size), targets.split(size), strict=True))
 
 
-@torch.no_grad()
-def verify_head(model: nn.Module) -> None:
-    """Compare this module's logits with the model's own on a few tokens.
-
-    Architectures keep inventing ways to transform logits; one that `Head` does not know must not train on others.
-
-    Raises:
-        ModelError: they differ.
-    """
-    base, head = base_model(model), Head.of(model)
-    rows = probe_tokens(head)
-    expected = base(input_ids=rows, use_cache=False).logits.double().log_softmax(dim=-1)
-    found = head.logits(_decode(model, input_ids=rows))[0].double().log_softmax(dim=-1)
-    # Relative to the spread of the log-probs, since a freshly initialised model has nearly flat ones.
-    distance = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
-    bound = 0.05 if head.weight.dtype == torch.bfloat16 else 1e-4
-    if not distance <= bound:
-        raise ModelError(
-            f"{type(base).__name__} transforms its logits in a way that is not known here (relative difference "
-            f"{distance:.2g}); known are a linear head, logit_scale, logits_scaling and "
-            f"final_logit_softcapping: choose another model"
-        )
-
-
-@torch.no_grad()
-def verify_attention(model: nn.Module) -> None:
-    """Compare a model's log-probs with its own under eager attention on a few tokens.
-
-    Eager attention is where transformers writes out all that a model does to its scores; faster kernels drop what they
-    do not know. The median over tokens is taken, since in bfloat16 a mixture sends single tokens to other experts.
-    Rounding hides a weak cap there: what is known to be dropped is read from the config (`models.attention`).
-
-    Raises:
-        ModelError: they differ.
-    """
-    base, head = base_model(model), Head.of(model)
-    config = base.get_decoder().config  # the one that its attention layers look at
-    chosen = config._attn_implementation
-    if chosen == "eager":
-        return
-    found = base(input_ids=probe_tokens(head), use_cache=False).logits.double().log_softmax(dim=-1)
-    config._attn_implementation = "eager"
-    try:
-        expected = base(input_ids=probe_tokens(head), use_cache=False).logits.double().log_softmax(dim=-1)
-    finally:
-        config._attn_implementation = chosen
-    distances = (found - expected).abs().amax(dim=-1) / (expected.max() - expected.min())
-    distance = distances.median().item()
-    if not distance <= (0.05 if head.weight.dtype == torch.bfloat16 else 2e-5):
-        raise ModelError(
-            f"{type(base).__name__} asks for attention that its implementation ({chosen}) does not apply (relative "
-            f"difference {distance:.2g}); known is attn_logit_softcapping: choose another model"
-        )
-
-
-def probe_tokens(head: Head) -> Tensor:
-    """`[2, 8]` token ids, spread over the vocabulary."""
-    return 1 + torch.arange(16, device=head.weight.device).reshape(2, 8) * 7919 % (head.weight.shape[0] - 1)
-
-
 def base_model(model: nn.Module) -> Any:
     """The transformers model, PEFT's wrapper taken off (its LoRA layers stay inside)."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _decode(model: nn.Module, **inputs: Tensor) -> Tensor:
+def final_hidden(model: nn.Module, **inputs: Tensor) -> Tensor:
     """Hidden states `[B, T, H]` after the final norm."""
     return base_model(model).get_decoder()(**inputs, use_cache=False).last_hidden_state
 
@@ -302,7 +242,7 @@ def padded_states(model: nn.Module, batch: TokenBatch) -> HiddenStates:
         inputs |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     # With padding on the right only, causal attention never looks at it and default positions are right, so no mask
     # is passed: attention kernels are faster without one.
-    hidden = _decode(model, **inputs)
+    hidden = final_hidden(model, **inputs)
     # The state at position t predicts the token at t + 1.
     wanted = batch.completion_mask[:, 1:]
     return HiddenStates(hidden[:, :-1][wanted], batch.input_ids[:, 1:][wanted], batch.lengths)

@@ -18,12 +18,12 @@ from transformers import (
 
 from online_dpo.errors import DataError, ModelError
 from online_dpo.learner import logprobs
+from online_dpo.learner.frozen_models import verify_head
 from online_dpo.learner.logprobs import (
     TokenBatch,
     batch_rows,
     completion_token_logps,
     completion_token_scores,
-    verify_head,
 )
 from online_dpo.types import Row
 

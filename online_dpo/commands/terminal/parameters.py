@@ -69,3 +69,27 @@ Shapes = Annotated[
         callback=expect_usable,
     ),
 ]
+
+FromStage = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STAGE", help="sample, judge, pair or learn; by default what changed says."),
+]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option("--accept", metavar="FILE", help="Go on with this file damaged, if no later round reads it."),
+]
+TrustedProxy = Annotated[
+    str | None, typer.Option("--trust-proxy", metavar="ADDRESS", help="Believe forwarded headers of this proxy.")
+]
+
+CompletionsFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="Rows with a prompt and its completions.", callback=expect_usable),
+]
+JudgeName = Annotated[str | None, typer.Option("--judge", help="One of evaluation.judges.")]
+Gold = Annotated[str | None, typer.Option("--gold", help="Column of known labels; `chosen` for pairs.")]
+Repeat = Annotated[bool, typer.Option("--repeat", help="Ask again; how often is the outcome the same?")]
+Swap = Annotated[bool, typer.Option("--swap", help="Ask again with the completions in opposite order.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Read so many rows at most.", min=1)]
+Show = Annotated[int, typer.Option("--show", help="Print the verdicts on so many prompts.", min=0)]
+Estimate = Annotated[bool, typer.Option("--estimate", help="Ask nothing; tell what a run would ask and cost.")]
