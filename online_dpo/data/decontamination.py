@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -206,28 +206,17 @@ def asked(content: PromptContent | Sequence[Message]) -> str:
 class _Table(dict[int, int]):
     """For `str.translate`: the characters that are left out become spaces."""
 
+    def __init__(self, keeps: Callable[[str], bool]) -> None:
+        self._keeps = keeps
+
     def __missing__(self, code: int) -> int:
-        is_kept = self.keeps(chr(code))
-        self[code] = code if is_kept else ord(" ")
+        self[code] = code if self._keeps(chr(code)) else ord(" ")
         return self[code]
 
-    def keeps(self, character: str) -> bool:
-        raise NotImplementedError
 
-
-class _Words(_Table):
-    def keeps(self, character: str) -> bool:
-        return unicodedata.category(character)[0] in "LNM"  # letters, numbers, and the marks on letters
-
-
-class _Sentences(_Table):
-    """Signs of arithmetic stay, brackets and the factorial's among them: 3 + 4 is another question than 3 - 4."""
-
-    def keeps(self, character: str) -> bool:
-        return character not in ".,;:?\"'`´‘’“”„«»…。，；：？、"  # noqa: RUF001
-
-
-_WORDS, _SENTENCES = _Words(), _Sentences()
+_WORDS = _Table(lambda character: unicodedata.category(character)[0] in "LNM")  # letters, numbers, marks on letters
+# Signs of arithmetic stay, brackets and the factorial's among them: 3 + 4 is another question than 3 - 4.
+_SENTENCES = _Table(lambda character: character not in ".,;:?\"'`´‘’“”„«»…。，；：？、")  # noqa: RUF001
 
 
 def words_of(text: str) -> list[str]:

@@ -16,8 +16,9 @@ from online_dpo.config.loading import load_config
 from online_dpo.data.decontamination import HeldOut, decontaminate, same_words, words_of
 from online_dpo.data.drawing import Cursor
 from online_dpo.data.mixtures import load_evaluation_sets, load_prompts
+from online_dpo.data.preferences import PairDraw
 from online_dpo.errors import DataError
-from online_dpo.types import Message, Prompt
+from online_dpo.types import Completion, Labelled, Message, Prompt
 
 COMMON: dict[str, Any] = {"tokenizer": make_tokenizer(), "max_tokens": 500, "chat_template_kwargs": {}, "seed": 0}
 NUMBERS = [
@@ -163,3 +164,25 @@ def test_what_becomes_of_them(tmp_path: Path) -> None:
         f"longer than prompts.max_tokens, which is 500, and 0 are empty, 2 are in an evaluation set as well "
         f"(prompts.contaminated is drop)); lower prompts.per_round to 0 or add prompts"
     )
+
+
+def test_the_prompts_of_held_out_pairs_count_as_those_of_sets(tmp_path: Path) -> None:
+    config = load_config({
+        **BASE,
+        "prompts": {
+            "source": str(write_rows(tmp_path / "train.jsonl", [{"prompt": text} for text in ("a", "b", "c")])),
+            "contaminated": "drop",
+            "per_round": 1,
+        },
+    })  # fmt: skip
+    prompts = load_prompts(config, **COMMON)
+    assert prompts is not None
+    answer = Completion(
+        prompt_id="p", sample_index=0, token_ids=(1,), text="x",
+        finish_reason=None, sampler_logps=None, policy_version=None, seed=None,
+    )  # fmt: skip
+    item = Labelled(prompt=Prompt(prompt_id="p", token_ids=(1,), text="B."), completion=answer, desirable=True)
+    draw = PairDraw(items=(item,), cursor=Cursor(), outcomes={}, counts={})
+    [overlap] = decontaminate(config, prompts, {}, {"people": draw})
+    assert overlap.example == "prompt 000001, which is prompt p of evaluation.pairs.people"
+    assert [prompt.text for prompt in prompts.count().prompts] == ["a", "c"]
