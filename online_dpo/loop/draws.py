@@ -204,7 +204,7 @@ def check_one_form(config: RunConfig, prompts: Sequence[Prompt], written: Prompt
     forms = ["chats" if prompt.messages is not None else "plain text" for prompt in (prompts[0], written)]
     if forms[0] != forms[1]:
         raise DataError(
-            f"prompts.source holds {forms[0]} and pairs.source holds {forms[1]}, and pairs.fraction mixes them in one "
+            f"the prompts are {forms[0]} and pairs.source holds {forms[1]}, and pairs.fraction mixes them in one "
             f"round: write both in one way, or set pairs.warm_start_rounds instead"
         )
 

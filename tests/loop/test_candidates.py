@@ -248,10 +248,10 @@ def test_neither_the_order_of_calls_nor_the_number_of_engines_changes_a_byte(ove
 def test_a_column_that_can_give_nothing_is_said(tmp_path: Path) -> None:
     """Before the run where the first row shows it, after each round where the others do."""
     for rows, message in (
-        ([{"prompt": "x", "answer": 7}], "which is int 7 in a row of prompts.source; a reference answer is text"),
+        ([{"prompt": "x", "answer": 7}], "which is int 7 in a row of the prompts; a reference answer is text"),
         (
             [{"prompt": "x", "reply": "y"}],
-            r"candidates.0.column is answer, and a row of prompts.source has .*reply.*: name",
+            r"candidates.0.column is answer, and no prompt has such a column .*reply.*; name",
         ),
     ):
         path = tmp_path / "other.jsonl"
@@ -259,6 +259,15 @@ def test_a_column_that_can_give_nothing_is_said(tmp_path: Path) -> None:
         run = run_with(tmp_path, COLUMN, name="refused", prompts__source=str(path))
         with pytest.raises(DataError, match=message):
             run.go_on()
+    # A mixture may have it in one data set alone; then the answers of the others are missing, and counted.
+    (tmp_path / "with.jsonl").write_text("".join(f'{{"prompt": "a {i}", "answer": "yes"}}\n' for i in range(9)))
+    (tmp_path / "without.jsonl").write_text("".join(f'{{"prompt": "b {i}"}}\n' for i in range(9)))
+    sources = [{"source": str(tmp_path / f"{name}.jsonl"), "weight": 1} for name in ("without", "with")]
+    mixed = run_with(
+        tmp_path, COLUMN, name="mixed", evaluation={}, run__rounds=1, prompts={"sources": sources, "per_round": 4}
+    )
+    mixed.go_on(stages_of(mixed))
+    assert rounds_of(mixed)[0]["candidates"]["column"]["outcomes"] == {"kept": 2, "missing": 2}
     blank = run_with(tmp_path, {**COLUMN, "separator": " so much "}, evaluation={}, run__rounds=1)
     blank.go_on(stages_of(blank))
     [only] = rounds_of(blank)

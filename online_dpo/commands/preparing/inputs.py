@@ -285,6 +285,6 @@ def load_job(config: RunConfig, model: ModelInfo, tokenizer: Any) -> tuple[Job, 
         ),
         evaluation_pairs=asked.pairs,
         overlaps=asked.overlaps,
-        writers=load_writers(config, tokenizer, model, first[0]),
+        writers=load_writers(config, tokenizer, model, sampled),
     )
     return job, first[0]

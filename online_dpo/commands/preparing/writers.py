@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from judges.writers.writer import WriterSpec
@@ -47,38 +47,44 @@ def writer_models(config: RunConfig) -> Iterator[NamedModel]:
             yield NamedModel(field=name, path=engine.path, info=info, trust_remote_code=trusted)
 
 
-def load_writers(config: RunConfig, tokenizer: Any, model: ModelInfo, first: Prompt) -> Writers | None:
+def load_writers(config: RunConfig, tokenizer: Any, model: ModelInfo, prompts: Sequence[Prompt]) -> Writers | None:
     """What has candidates written and tokenised; None where the run has no writers.
 
     Args:
         config: of the run.
         tokenizer: of the policy.
         model: the policy's.
-        first: the run's first prompt.
+        prompts: the first ones of the run. A mixture may have a column in some of its data sets alone.
 
     Raises:
-        DataError: the data set lacks a column that is named.
+        DataError: none of these prompts has a column that is named, or it holds no text.
         ModelError: the policy's chat template cannot write an answer after a prompt.
     """
     if not config.candidates:
         return None
     for index, section in enumerate(config.candidates):
-        if isinstance(section, ColumnWriter) and section.column not in first.metadata:
-            known = ", ".join(first.metadata) or "no further column"
-            raise DataError(
-                f"candidates.{index}.column is {section.column}, and a row of prompts.source has {known}: name the "
-                f"column that holds a reference answer, or remove this writer"
-            )
-        if isinstance(section, ColumnWriter) and not isinstance(value := first.metadata[section.column], str | None):
-            raise DataError(
-                f"candidates.{index}.column is {section.column}, which is {kind(value)} in a row of prompts.source; a "
-                f"reference answer is text: write it as text, or name another column"
-            )
+        if isinstance(section, ColumnWriter):
+            _check_column(section.column, f"candidates.{index}.column", prompts)
     ends = model.eos_token_ids
     answers = AnswerEncoder(tokenizer, config.chat_template_kwargs, eos_token_ids=ends, append_eos=True)
     encoder = CandidateEncoder(tokenizer, answers, eos_token_ids=ends, max_tokens=config.sampling.max_tokens)
-    encoder.check(first, f"model.path is {config.model.path}")
+    encoder.check(prompts[0], f"model.path is {config.model.path}")
     return Writers(sections=tuple(config.candidates), encoder=encoder, max_model_len=engine_tokens(config, model))
+
+
+def _check_column(column: str, field: str, prompts: Sequence[Prompt]) -> None:
+    found = [prompt.metadata[column] for prompt in prompts if column in prompt.metadata]
+    if not found:
+        known = ", ".join(dict.fromkeys(name for prompt in prompts for name in prompt.metadata)) or "none"
+        raise DataError(
+            f"{field} is {column}, and no prompt has such a column (there are: {known}); name the column that holds a "
+            f"reference answer, or remove this writer"
+        )
+    if not isinstance(found[0], str | None):  # a row that differs from the others is counted when it comes up
+        raise DataError(
+            f"{field} is {column}, which is {kind(found[0])} in a row of the prompts; a reference answer is text: "
+            f"write it as text, or name another column"
+        )
 
 
 def engine_tokens(config: RunConfig, model: ModelInfo | ModelShape) -> int:

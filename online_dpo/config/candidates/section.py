@@ -125,7 +125,7 @@ class ColumnWriter(Writer):
 
     type: Literal["column"]
     column: str = Field(min_length=1)
-    """The column of `prompts.source` that holds the answer as text."""
+    """The column of the prompts that holds the answer as text."""
 
 
 CandidateSection: TypeAlias = Annotated[TeacherWriter | ReviseWriter | ColumnWriter, Field(discriminator="type")]
