@@ -81,7 +81,7 @@ def validate(
     shapes: given.Shapes = None,
 ) -> None:
     """Check a config and what it names, without starting an engine; says what it needs and what was not checked."""
-    from online_dpo.commands.preparing.estimating import Machine
+    from online_dpo.commands.preparing.resources import Machine
     from online_dpo.commands.validate import validate_deep, validate_light
     from online_dpo.config.loading import dump_config, load_config
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from judges.hosting import NeedsEngine
 from judges.registry import build_caller
 from judges.trial import try_judges
-from online_dpo.commands.preparing.estimating import Estimate, Machine
 from online_dpo.commands.preparing.fitting import check_lengths, check_machine
 from online_dpo.commands.preparing.inputs import (
     judge_models,
@@ -19,6 +18,7 @@ from online_dpo.commands.preparing.inputs import (
     prepare,
 )
 from online_dpo.commands.preparing.model_checks import check_weights
+from online_dpo.commands.preparing.resources import Estimate, Machine
 from online_dpo.commands.preparing.sft import sft_run
 from online_dpo.config.control import PathReference
 from online_dpo.config.human_checks import human_judges
