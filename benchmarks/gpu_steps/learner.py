@@ -66,6 +66,10 @@ def packed(shape: str, figures: dict[str, Any]) -> None:
         expect(not forward.notices, " ".join(forward.notices))
         found[name] = values_and_gradients(forward, rows)
         figures[f"{name}, s"] = timed(lambda forward=forward: values_and_gradients(forward, rows))
+        if name == "packed":  # a kernel that is compiled anew for other lengths would cost more than it gains
+            others = [rows[i : i + 2 + i % 3] for i in range(6)]
+            took = [timed(lambda forward=forward, some=some: values_and_gradients(forward, some)) for some in others]
+            figures |= {"packed, other lengths: slowest, s": max(took), "median, s": statistics.median(took)}
         del model, forward
         gc.collect()
         torch.cuda.empty_cache()

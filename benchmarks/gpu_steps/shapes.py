@@ -24,11 +24,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     # Llama 3.1 8B; Qwen2 0.5B without its biases; and something that a CPU takes in no time.
     "8b": {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "initializer_range": 0.02,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "initializer_range": 0.01,
     },
     "0.5b": {
         "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-        "num_attention_heads": 14, "num_key_value_heads": 2, "initializer_range": 0.04, "tie_word_embeddings": True,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "initializer_range": 0.02, "tie_word_embeddings": True,
     },
     "tiny": {
         "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,

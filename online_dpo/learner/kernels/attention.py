@@ -74,9 +74,15 @@ def leave_uncompiled() -> None:
     AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
 
 
+_ONE_KERNEL = {"BACKEND": "TRITON"}
+"""By itself FlexAttention takes its kernel for decoding under 128 tokens, which has no form for grouped heads then."""
+
+
 def _by_flex(query: Tensor, key: Tensor, value: Tensor, packing: PackedBatch, scale: float) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
-    output = _compiled_flex()(query, key, value, block_mask=packing.block_mask, scale=scale, enable_gqa=grouped)
+    output = _compiled_flex()(
+        query, key, value, block_mask=packing.block_mask, scale=scale, enable_gqa=grouped, kernel_options=_ONE_KERNEL
+    )
     return output.transpose(1, 2)
 
 
