@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
-from actors.engine_sleep import EngineSleep
+from actors.engine_process import EngineSleep, prepare_judge_process
 from judges.chat import CallFailed, ChatEngineRequest, ChatReply, ChatRequest
 from judges.llm.quoting import without_tokens
 from judges.threads import in_thread
@@ -19,18 +18,6 @@ from online_dpo.models.tokenizer import control_ids, control_tokens, load_tokeni
 
 MAX_NUM_SEQS = 256
 """Sequences decoded at once, at most."""
-
-
-def prepare_process(kv_cache_gib: int) -> bool:
-    """Set what vLLM reads from the environment, before it is imported; whether there is a GPU."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # an eager engine needs no compiler, see actors.generator
-    return on_gpu
 
 
 class VllmChat:
@@ -47,7 +34,7 @@ class VllmChat:
             ModelError: its folder is missing or incomplete.
             JudgeError: it has no chat template.
         """
-        on_gpu = prepare_process(engine.kv_cache_gib)
+        on_gpu = prepare_judge_process(engine.kv_cache_gib)
         with quick_imports():
             from vllm import LLM
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from actors.engine_sleep import EngineSleep
+from actors.engine_process import EngineSleep, prepare_process
 from actors.heartbeat import Progress, beat, here
 from actors.lora_slots import LoraSlots
 from online_dpo.config.learner import LORA_RANKS
@@ -53,11 +53,7 @@ class Generator:
         Raises:
             ModelError: vLLM refuses the model, or refuses to serve adapters of it.
         """
-        # The engine lives in this process: weights are pushed by a direct call, and the actor's death is the engine's.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        if spec.enforce_eager:
-            # vLLM 0.32 compiles its log-prob ranks even when eager: seconds at the first call, and a C++ compiler.
-            os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        prepare_process(eager=spec.enforce_eager)
         if spec.tensor_parallel > 1:
             # CPU only: by default vLLM wants one NUMA node for each of its workers, and dies on a machine with fewer.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

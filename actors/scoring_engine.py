@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from actors.chat_engine import prepare_process
-from actors.engine_sleep import EngineSleep
+from actors.engine_process import EngineSleep, prepare_judge_process
 from judges.hosting import ScorerRequest
 from online_dpo.errors import JudgeError
 from online_dpo.importing import quick_imports
@@ -25,7 +24,7 @@ class VllmScorer:
         Raises:
             JudgeError: vLLM knows no such model, or it has no classification head.
         """
-        on_gpu = prepare_process(engine.kv_cache_gib)
+        on_gpu = prepare_judge_process(engine.kv_cache_gib)
         with quick_imports():
             from vllm import LLM, PoolingParams
 

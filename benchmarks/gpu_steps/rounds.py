@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def run_and_measure(config: Any) -> dict[str, Any]:
             print(line, flush=True)
 
         def hear(self, event: Any) -> None:
+            print(f"{time.monotonic() - begun:.1f} s: {event.kind}", flush=True)  # where a run was when its time was up
             if event.kind == "round_started":
                 self.num_tokens = 0
             if event.kind == "shard_sampled":
@@ -111,7 +113,7 @@ def run_and_measure(config: Any) -> dict[str, Any]:
             if event.kind in ("shard_sampled", "step"):
                 self.memory.append(used_gib())
 
-    notes = Notes()
+    notes, begun = Notes(), time.monotonic()
     result = run(config, listeners=(notes,))
     expect(result.stopped is None and len(result.rounds) == config.run.rounds, f"the run stopped: {result.stopped}")
     with (config.run_dir / "metrics.jsonl").open() as file:

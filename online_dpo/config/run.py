@@ -26,11 +26,6 @@ from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.config.pairing import PairingSection
 from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, ReplaySection, SftSection
 
-NF4_TOLERANCE = 1e-1
-"""`generator.tolerance` of a base in 4 bits: twice that of bfloat16, for the kernels of engine and learner take apart
-and round the same weights in two ways. A guess, not measured on a GPU yet; `make gpu-check` measures it."""
-
-
 class RunSection(Section):
     """The run's place, length and seed."""
 
@@ -217,8 +212,6 @@ class RunConfig(Section):
         """Largest accepted mean gap between generator and learner log-probs, nats per token."""
         if self.generator.tolerance != "auto":
             return float(self.generator.tolerance)
-        if self.model.quantization == "nf4":
-            return NF4_TOLERANCE
         return 1e-3 if self.model.dtype == self.engine_dtype == "float32" else 5e-2
 
     @model_validator(mode="before")

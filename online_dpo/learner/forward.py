@@ -194,8 +194,8 @@ class Forward:
 def uses_own_kernels(device_type: str, section: LearnerSection) -> bool:
     """Whether rows are packed under attention of our own, with products of our own, if the model lets them.
 
-    On CPU that is what is tested and measured. On a GPU it has never run, so what transformers and PEFT do is taken
-    there (padded rows, SDPA, PEFT's layers under `torch.autocast`), unless somebody asks for it.
+    On CPU that is what is tested and measured. On a GPU no whole run has used it, so what transformers and PEFT do is
+    taken there (padded rows, SDPA, PEFT's layers under `torch.autocast`), unless somebody asks for it.
     """
     return device_type == "cpu" or section.layout == "shared"
 

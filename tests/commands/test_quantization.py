@@ -13,7 +13,7 @@ from online_dpo.commands.preparing import fitting
 from online_dpo.commands.preparing.inputs import prepare
 from online_dpo.commands.preparing.specs import engine_spec, learner_spec
 from online_dpo.config.loading import load_config
-from online_dpo.config.run import NF4_TOLERANCE, RunConfig
+from online_dpo.config.run import RunConfig
 from online_dpo.errors import ConfigError
 from online_dpo.learner import frozen_models
 
@@ -73,7 +73,7 @@ def test_a_missing_package_is_named(gpu: pytest.MonkeyPatch, missing: str) -> No
 
 def test_learner_and_engines_quantise_the_same_weights(gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
     materials = prepare(config())
-    assert materials.config.tolerance == NF4_TOLERANCE
+    assert materials.config.tolerance == 5e-2  # that of bfloat16, which it computes in
     engine, learner = engine_spec(materials), learner_spec(materials)
     assert (engine.quantization, engine.weight_push, engine.dtype) == ("nf4", "lora", "bfloat16")
     assert (learner.quantization, learner.dtype) == ("nf4", "bfloat16")

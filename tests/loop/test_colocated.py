@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, FakeStages]
     return run, stages
 
 
-def test_the_engine_sleeps_while_the_learner_works_and_takes_the_weights_anew(
+def test_the_engine_processs_while_the_learner_works_and_takes_the_weights_anew(
     finished: tuple[Run, FakeStages], tmp_path: Path
 ) -> None:
     run, stages = finished

@@ -1,8 +1,34 @@
-"""Sleep of a vLLM engine, for the time in which others use its GPU."""
+"""What every process with a vLLM engine does: it sets what vLLM reads as it is imported, and the engine may sleep."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+
+def prepare_process(*, eager: bool) -> None:
+    """Set the environment variables that vLLM and Triton read; to be called before vLLM is imported.
+
+    Args:
+        eager: the engine compiles nothing.
+    """
+    # The engine lives in this process: weights are pushed by a direct call, and the actor's death is the engine's.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # Triton's products of float32 are TF32 by default, which moved log-probs by 1e-3 nats on an H100.
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    if eager:
+        # vLLM 0.32 compiles its log-prob ranks even when eager: seconds at the first call, and a C++ compiler.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+
+def prepare_judge_process(kv_cache_gib: int) -> bool:
+    """Prepare this process for a judge's engine; whether it gets a GPU."""
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    prepare_process(eager=not has_gpu)
+    return has_gpu
 
 
 class EngineSleep:
