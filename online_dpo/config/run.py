@@ -26,6 +26,7 @@ from online_dpo.config.objective.section import ObjectiveSection
 from online_dpo.config.pairing import PairingSection
 from online_dpo.config.preferences import DEFAULT_MAX_TOKENS, PairsSection, ReplaySection, SftSection
 
+
 class RunSection(Section):
     """The run's place, length and seed."""
 
