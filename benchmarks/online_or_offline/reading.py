@@ -20,6 +20,7 @@ class Point:
     steps: int
     prompts: int
     tokens: int  # sampled for training until then
+    seconds: float  # of the sampling stage until then, pushes and checks included
     gains: Mapping[tuple[str, str], Mapping[str, float]]  # (set, judge) -> prompt -> score over the initial policy's
     scores: Mapping[tuple[str, str], float]  # (set, judge) -> mean
     initial: Mapping[tuple[str, str], float]  # the same of the initial policy
@@ -32,7 +33,8 @@ def read_run(run_dir: Path, sets: Sequence[str], judges: Sequence[str]) -> list[
     from online_dpo.loop.evaluation import committed_evaluation
     from online_dpo.store.run_store import RunStore
 
-    points, spent = [], {"pairs": 0, "steps": 0, "prompts": 0, "tokens": 0}
+    points: list[Point] = []
+    spent: dict[str, Any] = {"pairs": 0, "steps": 0, "prompts": 0, "tokens": 0, "seconds": 0.0}
     with RunStore.read(run_dir) as store:
         first = {name: committed_evaluation(store, name, 0)["scores"] for name in sets}
         initial = {(name, judge): mean_of(first[name][judge]) for name in sets for judge in judges}
@@ -41,6 +43,7 @@ def read_run(run_dir: Path, sets: Sequence[str], judges: Sequence[str]) -> list[
             spent["steps"] += record["num_steps"]
             spent["prompts"] += record["num_prompts"]
             spent["tokens"] += round(record["num_completions"] * record["length_mean"])
+            spent["seconds"] += record["seconds"]["sampling"]
             if not record["evaluation"]:
                 continue
             last = {name: committed_evaluation(store, name, record["policy_version"])["scores"] for name in sets}

@@ -30,7 +30,7 @@ STUDIES: dict[str, tuple[Task, Callable[[Task, Sequence[int]], Iterator[Run]], s
     "reviews": (REVIEWS, schedules, "kl"),
     "arithmetic": (ARITHMETIC, schedules, "kl"),
     "losses": (REVIEWS, losses, "kl"),
-    "strategies": (REVIEWS, strategies, "tokens"),
+    "strategies": (REVIEWS, strategies, "seconds"),
 }
 """Name -> the task, its runs, and what the plot's second panel goes over."""
 
@@ -57,7 +57,7 @@ def main() -> None:
         for arm in dict.fromkeys(run.arm for run in runs)
     }
     check_equal(found)
-    print(markdown(rows_of(task, found, {run.arm: run.beside for run in runs})))
+    print(markdown(rows_of(task, found, {run.arm: run.beside for run in runs}, seconds=over == "seconds")))
     plot(task, found, args.out / f"online-or-offline-{args.study}.svg", over=over)
 
 

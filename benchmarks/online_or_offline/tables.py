@@ -38,18 +38,25 @@ def shown(values: tuple[float, float, float], digits: int = 2) -> str:
     return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*values, d=digits)
 
 
-def rows_of(task: Task, runs: Runs, beside: Mapping[str, str]) -> list[list[str]]:
+def rows_of(task: Task, runs: Runs, beside: Mapping[str, str], *, seconds: bool = False) -> list[list[str]]:
     """The header, and a row for each arm: what was spent, gains, KL and diversity, and differences to another arm.
 
     Args:
         task: whose sets and judges are shown.
         runs: the study's.
         beside: arm -> the one that it is compared with, or itself.
+        seconds: the medians over seeds of what the sampling stage took are a column.
     """
     keys = [(name, judge) for name in task.sets for judge in task.judges]
     main = task.sets[0]
     titles = {key: key[1] if key[0] == main else key[0] for key in keys}
-    head = ["", "pairs, steps", "tokens sampled", *(f"{titles[key]} gain" for key in keys)]
+    head = [
+        "",
+        "pairs, steps",
+        "tokens sampled",
+        *(["s sampling"] if seconds else []),
+        *(f"{titles[key]} gain" for key in keys),
+    ]
     names = set(beside.values())
     name = names.pop() if len(names) == 1 else "the same offline"
     head += [*SHOWN_FIGURES, *(f"{titles[key]} beside {name}" for key in keys)]
@@ -58,6 +65,7 @@ def rows_of(task: Task, runs: Runs, beside: Mapping[str, str]) -> list[list[str]
         last = [points[-1] for points in seeds]
         row = [arm, f"{np.mean([p.pairs for p in last]):.0f}, {last[0].steps}"]
         row += [f"{np.mean([p.tokens for p in last]) / 1000:.1f} k"]
+        row += [f"{np.median([p.seconds for p in last]):.0f}"] if seconds else []
         row += [shown(estimate([p.gains[key] for p in last])) for key in keys]
         for figure, digits in SHOWN_FIGURES.values():
             values = [value for p in last if (value := p.figures[main, figure]) is not None]
@@ -87,7 +95,7 @@ def plot(task: Task, runs: Runs, out: Path, *, over: str) -> None:
         task: whose last judge is shown, on its first set.
         runs: the study's.
         out: the SVG.
-        over: the second panel's horizontal axis, `kl` or `tokens`.
+        over: the second panel's horizontal axis, `kl` or `seconds`.
     """
     import matplotlib
 
@@ -100,7 +108,7 @@ def plot(task: Task, runs: Runs, out: Path, *, over: str) -> None:
     for place, (arm, seeds) in enumerate(runs.items()):
         look = {"color": f"C{place % 10}", "marker": "os"[place // 10]}
         gains = np.array([[mean_of(p.gains[key]) for p in points] for points in seeds])
-        spent = [[p.figures[key[0], "kl_initial"] if over == "kl" else p.tokens / 1000 for p in s] for s in seeds]
+        spent = [[p.figures[key[0], "kl_initial"] if over == "kl" else p.seconds for p in s] for s in seeds]
         mean, low, high = estimate([points[-1].gains[key] for points in seeds])
         left.errorbar(mean, -place, xerr=[[mean - low], [high - mean]], capsize=3, **look)
         left.plot(gains[:, -1], [-place - 0.25] * len(seeds), linestyle="", markersize=3, alpha=0.6, **look)
@@ -109,7 +117,7 @@ def plot(task: Task, runs: Runs, out: Path, *, over: str) -> None:
     name = "gold, log-odds" if key[1] == "gold" else "share of right answers"
     left.set_xlabel(f"{name}: gain over the initial policy")
     right.set_ylabel(f"{name}: gain")
-    right.set_xlabel("KL to the initial policy, nats per completion" if over == "kl" else "tokens sampled, thousands")
+    right.set_xlabel("KL to the initial policy, nats per completion" if over == "kl" else "seconds of sampling")
     right.legend(fontsize=7)
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -69,7 +69,7 @@ def test_the_schedules_are_what_they_are_called(scripts: SimpleNamespace) -> Non
 def point(scripts: SimpleNamespace, gains: dict[str, float], **other: Any) -> Any:
     keys = dict.fromkeys([("heldout", "reward")], 0.0)
     figures = {("heldout", name): 1.0 for name in scripts.reading.FIGURES}
-    spent = {"pairs": 640, "steps": 40, "prompts": 640, "tokens": 12_300} | other
+    spent = {"pairs": 640, "steps": 40, "prompts": 640, "tokens": 12_300, "seconds": 4.0} | other
     return scripts.reading.Point(
         **spent, gains={("heldout", "reward"): gains}, scores=keys, initial=keys, figures=figures
     )
@@ -89,6 +89,10 @@ def test_gains_and_differences_of_a_hand_made_study(scripts: SimpleNamespace) ->
     assert online[3] == "+2.50 [+2.00, +3.00]"
     assert online[-1] == "+1.00 [+1.00, +1.00] (+1.00, +1.00)", "what seeds share cancels in the difference"
     assert scripts.reading.estimate([{"a": 0.0, "b": 1.0}])[0] == 0.5
+    runs["online"].append([point(scripts, {"a": 3.0, "b": 3.0}, seconds=90.0)])
+    runs["offline"].append(runs["offline"][1])
+    head, _, online = scripts.tables.rows_of(task, runs, dict.fromkeys(runs, "offline"), seconds=True)
+    assert (head[3], online[3]) == ("s sampling", "4"), "the median, which one busy seed does not move"
 
 
 @pytest.mark.parametrize("other", [{"pairs": 600}, {"steps": 41}, {"prompts": 650}])
