@@ -22,6 +22,9 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _CHUNK = 1 << 17
 """Elements of a weight that are merged at once: few enough for a core's cache, which makes it four times as fast."""
 
+_MAX_SPLIT_RANK = 64
+"""Up to which rank six products in bfloat16 were faster than one in float32."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
@@ -117,19 +120,43 @@ def _added(
 
 
 def _merged(weight: Any, a: Any, b: Any, scale: float, dtype: Any, share: Share | None) -> Any:
-    """`weight + scale * b @ a`, some rows at a time."""
-    merged = weight.new_empty(weight.shape, dtype=dtype)
+    """`weight + scale * b @ a`."""
+    import torch
+
     a, b = a.float(), b.float()
     num_rows = max(1, _CHUNK // weight.shape[1])
-    for start in range(0, len(weight), num_rows):
-        rows = slice(start, start + num_rows)
-        summed = (b[rows] @ a).mul_(scale)
-        update = summed.clone() if share is not None and start == 0 else None
-        merged[rows] = summed.add_(weight[rows])  # in float32: what is added to is
-        if share is not None and update is not None:
-            # Without an adapter the engine would hold the rounded base.
-            share.add(merged[rows].float() - weight[rows].to(dtype).float(), update)
+    is_low = weight.dtype == dtype == torch.bfloat16
+    if is_low and len(a) <= _MAX_SPLIT_RANK and torch.cpu._is_avx512_bf16_supported():
+        merged = _merged_by_parts(weight, a * scale, b)
+    else:
+        merged = weight.new_empty(weight.shape, dtype=dtype)
+        for start in range(0, len(weight), num_rows):
+            rows = slice(start, start + num_rows)
+            merged[rows] = (b[rows] @ a).mul_(scale).add_(weight[rows])  # in float32: what is added to is
+    if share is not None:
+        # Without an adapter the engine would hold the rounded base.
+        held = merged[:num_rows].float() - weight[:num_rows].to(dtype).float()
+        share.add(held, (b[:num_rows] @ a).mul_(scale))
     return merged
+
+
+def _merged_by_parts(weight: Any, a: Any, b: Any) -> Any:
+    """`weight + b @ a` for a weight in bfloat16, by one product of bfloat16 that sums in float32 and rounds once.
+
+    Both factors are sums of three numbers in bfloat16, which hold 24 bits together, and of the nine products the six
+    that count are taken (arXiv:1904.06376). So the error is that of float32, in a third of the time or less.
+    """
+    import torch
+
+    def parts(matrix: Any) -> list[Any]:
+        found = []
+        for _ in range(3):
+            found.append(matrix.bfloat16())
+            matrix = matrix - found[-1].float()
+        return found
+
+    (a0, a1, a2), (b0, b1, b2) = parts(a), parts(b)
+    return torch.addmm(weight, torch.cat([b0, b0, b1, b0, b2, b1], 1), torch.cat([a0, a1, a0, a2, a0, a1]))
 
 
 def lora_deltas(adapter: Adapter) -> dict[str, tuple[Any, Any, float]]:
