@@ -35,11 +35,14 @@ MAGIC = struct.pack("<I", 0xBA55ED50)
 PTX, ELF = 1, 2
 
 LEFT_OUT = (
-    "*/nvidia/cu13", "*/nvidia/cudnn", "*/nvidia/cusparselt", "*/nvidia/nvshmem", "*/nvidia_cutlass_dsl*",
-    "*/tilelang*", "*/tokenspeed*", "*/flashinfer*", "*/llvmlite*", "*/numba*", "*/site-packages/nccl",
-    "*/PyNvVideoCodec*", "*/z3*", "*/mistral_common", "*/pycountry", "*/anthropic", "*/site-packages/cudnn",
-    "*/instanttensor", "*/quack*", "*/pip", "*/site-packages/uv", "*/bin/uv*", "*/cv2", "*/opencv_python_headless*",
-    "*/sklearn", "*/online_dpo", "*/torch/include", "*/torch/test", "*/torch/share", "*/ptxas-blackwell",
+    "*/nvidia/cu13", "*/nvidia/cudnn", "*/nvidia/cusparselt", "*/nvidia/nvshmem",
+    "*/site-packages/nvidia_cutlass_dsl*", "*/site-packages/tilelang*", "*/site-packages/tokenspeed*",
+    "*/site-packages/flashinfer*", "*/site-packages/llvmlite*", "*/site-packages/numba*", "*/site-packages/nccl",
+    "*/site-packages/PyNvVideoCodec*", "*/site-packages/z3*", "*/site-packages/mistral_common",
+    "*/site-packages/pycountry", "*/site-packages/anthropic", "*/site-packages/cudnn",
+    "*/site-packages/instanttensor", "*/site-packages/quack*", "*/site-packages/pip", "*/site-packages/uv",
+    "*/bin/uv*", "*/site-packages/cv2", "*/site-packages/opencv_python_headless*", "*/site-packages/sklearn",
+    "*/site-packages/online_dpo", "*/torch/include", "*/torch/test", "*/torch/share", "*/ptxas-blackwell",
     "*/nvdisasm", "*/triton/FileCheck", "*/triton/backends/amd/lib", "*/triton/backends/nvidia/lib/cupti",
     "*/libproton.so", "*/_vllm_fa2_C*", "*/vllm/vllm-rs", "*/third_party/deep_gemm", "*/third_party/fmha_sm100",
     "*/ray/jars", "*/ray/rllib", "*/ray/dashboard/client", "*/tests", "*.a", "*.pth", "*/libbitsandbytes_rocm*",

@@ -69,7 +69,10 @@ def packed(shape: str, figures: dict[str, Any]) -> None:
         if name == "packed":  # a kernel that is compiled anew for other lengths would cost more than it gains
             others = [rows[i : i + 2 + i % 3] for i in range(6)]
             took = [timed(lambda forward=forward, some=some: values_and_gradients(forward, some)) for some in others]
-            figures |= {"packed, other lengths: slowest, s": max(took), "median, s": statistics.median(took)}
+            figures |= {
+                "packed, other lengths: slowest, s": max(took),
+                "packed, other lengths: median, s": statistics.median(took),
+            }
         del model, forward
         gc.collect()
         torch.cuda.empty_cache()

@@ -70,6 +70,8 @@ def test_pieces_are_a_tar_of_what_is_wanted(carry: ModuleType, tmp_path: Path, m
         environment / "pyvenv.cfg": b"home",
         site / "torch/lib/libtorch_cuda.so": library,
         site / "flashinfer/big.py": b"not carried",
+        site / "vllm/utils/flashinfer.py": b"of the same name, and not that package",
+        site / "pandas/core/_numba/__init__.py": b"another one",
         site / "nvidia/cudnn/libcudnn.so.9": b"not carried",
         site / "nvidia/nccl/libnccl.so.2": b"small",
     }

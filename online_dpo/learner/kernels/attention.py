@@ -75,7 +75,7 @@ def leave_uncompiled() -> None:
 
 
 _ONE_KERNEL = {"BACKEND": "TRITON"}
-"""By itself FlexAttention takes its kernel for decoding under 128 tokens, which has no form for grouped heads then."""
+"""Under 128 tokens FlexAttention would take its kernel for decoding, which fails where four heads share a key."""
 
 
 def _by_flex(query: Tensor, key: Tensor, value: Tensor, packing: PackedBatch, scale: float) -> Tensor:
