@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from online_dpo.commands.handover.folders import base_name, copy_model, write_adapter, write_merged
 from online_dpo.commands.handover.judging import write_judge_config
@@ -14,6 +16,7 @@ from online_dpo.commands.handover.trainer_data import write_prompts
 from online_dpo.types import Adapter
 
 SCRIPT = "train_grpo.py"
+SETTINGS = "train_grpo.yaml"  # of the script
 BETA = 0.04
 """Weight of the KL to the reference: that of the paper on GRPO (arXiv:2402.03300, section 4.2)."""
 RESERVED = (
@@ -53,14 +56,12 @@ def write_grpo(start: StartingPoint, folder: Path, *, merge: bool) -> list[str]:
         "train_grpo.py.jinja",
         run=one_line(config.run.name),
         version=start.version,
-        settings=_settings(start),
-        comments=defaultdict(str, {name: f"  # {text}" for name, text in _COMMENTS.items()}),
-        chat_template_kwargs=config.chat_template_kwargs or None,
         dtype=config.model.dtype,
         trust=", trust_remote_code=True" if config.model.trust_remote_code else "",
         **values,
     )
     (folder / SCRIPT).write_text(script)
+    (folder / SETTINGS).write_text(_written(_settings(start)))
     return notes
 
 
@@ -69,6 +70,12 @@ _COMMENTS = {
     "gradient_accumulation_steps": "prompts per step",
     "beta": "of the KL to the reference; 0 = none",
 }
+
+
+def _written(settings: Mapping[str, Any]) -> str:
+    """YAML with a comment where a field's name does not say enough."""
+    lines = [(name, yaml.safe_dump({name: value}, allow_unicode=True)) for name, value in settings.items()]
+    return "".join(f"{line.rstrip()}  # {_COMMENTS[name]}\n" if name in _COMMENTS else line for name, line in lines)
 
 
 def _settings(start: StartingPoint) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def _settings(start: StartingPoint) -> dict[str, Any]:
         "bf16": config.model.dtype == "bfloat16",
         "logging_steps": 1,
         "report_to": "none",
+        "chat_template_kwargs": config.chat_template_kwargs or None,
     }
 
 
