@@ -209,8 +209,8 @@ def check_gap(what: str, gap: Gap, previous: Gap | None, tolerance: float) -> di
             f"generator and learner disagree on the {what}: {gap.mean:.3g} nats per token on average "
             f"({gap.row_max:.3g} in the worst row, max {gap.max:.3g}, {gap.num_tokens} tokens), tolerance "
             f"{tolerance:.3g} ({ROW_FACTOR * tolerance:.3g} for a row); the generator holds stale or wrong weights, so "
-            f"nothing sampled from it was kept (where policy 0 is as far off, nothing is stale but the model rounds by "
-            f"so much: raise generator.tolerance)"
+            f"nothing sampled from it was kept. If policy 0 is as far off, the weights are right and the model itself "
+            f"rounds by so much: then raise generator.tolerance"
         )
     figures: dict[str, float | int | bool] = {
         f"{what}_gap": gap.mean,
