@@ -1,10 +1,11 @@
 """Whole runs with Ray, vLLM and the learner in turns on one GPU: the quickstart, and rounds at two sizes.
 
-python benchmarks/gpu_steps/rounds.py installed|quickstart|0.5b|8b --folder FOLDER [--tiny]
+python benchmarks/gpu_steps/rounds.py installed|quickstart|0.5b|8b --folder FOLDER [--tiny] [--set SETTING=VALUE ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -21,16 +22,18 @@ JUDGE = "import zlib\n\n\ndef score(prompt, completion):\n    return zlib.crc32(
 
 
 def main() -> None:
-    args = arguments(["installed", "quickstart", "0.5b", "8b"])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the run that differ, such as run.rounds=1")
+    args = arguments(["installed", "quickstart", "0.5b", "8b"], parser)
     if args.what == "installed":
         with step("installed") as figures:
             installed(figures, on_gpu=not args.tiny)
     elif args.what == "quickstart":
         with step("quickstart") as figures:
-            quickstart(figures, tiny=args.tiny)
+            quickstart(figures, args.set, tiny=args.tiny)
     else:
         with step(f"round, {args.what.replace('b', ' B')}") as figures:
-            play(args.what, args.folder, figures, tiny=args.tiny)
+            play(args.what, args.folder, figures, args.set, tiny=args.tiny)
 
 
 def installed(figures: dict[str, Any], *, on_gpu: bool) -> None:
@@ -50,18 +53,18 @@ def installed(figures: dict[str, Any], *, on_gpu: bool) -> None:
     expect(torch.cuda.is_available() or not on_gpu, "PyTorch sees no GPU; was the gpu extra installed?")
 
 
-def quickstart(figures: dict[str, Any], *, tiny: bool) -> None:
+def quickstart(figures: dict[str, Any], changes: list[str], *, tiny: bool) -> None:
     """What `online-dpo quickstart` runs, with all its checks."""
     from online_dpo.commands.quickstart import CONFIG
     from online_dpo.config.loading import load_config
 
     shorter = ["run.rounds=1", "prompts.per_round=8", "evaluation.sets.heldout.count=4"] if tiny else []
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(CONFIG, [f"run.dir={folder}", "run.name=quickstart", *shorter])
+        config = load_config(CONFIG, [f"run.dir={folder}", "run.name=quickstart", *shorter, *changes])
         figures |= run_and_measure(config)
 
 
-def play(size: str, folder: Path, figures: dict[str, Any], *, tiny: bool) -> None:
+def play(size: str, folder: Path, figures: dict[str, Any], changes: list[str], *, tiny: bool) -> None:
     """Two rounds of random prompts; the figures are those of the second, whose policy is no longer the base model."""
     from online_dpo.config.loading import load_config
 
@@ -87,7 +90,7 @@ def play(size: str, folder: Path, figures: dict[str, Any], *, tiny: bool) -> Non
             "judge": {"type": "python", "target": f"{place}/judge.py:score"},
             "learner": {"lr": 1e-4, "batch_pairs": 8, "activation_checkpointing": large, "checkpoint_steps": 0},
         }
-        figures |= run_and_measure(load_config(settings))
+        figures |= run_and_measure(load_config(settings, changes))
 
 
 def run_and_measure(config: Any) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class Skipped(Exception):
     """A step cannot run here, and need not."""
 
 
-def arguments(choices: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+def arguments(choices: Sequence[str], parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    parser = parser or argparse.ArgumentParser()
     parser.add_argument("what", choices=choices)
     parser.add_argument("--folder", type=Path, required=True, help="where models are written")
     parser.add_argument("--tiny", action="store_true")

@@ -38,15 +38,18 @@ def load_model(
     """
     label = f"{source.field} is {source.name}"
     config = read_config(source.folder, label=label, trust_remote_code=source.trust_remote_code)
+    options = nf4_options() if quantization == "nf4" else {}
+    if device.type != "cpu":
+        options["device_map"] = {"": device}  # weights go there one by one
     model = load_weights(
         source.folder,
         config,
         label=label,
         dtype=getattr(torch, dtype),
         trust_remote_code=source.trust_remote_code,
-        **(nf4_options(device) if quantization == "nf4" else {}),
+        **options,
     )
-    model = model.to(device).requires_grad_(False).eval()
+    model = model.requires_grad_(False).eval()
     check_finite(model.state_dict().items(), label=label)
     verify_head(model)
     verify_attention(model)

@@ -143,11 +143,11 @@ def _without_head(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def nf4_options(device: torch.device) -> dict[str, Any]:
+def nf4_options() -> dict[str, Any]:
     """What makes `load_weights` quantise linear layers to 4 bits as they come (QLoRA, arXiv:2305.14314).
 
-    Embeddings, norms and the head keep their precision. Weights go to the device one by one: the whole model is never
-    there unquantised.
+    Embeddings, norms and the head keep their precision. With `device_map` weights go to the device one by one, so that
+    the whole model is never there unquantised.
     """
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -155,7 +155,7 @@ def nf4_options(device: torch.device) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config}
 
 
 def check_loaded(found: Mapping[str, Any], *, label: str, head: Head = "language", takes_more: bool = False) -> None:

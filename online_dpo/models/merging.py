@@ -20,7 +20,10 @@ from online_dpo.types import Adapter
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 _CHUNK = 1 << 17
-"""Elements of a weight that are merged at once: few enough for a core's cache, which makes it four times as fast."""
+"""Elements of a weight that a CPU merges at once: few enough for a core's cache, which makes it four times as fast."""
+
+_GPU_CHUNK = 1 << 24
+"""Elements that a GPU merges at once: enough to keep it busy, and 64 MiB in float32."""
 
 _MAX_SPLIT_RANK = 64
 """Up to which rank six products in bfloat16 were faster than one in float32."""
@@ -77,13 +80,14 @@ class MergeExtension:
         # as the end of this engine.
         share = Share()
         with torch.inference_mode():
-            tensors = merged_tensors(Path(folder), adapter, dtype=self.model_runner.model_config.dtype, share=share)
+            dtype, device = self.model_runner.model_config.dtype, self.model_runner.device
+            tensors = merged_tensors(Path(folder), adapter, dtype=dtype, device=device, share=share)
             self.model_runner.reload_weights(weights_iterator=((n, t) for n, t in tensors if not of_expert(n)))
         return Received(digest=None if adapter is None else adapter.digest, applied=share.value())
 
 
 def merged_tensors(
-    folder: Path, adapter: Adapter | None, *, dtype: Any, share: Share | None = None
+    folder: Path, adapter: Adapter | None, *, dtype: Any, device: Any = "cpu", share: Share | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Name and content of every tensor of a base model's files, the adapter's update added where it has one.
 
@@ -93,6 +97,7 @@ def merged_tensors(
         folder: of the base model.
         adapter: None gives the base model itself.
         dtype: torch's, of the merged tensors; the others come as they are stored.
+        device: torch's, on which weights are merged and then lie; the others lie on the CPU.
         share: is told of the first `_CHUNK` elements of every merged weight; all would take as long as merging.
 
     Raises:
@@ -104,7 +109,8 @@ def merged_tensors(
     names = weight_names(deltas, stored)
     if missing := sorted(deltas.keys() - names.keys()):
         raise ModelError(f"the adapter has layers that {folder} lacks: {', '.join(missing[:3])}")
-    return _added(files, {names[layer]: delta for layer, delta in deltas.items()}, dtype, share)
+    placed = {names[layer]: (a.to(device), b.to(device), scale) for layer, (a, b, scale) in deltas.items()}
+    return _added(files, placed, dtype, share)
 
 
 def _added(
@@ -123,17 +129,19 @@ def _merged(weight: Any, a: Any, b: Any, scale: float, dtype: Any, share: Share 
     """`weight + scale * b @ a`."""
     import torch
 
-    a, b = a.float(), b.float()
-    num_rows = max(1, _CHUNK // weight.shape[1])
+    weight, a, b = weight.to(a.device), a.float(), b.float()
+    on_cpu = weight.device.type == "cpu"
     is_low = weight.dtype == dtype == torch.bfloat16
-    if is_low and len(a) <= _MAX_SPLIT_RANK and torch.cpu._is_avx512_bf16_supported():
+    if on_cpu and is_low and len(a) <= _MAX_SPLIT_RANK and torch.cpu._is_avx512_bf16_supported():
         merged = _merged_by_parts(weight, a * scale, b)
     else:
         merged = weight.new_empty(weight.shape, dtype=dtype)
+        num_rows = max(1, (_CHUNK if on_cpu else _GPU_CHUNK) // weight.shape[1])
         for start in range(0, len(weight), num_rows):
             rows = slice(start, start + num_rows)
             merged[rows] = (b[rows] @ a).mul_(scale).add_(weight[rows])  # in float32: what is added to is
     if share is not None:
+        num_rows = max(1, _CHUNK // weight.shape[1])
         # Without an adapter the engine would hold the rounded base.
         held = merged[:num_rows].float() - weight[:num_rows].to(dtype).float()
         share.add(held, (b[:num_rows] @ a).mul_(scale))

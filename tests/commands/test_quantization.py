@@ -92,11 +92,12 @@ def test_learner_and_engines_quantise_the_same_weights(gpu: pytest.MonkeyPatch, 
 
     gpu.setattr(frozen_models, "load_weights", load_weights)
     with pytest.raises(Stopped):
-        frozen_models.load_model(learner.base, dtype="bfloat16", device=torch.device("cpu"), quantization="nf4")
+        frozen_models.load_model(learner.base, dtype="bfloat16", device=torch.device("cuda"), quantization="nf4")
     chosen = seen["quantization_config"]
     assert (chosen.load_in_4bit, chosen.bnb_4bit_quant_type, chosen.bnb_4bit_use_double_quant) == (True, "nf4", True)
-    assert chosen.bnb_4bit_compute_dtype == torch.bfloat16 and seen["device_map"] == {"": torch.device("cpu")}
-    with pytest.raises(Stopped):
-        seen.clear()
-        frozen_models.load_model(learner.base, dtype="bfloat16", device=torch.device("cpu"))
-    assert not {"quantization_config", "device_map"} & seen.keys()
+    assert chosen.bnb_4bit_compute_dtype == torch.bfloat16 and seen["device_map"] == {"": torch.device("cuda")}
+    for device, wanted in (("cuda", {"device_map"}), ("cpu", set())):
+        with pytest.raises(Stopped):
+            seen.clear()
+            frozen_models.load_model(learner.base, dtype="bfloat16", device=torch.device(device))
+        assert {"quantization_config", "device_map"} & seen.keys() == wanted
