@@ -72,13 +72,13 @@ JOBS = (
     Job((f"{STEPS}/learner.py", "trl"), 110, ("TRL's DPOTrainer, 8 B",)),
     Job((f"{STEPS}/rounds.py", "0.5b"), 120, ("round, 0.5 B",)),
     Job((f"{STEPS}/rounds.py", "8b"), 200, ("round, 8 B",)),
-    Job((f"{STEPS}/learner.py", "shared"), 90, ("learner with layout shared, 8 B",)),
+    Job((f"{STEPS}/learner.py", "separate"), 90, ("learner with padded rows, 8 B",)),
     Job((f"{STEPS}/engine.py", "nf4"), 100, ("push to an nf4 base",)),
 )
 ORDER = (
     "install", "install, nf4", "installed", "quickstart", "push by merge", "push by lora", "packed attention",
     "sleep, push by merge", "sleep, push by lora", "learner, 8 B", "TRL's DPOTrainer, 8 B", "round, 0.5 B",
-    "round, 8 B", "learner with layout shared, 8 B", "push to an nf4 base",
+    "round, 8 B", "learner with padded rows, 8 B", "push to an nf4 base",
 )  # fmt: skip
 """Of the report."""
 

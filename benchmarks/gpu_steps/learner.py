@@ -1,6 +1,6 @@
 """The learner's step, beside TRL's `DPOTrainer` on the same pairs; and packed rows against rows of their own.
 
-    python benchmarks/gpu_steps/learner.py packed|ours|shared|trl --folder FOLDER [--tiny]
+    python benchmarks/gpu_steps/learner.py packed|ours|separate|trl --folder FOLDER [--tiny]
 
 Weights are made on the device in bfloat16, and LoRA is float32 on both sides, with checkpointing of activations.
 """
@@ -30,17 +30,17 @@ PEAK_FLOPS = {
 
 
 def main() -> None:
-    args = arguments(["packed", "ours", "shared", "trl"])
+    args = arguments(["packed", "ours", "separate", "trl"])
     if args.what == "packed":
         with step("packed attention") as figures:
             packed("tiny" if args.tiny else "0.5b", figures)
         return
     shape = "tiny" if args.tiny else "8b"
-    names = {"ours": "learner, 8 B", "shared": "learner with layout shared, 8 B", "trl": "TRL's DPOTrainer, 8 B"}
+    names = {"ours": "learner, 8 B", "separate": "learner with padded rows, 8 B", "trl": "TRL's DPOTrainer, 8 B"}
     with step(names[args.what]) as figures:
-        layout = "shared" if args.what == "shared" else "auto"
+        layout = "separate" if args.what == "separate" else "auto"
         seconds = trl(shape) if args.what == "trl" else ours(shape, layout)
-        figures |= rates(shape, seconds, prompts=1 if args.what == "shared" else 2)
+        figures |= rates(shape, seconds, prompts=1 if args.what == "ours" else 2)
 
 
 def packed(shape: str, figures: dict[str, Any]) -> None:

@@ -61,8 +61,8 @@ class LearnerSection(Section):
     micro_batch_tokens: int = Field(8192, ge=1)
     """Tokens of one forward pass. At least one pair is taken. It changes memory and speed, not what is learned."""
     layout: Literal["auto", "shared", "separate"] = "auto"
-    """Whether the answers to a prompt share one copy of it in a forward pass. auto shares where it pays; on a
-    GPU, where sharing has never run, only `shared` does."""
+    """Whether the answers to a prompt share one copy of it in a forward pass. auto shares where it pays: on CPU, and on
+    a GPU from 3 billion weights on, unless they are quantised."""
     autocast: Literal["auto", "bfloat16", "off"] = "auto"
     """The precision of matrix products. auto is bfloat16 on GPU and off (the precision of the weights) on CPU."""
     activation_checkpointing: bool = False

@@ -37,7 +37,7 @@ def kept_by_autograd(config: Any, *, on_gpu: bool, checkpointed: bool, rows: lis
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
     slots = adapter_slots.attach(model, LoraSection(r=RANK, alpha=32), None, seed=0)
     section = LearnerSection(autocast="bfloat16" if on_gpu else "off", activation_checkpointing=checkpointed)
-    with patch.object(forward, "uses_own_kernels", lambda *_: not on_gpu):
+    with patch.object(forward, "uses_own_kernels", lambda *_, **__: not on_gpu):
         learner = forward.Forward(slots, section)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*slots.parameters(), *slots.buffers())}
     found: dict[int, tuple[int, torch.Tensor]] = {}

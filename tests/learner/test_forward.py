@@ -34,7 +34,7 @@ from online_dpo.config.learner import LearnerSection
 from online_dpo.errors import DataError, ModelError
 from online_dpo.learner import forward as forward_module
 from online_dpo.learner import logprobs
-from online_dpo.learner.forward import Forward, uses_own_kernels
+from online_dpo.learner.forward import MIN_PACKED_WEIGHTS, Forward, uses_own_kernels
 from online_dpo.learner.kernels import attention, block_attention
 from online_dpo.learner.kernels.packing import Block, pack_rows, packed_tokens
 from online_dpo.types import Row
@@ -155,16 +155,18 @@ def test_a_sliding_window_keeps_its_separate_padded_rows_and_says_so(family):
 
 
 @pytest.mark.parametrize(
-    ("device", "layout", "own"),
+    ("device", "layout", "weights", "quantised", "own"),
     [
-        *(("cpu", layout, True) for layout in LAYOUTS),
-        ("cuda", "auto", False),
-        ("cuda", "separate", False),
-        ("cuda", "shared", True),
+        *(("cpu", layout, 1, False, True) for layout in LAYOUTS),
+        ("cuda", "auto", MIN_PACKED_WEIGHTS - 1, False, False),
+        ("cuda", "auto", MIN_PACKED_WEIGHTS, False, True),
+        ("cuda", "auto", MIN_PACKED_WEIGHTS, True, False),
+        ("cuda", "separate", MIN_PACKED_WEIGHTS, False, False),
+        ("cuda", "shared", 1, True, True),
     ],
 )
-def test_what_never_ran_on_a_gpu_is_used_there_on_request_alone(device, layout, own):
-    assert uses_own_kernels(device, section(layout=layout)) is own
+def test_on_a_gpu_large_models_get_packed_rows(device, layout, weights, quantised, own):
+    assert uses_own_kernels(device, section(layout=layout), weights=weights, is_quantised=quantised) is own
 
 
 @pytest.mark.parametrize("autocast", ["off", "bfloat16"])
@@ -175,7 +177,7 @@ def test_the_trodden_path_is_transformers_and_peft(monkeypatch, autocast, fails)
         monkeypatch.setattr(attention, "attend_blocks", lambda query, *_: BrokenBackward.apply(query))
         monkeypatch.setattr(forward_module, "_adopt_packing", adopt_without_comparing)
     else:
-        monkeypatch.setattr(forward_module, "uses_own_kernels", lambda *_: False)
+        monkeypatch.setattr(forward_module, "uses_own_kernels", lambda *_, **__: False)
     model, plain = (build(FAMILIES["qwen2"], dtype=torch.float32) for _ in range(2))
     forward = Forward(model, section(autocast=autocast))
     reason = "its packed rows have no backward pass here (RuntimeError: no kernel)"
