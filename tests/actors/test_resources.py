@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -31,6 +34,38 @@ def test_whole_gpus_where_there_are_enough() -> None:
     assert shares(1, generator={"num_gpus": 0.5}, learner={"num_gpus": 0.25}) == [0.5, 0.25, 0]
     with pytest.raises(UserError, match=r"has 1 GPUs and the generators take 1; .* set layout to colocated"):
         shares(1)
+
+
+FAULTS = """
+import ctypes, resource
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.memset.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+
+def write(size=64 << 20):
+    memory = libc.malloc(size)
+    libc.memset(memory, 1, size)
+    libc.free(memory)
+
+write()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    write()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize("options", [generator_options, learner_options])
+def test_on_cpu_freed_memory_is_used_again(options: Any) -> None:
+    """Page faults of writing 64 MiB four more times: 16 Ki pages each time that the memory came from the system."""
+    config = resolve_threads(load_config(BASE))
+
+    def faults(gpus: float) -> int:
+        environment = {**os.environ, **options(config, gpus)["runtime_env"]["env_vars"]}
+        return int(subprocess.run([sys.executable, "-c", FAULTS], env=environment, check=True, stdout=-1).stdout)
+
+    assert faults(0) < 1000
+    assert faults(2) > 4 * (64 << 20) / 2**21  # even in pages of 2 MiB
 
 
 def test_each_of_the_learner_s_workers_needs_a_gpu_and_a_cpu() -> None:
