@@ -58,7 +58,7 @@ $(DOCS_STAMP): $(STAMP)
 install-nf4: $(STAMP)
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(BACKEND) --requirements pyproject.toml --extra nf4
 
-# All that is measured on a CPU, as one table: about 45 minutes, with nothing else on the machine.
+# All that is measured on a CPU, as one table: about 35 minutes, with nothing else on the machine.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/everything.py
 

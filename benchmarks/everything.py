@@ -2,7 +2,7 @@
 
     python benchmarks/everything.py [--only push startup ...] [--rows rows.jsonl]
 
-Nothing else may run on the machine meanwhile. Takes about 45 minutes on 2 cores; each script prints its own tables as
+Nothing else may run on the machine meanwhile. Takes about 35 minutes on 2 cores; each script prints its own tables as
 it ends, and the table of all comes last. A script that fails is named in its place, and the others still run.
 """
 

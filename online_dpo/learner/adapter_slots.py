@@ -28,6 +28,9 @@ from online_dpo.types import Adapter, WeightsRef, derive_seed
 
 POLICY, FROZEN, GIVEN = "default", "frozen", "given"
 
+_HELD = "_held_by_frozen"
+"""Attribute of the model: the bytes of the weights in the slot `FROZEN`."""
+
 _INIT_CONFIGS = ("eva_config", "corda_config", "lora_ga_config")
 """Fields of a PEFT config that only say how an adapter was once initialised."""
 
@@ -142,6 +145,14 @@ def fill(model: PeftModel, slot: str, adapter: Adapter) -> None:
     set_peft_model_state_dict(model, found, adapter_name=slot)
 
 
+def _hold(model: PeftModel, adapter: Adapter) -> None:
+    """Fill the frozen slot, unless it has these weights already: the version before is asked for after every push."""
+    if getattr(model, _HELD, None) != adapter.weights:
+        setattr(model, _HELD, None)
+        fill(model, FROZEN, adapter)
+        setattr(model, _HELD, adapter.weights)
+
+
 @contextmanager
 def weights_of(model: PeftModel, under: WeightsRef) -> Iterator[None]:
     """Run the model under other weights; afterwards the policy is active and trainable exactly as before."""
@@ -155,7 +166,7 @@ def weights_of(model: PeftModel, under: WeightsRef) -> Iterator[None]:
             model.set_adapter(GIVEN, inference_mode=True)
             yield
         else:
-            fill(model, FROZEN, under)
+            _hold(model, under)
             model.set_adapter(FROZEN, inference_mode=True)
             yield
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -220,10 +221,15 @@ def _size(model: nn.Module) -> tuple[int, bool]:
 
 
 def _run_both_ways(forward: Forward) -> None:
-    """A forward pass over a few rows, and a backward pass where something is trained; no gradient is kept."""
-    with torch.set_grad_enabled(bool(forward.trained)):
-        logps = torch.cat(forward.token_logps(_probe_rows(forward.vocab_size), training=False).logps)
-    if logps.requires_grad:
+    """A pass over a few rows without gradients, as a reference's, and one as a step's; no gradient is kept.
+
+    The rows fill several of FlexAttention's blocks of 128 tokens, since a mask of one block gets a kernel of its own.
+    """
+    rows = _probe_rows(forward.vocab_size, times=8)
+    with torch.no_grad():
+        forward.token_logps(rows, training=False)
+    if forward.trained:
+        logps = torch.cat(forward.token_logps(rows, training=False).logps)
         torch.autograd.grad(logps.sum(), forward.trained, allow_unused=True)
 
 
@@ -258,11 +264,11 @@ def _adopt_packing(model: PeftModel, device: torch.device) -> str | None:
     return reason
 
 
-def _probe_rows(vocab_size: int) -> list[Row]:
-    """Two prompts with two completions each, of different lengths, in mixed order."""
-    tokens = [1 + i * 7919 % (vocab_size - 1) for i in range(40)]
-    first, second = tuple(tokens[:5]), tuple(tokens[5:12])
-    answers = [tuple(tokens[start:stop]) for start, stop in ((12, 19), (19, 23), (23, 31), (31, 40))]
+def _probe_rows(vocab_size: int, *, times: int = 1) -> list[Row]:
+    """Two prompts with two completions each, of different lengths, in mixed order: `times` 40 tokens."""
+    tokens = [1 + i * 7919 % (vocab_size - 1) for i in range(40 * times)]
+    parts = [tuple(tokens[times * start : times * stop]) for start, stop in pairwise((0, 5, 12, 19, 23, 31, 40))]
+    first, second, *answers = parts
     return [Row(prompt_ids=p, completion_ids=c) for p, c in zip((first, second, first, second), answers, strict=True)]
 
 

@@ -55,8 +55,11 @@ def mean(values: Sequence[float]) -> float | None:
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
     """Share of different n-grams of words among all n-grams of all texts (arXiv:1510.03055)."""
-    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
+    num_grams, found = 0, set[tuple[str, ...]]()
+    for words in map(str.split, texts):
+        num_grams += max(0, len(words) - n + 1)
+        found.update(zip(*(words[start:] for start in range(n)), strict=False))
+    return len(found) / num_grams if num_grams else None
 
 
 def self_bleu(texts: Sequence[str]) -> float | None:

@@ -49,7 +49,8 @@ class Commits:
 
     def names(self, prefix: str = "") -> list[str]:
         """Names that begin with `prefix`, sorted."""
-        keys = [key.removeprefix(self._folder) for key in self._files.keys(self._folder)]
+        inside = prefix[: prefix.rfind("/") + 1]  # else every shard that is judged would list the whole round
+        keys = [key.removeprefix(self._folder) for key in self._files.keys(self._folder + inside)]
         return [key.removesuffix(CHECKSUM) for key in keys if key.startswith(prefix) and key.endswith(CHECKSUM)]
 
     def put(self, name: str, contents: Mapping[str, bytes]) -> None:

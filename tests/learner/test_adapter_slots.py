@@ -8,6 +8,7 @@ import torch
 from learner_kit import NAME, make_pairs, make_spec, rows_of, train, weights
 
 from online_dpo.errors import ModelError, RunDirectoryError
+from online_dpo.learner import adapter_slots
 from online_dpo.learner.learner import Learner
 
 
@@ -93,3 +94,20 @@ def test_a_folder_without_a_model_and_unknown_targets_are_refused(tiny, tmp_path
         Learner(make_spec(str(tmp_path)))
     with pytest.raises(ModelError, match=r"LoRA does not fit LlamaForCausalLM.*learner.lora.targets"):
         Learner(make_spec(tiny, lora={"r": 4, "targets": ["c_attn"]}))
+
+
+def test_the_frozen_slot_is_filled_once_for_the_same_weights(tiny, given, other, monkeypatch):
+    """And again after other weights, also after some that do not fit."""
+    filled = []
+    fill = adapter_slots.fill
+    monkeypatch.setattr(adapter_slots, "fill", lambda *args: filled.append(args[2]) or fill(*args))
+    rows, learner = rows_of(make_pairs(2)), Learner(make_spec(tiny))
+    first, second = (learner.score(rows, [under])[0] for under in (given, other))
+    assert first != second and filled == [given, other]
+    assert learner.score(rows, [other, replace(other, version=7), given]) == [second, second, first]
+    assert filled == [given, other, given]
+    with pytest.raises(ModelError, match="is not readable"):
+        learner.score(rows, [replace(given, weights=b"nonsense")])
+    assert learner.score(rows, [given, other]) == [first, second]
+    train(learner, learner.reference_logps(make_pairs(2), [None]), steps=range(1))
+    assert learner.score(rows, [other]) == [second]
