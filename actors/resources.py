@@ -20,7 +20,7 @@ GENERATOR_CPUS = LEARNER_CPUS = 1.0
 
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 """For glibc. It would give large tensors back to the system when they are freed, and new ones then come page by page:
-a seventh of a learner's step at 0.5 B, and a third of a push."""
+a seventh of a learner's step at 0.5 B."""
 
 
 def num_gpus() -> float:
