@@ -70,10 +70,16 @@ def test_both_kl_estimates_agree_with_the_true_divergence() -> None:
     assert plain / len(tokens) == pytest.approx(true, abs=0.02)
 
 
-def test_distinct_by_hand() -> None:
-    assert distinct(["a b a b", "b c"], 2) == 3 / 4  # ab ba ab | bc; none spans two texts
-    assert distinct(["a b a b", "b c"], 1) == 3 / 6
-    assert distinct(["a", ""], 2) is None and distinct([], 1) is None
+def test_distinct_by_hand_and_against_sets_of_tuples() -> None:
+    assert distinct(["a b a b", "b c"], (1, 2)) == [3 / 6, 3 / 4]  # ab ba ab | bc; none spans two texts
+    assert distinct(["a", ""], (2,)) == [None] and distinct([], (1,)) == [None]
+    # With 2048 words the first one of eight counts for a multiple of 2 ** 64.
+    assert distinct([f"w{i}{' x' * 7}" for i in range(2047)], (8,)) == [1.0]
+    rng, orders = random.Random(0), (1, 2, 3, 8)
+    texts = [" ".join(rng.choices(["a", "\ud800", "a\u00a0b", "\u00e9"], k=rng.randrange(30))) for _ in range(200)]
+    for order, share in zip(orders, distinct(texts, orders), strict=True):
+        grams = [tuple(w[i : i + order]) for w in map(str.split, texts) for i in range(len(w) - order + 1)]
+        assert share == len(set(grams)) / len(grams)
 
 
 def test_self_bleu_against_bleu_by_hand() -> None:
