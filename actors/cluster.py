@@ -243,9 +243,9 @@ class RayStages:
 
     def _ask_once(self, key: Any, host: Supervised, method: str, *args: Any) -> RayTask:
         # After the learner was lost the loop asks anew for what is being answered already.
-        if key not in self._judging:
-            self._judging[key] = RayTask(host=host, method=method, args=args, is_repeatable=True).begin()
-        return self._judging[key]
+        if (task := self._judging.get(key)) is None:
+            task = self._judging[key] = RayTask(host=host, method=method, args=args, is_repeatable=True).begin()
+        return task
 
     def start_rescoring(self, rows: Sequence[Row], under: Sequence[WeightsRef]) -> RayTask:
         return self.start_learner("check_logps", rows, under)
@@ -256,7 +256,8 @@ class RayStages:
 
     def first_done(self, tasks: Sequence[Any]) -> tuple[RayTask, Any]:
         task, result = first_done(tasks)
-        self._judging = {key: other for key, other in self._judging.items() if other is not task}
+        for key in [key for key, other in self._judging.items() if other is task]:
+            del self._judging[key]  # a key holds completions, so its hash takes time
         if task.method == "sample":
             self._num_sampling[task.host] -= 1
             first = task.host in self._fresh
