@@ -68,15 +68,15 @@ def trained_adapter(folder: str, vocab_size: int) -> Any:
     return learner.policy(1)
 
 
-def start_engine(folder: str) -> Any:
+def start_engine(folder: str, *, dtype: str = "bfloat16", max_model_len: int = 512, max_num_seqs: int = 8) -> Any:
     from actors.generator import EngineSpec, Generator
 
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR")
     return Generator(
         EngineSpec(
-            model_folder=str(Path(folder)), trust_remote_code=False, dtype="bfloat16", max_model_len=512,
-            max_num_seqs=8, weight_push="merge", lora_rank=8, lora_targets=(), tensor_parallel=1, eos_token_ids=(2,),
-            gpu_memory_utilization=0.5, block_size=None, enforce_eager=True, seed=0,
+            model_folder=str(Path(folder)), trust_remote_code=False, dtype=dtype, max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs, weight_push="merge", lora_rank=8, lora_targets=(), tensor_parallel=1,
+            eos_token_ids=(2,), gpu_memory_utilization=0.5, block_size=None, enforce_eager=True, seed=0,
         )
     )  # fmt: skip
 

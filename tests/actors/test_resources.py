@@ -68,6 +68,36 @@ def test_on_cpu_freed_memory_is_used_again(options: Any) -> None:
     assert faults(2) > 4 * (64 << 20) / 2**21  # even in pages of 2 MiB
 
 
+KERNELS = """
+import psutil, torch
+
+def multiply(num_tokens, weight=torch.zeros(512, 512, dtype=torch.bfloat16)):
+    torch.nn.functional.linear(torch.zeros(num_tokens, 512, dtype=torch.bfloat16), weight)
+
+multiply(2000)
+before = psutil.Process().memory_info().rss
+for num_tokens in range(100, 1000):
+    multiply(num_tokens)
+print((psutil.Process().memory_info().rss - before) >> 20)
+"""
+
+
+@pytest.mark.parametrize("part", ["learner", "judge"])
+def test_on_cpu_other_lengths_do_not_take_more_and_more_memory(part: str) -> None:
+    """MiB of products in bfloat16 for 900 numbers of tokens: 613 where all their kernels are kept, 127 otherwise."""
+    config = resolve_threads(load_config(BASE))
+
+    def variables(gpus: float) -> dict[str, str]:
+        judge = load_config({**BASE, "judge": ON_GPU if gpus else ON_CPU}).judge
+        options = learner_options(config, gpus) if part == "learner" else judge_options(config, judge, gpus)
+        return dict(options["runtime_env"]["env_vars"])
+
+    command = [sys.executable, "-c", KERNELS]
+    done = subprocess.run(command, env={**os.environ, **variables(0)}, check=True, stdout=-1)
+    assert int(done.stdout) < 250
+    assert variables(0).keys() - variables(2).keys() >= {"LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+
+
 def test_each_of_the_learner_s_workers_needs_a_gpu_and_a_cpu() -> None:
     def learner(**section: Any) -> dict[str, Any]:
         return {"learner": {"num_workers": 3, **section}}

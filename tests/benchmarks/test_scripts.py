@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("scaling.py --generators 2 --shards 1 --seconds 0.2 --tokens 8", "| 2 | "),
         ("learning_rate.py 32,64,2,4,2 --rates 1e-3", "| 32, 2 | 1e-3 | "),
+        ("memory_growth.py --rounds 4 --dtypes bfloat16", "| judge | bfloat16 | "),
         ("annotation.py --questions 50 --annotators 3 --votes 20 --runs 20", "  one far ahead"),
         ("rounding_by_size.py 32,64,2,4,2 --steps 1 --pairs 1", "| 32, 2 | "),
         (
