@@ -63,6 +63,7 @@ class Generator:
 
         self._spec = spec
         self._version: int | None = None
+        self._was_asleep = False  # since the last push
         self._sleep = EngineSleep(wanted=spec.sleeps)
         options = _engine_options(spec, on_gpu=torch.cuda.is_available())
         try:
@@ -87,17 +88,18 @@ class Generator:
             received = [Received(digest=None if adapter is None else self._slots.load(adapter))]
         else:
             files = (None, None) if adapter is None else (adapter.weights, adapter.config)
-            received = self._llm.collective_rpc("load_merged", args=(self._spec.model_folder, *files))
+            args = (self._spec.model_folder, *files, self._was_asleep)
+            received = self._llm.collective_rpc("load_merged", args=args)
         digests = {found.digest for found in received}
         if len(digests) != 1:
             raise WeightMismatchError(f"the engine's workers received different adapters: {sorted(map(str, digests))}")
         self._reset_prefix_cache()
-        self._version = version
+        self._version, self._was_asleep = version, False
         return cast(Received, received[0])  # each worker merges whole weights and takes its part of them
 
     def sleep(self) -> None:
         """Give the GPU's memory away until `wake`; on CPU nothing moves. Nothing is sampled before the next push."""
-        self._version = None
+        self._version, self._was_asleep = None, True
         self._sleep.sleep(self._llm)
 
     def wake(self) -> None:

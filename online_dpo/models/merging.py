@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from online_dpo.errors import ModelError
-from online_dpo.models.model_files import of_expert, tensor_shapes, weight_files, weight_names
+from online_dpo.models.model_files import of_expert, of_vocabulary, tensor_shapes, weight_files, weight_names
 from online_dpo.types import Adapter
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -62,13 +62,19 @@ class MergeExtension:
 
     model_runner: Any  # vLLM's worker has it; this class is mixed in
 
-    def load_merged(self, folder: str, weights: bytes | None, config: bytes | None) -> Received:
+    def load_merged(self, folder: str, weights: bytes | None, config: bytes | None, with_vocabulary: bool) -> Received:
         """Load base weights plus adapter; without an adapter, the base weights alone.
 
-        Every base tensor is yielded each time: vLLM's layer-wise reload leaves the parts of a packed weight that it
-        was not given (q and v of a qkv) as uninitialised memory, without an error. Experts are the exception: no
-        adapter changes them, layers of which nothing is given stay as they are, and on CPU vLLM 0.32 makes experts
-        that it loads a second time into others, off by nats.
+        vLLM's layer-wise reload leaves the parts of a packed weight that it was not given (q and v of a qkv) as
+        uninitialised memory, without an error, and layers of which nothing is given as they are. So all is given but
+        for what no adapter changes and no layer packs with anything else: experts, which vLLM 0.32 on CPU would make
+        into others, off by nats, and embedding and head, which are a quarter of a small model.
+
+        Args:
+            folder: of the base model.
+            weights: of the adapter.
+            config: of the adapter.
+            with_vocabulary: load embedding and head too, because they may not be as they were loaded.
 
         Raises:
             ModelError: the adapter has a layer that the base weights lack.
@@ -82,7 +88,12 @@ class MergeExtension:
         with torch.inference_mode():
             dtype, device = self.model_runner.model_config.dtype, self.model_runner.device
             tensors = merged_tensors(Path(folder), adapter, dtype=dtype, device=device, share=share)
-            self.model_runner.reload_weights(weights_iterator=((n, t) for n, t in tensors if not of_expert(n)))
+            given = (
+                (name, tensor)
+                for name, tensor in tensors
+                if not of_expert(name) and (with_vocabulary or not of_vocabulary(name))
+            )
+            self.model_runner.reload_weights(weights_iterator=given)
         return Received(digest=None if adapter is None else adapter.digest, applied=share.value())
 
 

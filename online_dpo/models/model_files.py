@@ -25,6 +25,7 @@ _TOKENIZER_FILES = ("tokenizer*", "merges.txt", "special_tokens_map.json", "adde
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _MIB = 1 << 20
 _EXPERT = re.compile(r"\.experts\.|\.block_sparse_moe\.(in|out)put_linear\.")  # the second is how Granite calls them
+_VOCABULARY = re.compile(r"\.(embed_tokens|embed_in|embed_out|lm_head|tok_embeddings|word_embeddings|wte)\.[^.]+$")
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -113,6 +114,11 @@ def weight_files(folder: Path, label: str) -> tuple[Path, ...]:
 def of_expert(tensor: str) -> bool:
     """Whether a tensor holds matrices of one expert, or of all of them fused, of a mixture (not its router)."""
     return _EXPERT.search(f".{tensor}") is not None
+
+
+def of_vocabulary(tensor: str) -> bool:
+    """Whether a tensor belongs to a language model's embedding or head, of which it is known by its name."""
+    return _VOCABULARY.search(f".{tensor}") is not None
 
 
 def weight_names(layers: Iterable[str], stored: Iterable[str]) -> dict[str, str]:

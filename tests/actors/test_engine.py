@@ -245,10 +245,10 @@ def replace_loading(generator: Any, load: Any) -> None:
     def collective_rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
         def honest(adapter: Adapter | None) -> str | None:
             files = (None, None) if adapter is None else (adapter.weights, adapter.config)
-            received: Received = honest_rpc(method, args=(args[0], *files))[0]
+            received: Received = honest_rpc(method, args=(args[0], *files, args[-1]))[0]
             return received.digest
 
-        weights, config = args[1:]
+        weights, config = args[1:3]
         adapter = None if weights is None else Adapter(version=0, weights=weights, config=config)
         return [Received(digest=load(honest, adapter))]
 

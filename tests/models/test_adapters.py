@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from online_dpo.errors import ModelError
 from online_dpo.models.adapters import read_adapter
 from online_dpo.models.inspection import inspect_model
-from online_dpo.models.merging import Share, merged_tensors
+from online_dpo.models.merging import MergeExtension, Share, merged_tensors
 from online_dpo.models.model_files import weight_names
 from online_dpo.types import Adapter
 
@@ -207,3 +208,25 @@ def test_a_merged_weight_is_rounded_once_and_says_what_is_left_of_the_update(
     if stored == torch.bfloat16:  # a base with more digits lies between two neighbours, and any update moves some
         assert by_hand < 0.3 if size == 1e-4 else by_hand > 0.3
     assert Share().value() is None
+
+
+def test_an_engine_is_given_all_but_experts_and_what_it_keeps_of_the_vocabulary(tmp_path: Path) -> None:
+    """A layer that gets some of its tensors alone would be left with memory that nobody wrote, so a head's bias goes
+    with its weight."""
+    layers = ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens_per_layer.weight"]
+    vocabulary = ["model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight", "lm_head.bias"]
+    names = [*layers, *vocabulary, "model.layers.0.mlp.experts.0.up_proj.weight"]
+    save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "model.safetensors")
+
+    def given(with_vocabulary: bool) -> list[str]:
+        extension, seen = MergeExtension(), dict[str, Any]()
+        extension.model_runner = SimpleNamespace(
+            model_config=SimpleNamespace(dtype=torch.float32),
+            device="cpu",
+            reload_weights=lambda weights_iterator: seen.update(weights_iterator),
+        )
+        extension.load_merged(str(tmp_path), None, None, with_vocabulary)
+        return sorted(seen)
+
+    assert given(False) == sorted(layers)
+    assert given(True) == sorted([*layers, *vocabulary])
