@@ -4,7 +4,8 @@
 
 One engine in bfloat16 as a generator starts it, random weights, a LoRA of rank 8 on every linear layer. Both go through
 vLLM's layer-wise reload: once with our merged tensors and the check of digests, once with vLLM's own reading of the
-files, which lie in the page cache. They take turns; medians. Prints a table and asserts nothing.
+files, which lie in the page cache and hold the embedding and the head besides, which a push leaves as they are. They
+take turns; medians. Prints a table and asserts nothing.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def of_expert(tensor: str) -> bool:
 
 
 def of_vocabulary(tensor: str) -> bool:
-    """Whether a tensor belongs to a language model's embedding or head, of which it is known by its name."""
+    """Whether a tensor's name is one that embeddings or heads of language models are known to have."""
     return _VOCABULARY.search(f".{tensor}") is not None
 
 
