@@ -43,7 +43,21 @@ def main(fd: int, parent: int) -> None:
     # The parent's standard output belongs to its results; what the code prints goes where messages go.
     sys.stdout = sys.stderr
     sys.argv = ["online-dpo-child"]
-    asyncio.run(_Server().serve(socket.socket(fileno=fd)))
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(_Server().serve(socket.socket(fileno=fd)))
+        except BaseException as error:  # raised in a task of the object's own
+            # At once. On its way out the runner would cancel the calls and the guilty one would be answered for. A call
+            # that had not been read yet would then be the only one left, and be blamed.
+            os._exit(_exit_code(error))
+
+
+def _exit_code(error: BaseException) -> int:
+    """What Python ends with when nothing catches an exception, whose text is printed as Python would."""
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        return (error.code or 0) & 0xFF
+    print(error.code if isinstance(error, SystemExit) else "".join(traceback.format_exception(error)), flush=True)
+    return 1
 
 
 class _Server:

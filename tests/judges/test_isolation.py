@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from judge_kit import ask, brief, caller_of, python, question
 
 from judges.isolation import process
+from judges.isolation.failures import Interrupted, ProcessEnded
 from judges.isolation.memory import resident_bytes, total_bytes
 
 SOURCE = r'''
@@ -132,6 +135,36 @@ def test_what_a_judge_does_costs_its_own_question_only(name: str, tmp_path: Path
     assert brief(ask(caller, asked[0])[0][0]) == [1.0, 2.0], "the process was replaced"
     caller.judge.child.close()  # type: ignore[union-attr]
     wait_until(lambda: threading.active_count() <= before)
+
+
+def test_a_call_that_the_process_never_read_is_not_blamed_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guilty call blocks the event loop until the other one is sent, and then ends the process from a task."""
+    source = """
+import asyncio, sys, time
+class Exits:
+    async def call(self, is_bad):
+        async def inner(): sys.exit(4)
+        if is_bad:
+            time.sleep(1)
+            await asyncio.create_task(inner())
+"""
+    (tmp_path / "exits.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    child = process.Child("exits:Exits", {}, start_timeout_s=30.0)
+
+    async def both() -> list[Any]:
+        await child.ready()
+        guilty = asyncio.create_task(child.call("call", True, timeout_s=None))
+        await asyncio.sleep(0.4)
+        return await asyncio.gather(guilty, child.call("call", False, timeout_s=None), return_exceptions=True)
+
+    assert [type(error) for error in asyncio.run(both())] == [Interrupted, Interrupted]
+    with pytest.raises(ProcessEnded, match="ended with exit code 4"):  # asked alone
+        asyncio.run(child.call("call", True, timeout_s=None))
+    assert asyncio.run(child.call("call", False, timeout_s=None)) is None
+    child.close()
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
